@@ -1,0 +1,69 @@
+# Everything a person or CI runs. `make help` lists it; each target installs what it needs.
+# Environments (all under this folder, `make clean` removes them):
+#   .venv               ours
+#   .venv-label-studio  Label Studio, whose pins differ from ours
+#   .venv-upstream      PyPI's label-studio-ml 1.0.9 of 2023, for the adapter's test
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+UV := .venv-uv/bin/uv
+export UV_LINK_MODE ?= hardlink
+# Locks carry versions and hashes; where packages come from is the machine's own setting.
+SYNC = $(UV) pip sync -q --require-hashes
+
+.PHONY: help install demo test check unit end-to-end lock format clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+.venv-uv/.done:
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+.venv/.done: requirements/main.txt pyproject.toml .venv-uv/.done
+	test -x .venv/bin/python || $(UV) venv -q --python $(PYTHON) .venv
+	VIRTUAL_ENV=.venv $(SYNC) requirements/main.txt
+	VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv-label-studio/.done: requirements/label-studio.txt .venv-uv/.done
+	test -x .venv-label-studio/bin/python || $(UV) venv -q --python $(PYTHON) .venv-label-studio
+	VIRTUAL_ENV=.venv-label-studio $(SYNC) requirements/label-studio.txt
+	@touch $@
+
+.venv-upstream/.done: requirements/upstream.txt .venv-uv/.done
+	test -x .venv-upstream/bin/python || $(UV) venv -q --python $(PYTHON) .venv-upstream
+	VIRTUAL_ENV=.venv-upstream $(SYNC) requirements/upstream.txt
+	@touch $@
+
+install: .venv/.done .venv-label-studio/.done ## both environments the demo needs
+
+demo: install ## Label Studio, backend, worker and Redis on this machine; DATA=folder for your own photos
+	@.venv/bin/hrn demo $(if $(DATA),--data "$(DATA)")
+
+check: .venv/.done ## style, types and import contracts
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+unit: .venv/.done ## the fast tests
+	.venv/bin/python -m pytest -m "not slow and not label_studio and not browser"
+
+test: install .venv-upstream/.done chromium check ## all of it, on a real Label Studio, Redis, worker and browser
+	.venv/bin/python -m pytest --cov --cov-report=term
+
+chromium:
+	@scripts/install-chromium
+
+lock: .venv-uv/.done ## renew requirements/*.txt (versions and hashes, no addresses)
+	scripts/lock
+
+format: .venv/.done ## what `make check` would ask for
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+clean: ## remove environments, caches and the demo's data
+	rm -rf .venv .venv-uv .venv-label-studio .venv-upstream .mypy_cache .ruff_cache .pytest_cache var artefacts

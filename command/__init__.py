@@ -1,0 +1,1 @@
+"""The `hrn` command: puts the parts together and talks to a person."""

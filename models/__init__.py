@@ -1,0 +1,1 @@
+"""Trained models as things on disk and in memory."""

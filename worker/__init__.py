@@ -1,0 +1,1 @@
+"""Off the request path: the queue, the jobs, the training, the reconciler."""
