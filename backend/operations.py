@@ -1,0 +1,73 @@
+"""GET /ready and /metrics: for operators."""
+
+import time
+
+from flask import Blueprint, Flask, Response, g, request
+from flask.typing import ResponseReturnValue
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+
+from backend.services import services
+from models.errors import ModelStoreError
+from worker.errors import MisconfiguredError
+from worker.queue import RedisError
+
+bp = Blueprint("operations", __name__)
+
+SECONDS = Histogram("hrn_request_seconds", "Time to answer a request", ["route", "status"])
+PICTURES = Counter("hrn_pictures_total", "Pictures asked about", ["outcome"])
+DEPTH = Gauge("hrn_queue_depth", "Jobs that wait")
+WORKERS = Gauge("hrn_workers", "Workers that serve the queue")
+
+
+def measure(app: Flask) -> None:
+    """Time each request."""
+
+    def begin() -> None:
+        g.began = time.perf_counter()
+
+    def end(response: Response) -> Response:
+        if "began" in g:
+            spent = time.perf_counter() - g.began
+            SECONDS.labels(request.endpoint or "unknown", response.status_code).observe(spent)
+        return response
+
+    app.before_request(begin)
+    app.after_request(end)
+
+
+@bp.get("/ready", endpoint="ready")
+def ready() -> ResponseReturnValue:
+    """Say whether everything that serving and training need is there.
+
+    Answers:
+        200 or 503: ``{"ready": ..., "store": ..., "redis": ..., "workers": ...}``, each in words.
+    """
+    store, redis, workers = "writable", "reachable", "none: start one with `hrn work`"
+    try:
+        services().parts.store.check_writable()
+    except ModelStoreError:
+        store = "not writable"
+    try:
+        running = len(services().parts.board.workers())
+        workers = str(running) if running else workers
+    except (RedisError, MisconfiguredError):
+        redis, workers = "not reachable", "unknown"
+    fine = (store, redis) == ("writable", "reachable") and workers.isdecimal()
+    state = {"ready": fine, "store": store, "redis": redis, "workers": workers}
+    return state, 200 if fine else 503
+
+
+@bp.get("/metrics")
+def metrics() -> ResponseReturnValue:
+    """Prometheus text.
+
+    Answers:
+        200: always; queue figures are missing while Redis is away.
+    """
+    try:
+        DEPTH.set(services().parts.board.depth())
+        WORKERS.set(len(services().parts.board.workers()))
+    except (RedisError, MisconfiguredError):
+        DEPTH.set(float("nan"))
+        WORKERS.set(float("nan"))
+    return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)

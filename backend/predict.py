@@ -1,0 +1,77 @@
+"""POST /predict: one answer a task, in the order of the tasks."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Blueprint, request
+from flask.typing import ResponseReturnValue
+
+from backend.operations import PICTURES
+from backend.services import UNTRAINED, Services, services
+from models.answers import answers
+from models.predictor import Answer
+from models.store import Project
+from studio.contract import PredictCall, TaskRef
+from studio.errors import PictureError
+from studio.labelconfig import LabelConfig
+from studio.predictions import prediction
+
+log = logging.getLogger(__name__)
+bp = Blueprint("predict", __name__)
+
+
+@bp.post("/predict")
+def predict() -> ResponseReturnValue:
+    """Answer each task at the deepest node that the live version can stand behind.
+
+    A picture that cannot be had costs its own task its answer, never the batch; a project without a
+    version gets empty answers, since Label Studio hides a backend's errors from its users.
+
+    Answers:
+        200: ``{"results": [...], "model_version": "v7"}``, one entry a task.
+        400: the body breaks the contract; ``detail`` names the field.
+        503: the version cannot be read; nothing is stored and the next visit asks again.
+    """
+    call = PredictCall.from_json(request.get_json(silent=True))
+    config = services().label_config(call.label_config)
+    project = services().remember(call.project, call.label_config)
+    version = services().version(project)
+    found = _answers(services(), project, config, version, call.tasks)
+    results = [
+        _entry(task, one, config, version) for task, one in zip(call.tasks, found, strict=True)
+    ]
+    return {"results": results, "model_version": version}
+
+
+def _answers(
+    own: Services, project: Project, config: LabelConfig, version: str, tasks: tuple[TaskRef, ...]
+) -> list[Answer | PictureError | None]:
+    """An answer, what went wrong, or None while untrained; one a task."""
+    if version == UNTRAINED:
+        return [None] * len(tasks)
+    refs = [_reference(task.data, config.image_key) for task in tasks]
+    predictor = own.parts.predictors.get(project, version, config.tree)
+    gallery = own.parts.galleries.of(predictor)
+    items = [(ref, task.id) for ref, task in zip(refs, tasks, strict=True) if isinstance(ref, str)]
+    got = iter(answers(gallery, predictor, items))
+    return [next(got) if isinstance(ref, str) else ref for ref in refs]
+
+
+def _reference(data: Mapping[str, Any], key: str) -> str | PictureError:
+    value = data.get(key)
+    if isinstance(value, str) and value:
+        return value
+    return PictureError(f"the task's data has no picture address in {key!r}")
+
+
+def _entry(
+    task: TaskRef, answer: Answer | PictureError | None, config: LabelConfig, version: str
+) -> dict[str, Any]:
+    if isinstance(answer, Answer):
+        PICTURES.labels(outcome="answered" if answer.path else "nothing certain").inc()
+        return prediction(config, answer.path, score=answer.confidence, version=version)
+    if answer is not None:
+        PICTURES.labels(outcome="unreadable").inc()
+        log.warning("no answer task=%d: %s", task.id, answer.reason)
+    return prediction(config, None, score=0.0, version=version)

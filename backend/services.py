@@ -1,0 +1,67 @@
+"""What routes work with: the parts, and what is kept between requests."""
+
+import logging
+from functools import lru_cache
+from typing import cast
+
+from flask import current_app
+
+from models.errors import ModelStoreError
+from models.store import Project, project_key
+from studio.contract import SetupCall
+from studio.labelconfig import LabelConfig, parse_label_config
+from worker.parts import Parts
+
+log = logging.getLogger(__name__)
+
+#: What `/setup` answers, and predictions carry, before there is a version.
+UNTRAINED = "untrained"
+
+
+class Services:
+    """The parts of one application."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        #: A label config of thousands of choices comes with every call and seldom changes.
+        self.label_config = lru_cache(maxsize=64)(parse_label_config)
+
+    def key(self, project: str, hostname: str = "") -> str:
+        """The store's name for ``<id>.<epoch>``.
+
+        Our own setting names the Label Studio, since what it says of itself is often localhost.
+        """
+        address = self.parts.settings.label_studio_url or hostname or "label-studio"
+        return project_key(address, project)
+
+    def remember(self, project: str, xml: str, hostname: str = "") -> Project:
+        """The project as the store knows it, after taking in what was just heard of it.
+
+        A store that cannot be written is logged: predictions go on, `/ready` and doctor tell.
+        """
+        number = int(project.split(".", maxsplit=1)[0])
+        address = self.parts.settings.label_studio_url or hostname
+        heard = Project(self.key(project, hostname), number, project, address, xml)
+        try:
+            return self.parts.store.register(heard)
+        except ModelStoreError as error:
+            log.error("project not remembered: %s", error)  # noqa: TRY400 - no traceback needed
+            return heard
+
+    def version(self, project: Project) -> str:
+        """The live version's name, read from the pointer each time: new ones need no restart."""
+        return self.parts.store.current(project.key) or UNTRAINED
+
+    def hear(self, call: SetupCall) -> tuple[Project, LabelConfig]:
+        """Take a `/setup` in.
+
+        Raises:
+            LabelConfigError: the config has no usable tree; the project is remembered all the same.
+        """
+        project = self.remember(call.project, call.schema, call.hostname)
+        return project, self.label_config(call.schema)
+
+
+def services() -> Services:
+    """Of the application that handles this request."""
+    return cast("Services", current_app.extensions["services"])

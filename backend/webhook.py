@@ -1,0 +1,45 @@
+"""POST /webhook: what happened in Label Studio. A hint, answered at once; nothing is done here."""
+
+import logging
+
+from flask import Blueprint, request
+from flask.typing import ResponseReturnValue
+
+from backend.services import services
+from studio.contract import Event, WebhookCall
+from worker.order import Order
+from worker.queue import RedisError
+
+log = logging.getLogger(__name__)
+bp = Blueprint("webhook", __name__)
+
+
+@bp.post("/webhook")
+def webhook() -> ResponseReturnValue:
+    """Note the event; training follows when the policy says so, or at once on START_TRAINING.
+
+    Label Studio waits one second, once, and does not say if it failed: labels are read from its API
+    later, so a lost event costs time and nothing else.
+
+    Answers:
+        201: noted; with ``job`` for START_TRAINING.
+        400: the body breaks the contract; ``detail`` names the field.
+        503: START_TRAINING while Redis is away.
+    """
+    call = WebhookCall.from_json(request.get_json(silent=True))
+    if call.project_key is None:
+        return {"status": "no project in the body: nothing to do"}, 201
+    key = services().key(call.project_key)
+    if call.label_config:
+        services().remember(call.project_key, call.label_config)
+    if call.kind == Event.START_TRAINING:
+        asked = services().parts.board.ask(Order(key, "Start Training in Label Studio"))
+        return {"job": asked.job, "status": asked.state}, 201
+    try:
+        if call.kind.changes_labels:
+            services().parts.board.note_event(key)
+        if call.kind == Event.TASKS_CREATED:
+            services().parts.board.note_tasks(key)
+    except RedisError as error:
+        log.warning("event not noted action=%s: %s", call.action, error)
+    return {}, 201

@@ -1,0 +1,327 @@
+"""The `hrn` command: reads arguments, calls one function, prints, and exits with a status that tells.
+
+0 done · 1 a check failed or the thing asked for is not so · 2 wrong usage or settings.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from worker.settings import SettingError, Settings
+
+#: Where the demo lives, so that `hrn up` and `hrn demo` do not meet.
+DEMO = "demo"
+
+Arguments: TypeAlias = argparse.Namespace
+Run: TypeAlias = Callable[[Arguments, Settings], int]
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    arguments = _parser().parse_args(words)
+    try:
+        settings = _settings(arguments, os.environ)
+        run: Run = arguments.run
+        return run(arguments, settings)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if arguments.verbose or not _ours(error):
+            raise
+        print(f"hrn: {error}", file=sys.stderr)
+        return 2 if isinstance(error, SettingError) else 1
+
+
+def _ours(error: Exception) -> bool:
+    """Is it one of our errors, whose message is made for people?"""
+    from redis.exceptions import RedisError
+
+    from command.projects import UsageError
+    from command.redis_server import NoRedisError
+    from command.samples import SamplesError
+    from command.supervisor import StartError
+    from models.errors import ModelError
+    from studio.errors import StudioError
+    from worker.errors import JobError
+
+    known = (
+        SettingError,
+        UsageError,
+        NoRedisError,
+        SamplesError,
+        StartError,
+        ModelError,
+        StudioError,
+        JobError,
+        RedisError,
+        ValueError,
+    )
+    return isinstance(error, known)
+
+
+def _settings(arguments: Arguments, environ: Mapping[str, str]) -> Settings:
+    """The environment, over what a running server left in its home, under --home."""
+    from command import services
+
+    home = Path(arguments.home or environ.get("HRN_HOME") or Settings.home)
+    if arguments.run is _demo and not arguments.home and "HRN_HOME" not in environ:
+        home = home / DEMO
+    merged = {**services.read_environment(home), **environ, "HRN_HOME": str(home)}
+    return Settings.from_environ(merged)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hrn",
+        description="Pre-labels images in Label Studio by a taxonomy, as deep as it can stand behind.",
+        epilog="Settings come from the environment; README lists them.",
+    )
+    parser.add_argument("--home", help="folder of models, cache and Redis (HRN_HOME; default var)")
+    parser.add_argument("--verbose", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Run, text: str, *, project: bool = False, as_json: bool = False
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        if project:
+            sub.add_argument(
+                "--project",
+                help="its number in Label Studio, or its key; may be left out if there is one",
+            )
+        if as_json:
+            sub.add_argument("--json", action="store_true", help="print JSON")
+        return sub
+
+    demo = command(
+        "demo", _demo, "Label Studio, backend, worker and Redis on this machine, with pictures"
+    )
+    demo.add_argument(
+        "--data", type=Path, help="a folder of folders; the path of folders is the label"
+    )
+    demo.add_argument("--port", type=int, default=8080, help="for Label Studio (default 8080)")
+    demo.add_argument(
+        "--backend-port", type=int, default=9090, help="for the backend (default 9090)"
+    )
+    demo.add_argument("--label-studio", help="the label-studio program")
+    command("up", _up, "server, worker and, without REDIS_URL, an embedded Redis; until Ctrl-C")
+    command("serve", _serve, "the web server alone")
+    command("work", _work, "one worker and the reconciler; until told to stop")
+    connect = command("connect", _connect, "set a project up in Label Studio; says what it changed")
+    connect.add_argument("--project", type=int, required=True, help="its number in Label Studio")
+    train = command("train", _train, "ask for a training", project=True, as_json=True)
+    train.add_argument("--force", action="store_true", help="even if no label is new")
+    tune = train.add_mutually_exclusive_group()
+    tune.add_argument(
+        "--fine-tune", dest="fine_tune", action="store_true", default=None, help="the backbone too"
+    )
+    tune.add_argument(
+        "--no-fine-tune", dest="fine_tune", action="store_false", help="the head only"
+    )
+    train.add_argument("--wait", action="store_true", help="show progress until it ends")
+    train.add_argument("--cancel", action="store_true", help="stop what runs or waits instead")
+    command(
+        "status",
+        _status,
+        "versions, workers, what runs and how the last training ended",
+        as_json=True,
+    )
+    command(
+        "versions", _versions, "all versions of a project; * is live", project=True, as_json=True
+    )
+    promote = command(
+        "promote", _promote, "make a version live and follow new ones again", project=True
+    )
+    promote.add_argument("version")
+    promote.add_argument("--pin", action="store_true", help="keep it live whatever is trained next")
+    command(
+        "rollback",
+        _rollback,
+        "go back to the version that was live before, and stay there",
+        project=True,
+    )
+    predict = command("predict", _predict, "answers for picture files", project=True, as_json=True)
+    predict.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    doctor = command("doctor", _doctor, "what is wrong and how to mend it", as_json=True)
+    doctor.add_argument("--project", type=int, help="one project's number (default: all)")
+    return parser
+
+
+def _demo(arguments: Arguments, settings: Settings) -> int:
+    from command import demo
+
+    ports = (arguments.port, arguments.backend_port)
+    demo.run(settings.home, arguments.data, ports=ports, label_studio=arguments.label_studio)
+    return 0
+
+
+def _up(_arguments: Arguments, settings: Settings) -> int:
+    from dataclasses import replace
+
+    from command import services
+    from command.serve import check_exposure
+    from command.supervisor import Supervisor
+
+    check_exposure(settings)
+    settings = replace(settings, redis_url=services.redis_url(settings.home))
+    services.write_environment(settings.home, settings)
+    with Supervisor(settings.home / "logs") as supervisor:
+        services.start_all(supervisor, settings)
+        print(
+            f"Serving on {settings.host}:{settings.port}. Next: hrn connect --project NUMBER",
+            flush=True,
+        )
+        supervisor.run()
+    return 0
+
+
+def _serve(_arguments: Arguments, settings: Settings) -> int:
+    from command.serve import serve
+
+    serve(settings)
+    return 0
+
+
+def _work(_arguments: Arguments, settings: Settings) -> int:
+    from command import services
+    from command.supervisor import Supervisor
+
+    environment = {**os.environ, **services.as_environment(settings), "PYTHONUNBUFFERED": "1"}
+    with Supervisor(settings.home / "logs") as supervisor:
+        supervisor.start("worker", [sys.executable, "-m", "worker"], environment)
+        supervisor.start("reconciler", [sys.executable, "-m", "worker", "reconcile"], environment)
+        print(f"Working; logs in {settings.home / 'logs'}", flush=True)
+        supervisor.run()
+    return 0
+
+
+def _connect(arguments: Arguments, settings: Settings) -> int:
+    from command import projects
+    from worker.parts import Parts
+
+    print(projects.connect_project(Parts(settings), arguments.project))
+    return 0
+
+
+def _train(arguments: Arguments, settings: Settings) -> int:
+    from command import projects
+    from worker.order import Order
+    from worker.parts import Parts
+
+    parts = Parts(settings)
+    project = projects.find(parts, arguments.project)
+    if arguments.cancel:
+        job = parts.board.cancel(project.key)
+        print("nothing runs or waits" if job is None else f"{job} was asked to stop")
+        return 0 if job else 1
+    order = Order(project.key, "hrn train", force=arguments.force, fine_tune=arguments.fine_tune)
+    asked = projects.ask_training(parts, project, order)
+    if not arguments.wait:
+        _print(asked, f"{asked['state']}: job {asked['job']}", as_json=arguments.json)
+        return 0
+    return _follow(parts, project.key, asked["job"], as_json=arguments.json)
+
+
+def _follow(parts: Any, key: str, job: str, *, as_json: bool) -> int:  # noqa: ANN401 - Parts, imported late
+    last = ""
+    while True:
+        ended = next((run for run in parts.board.runs(key) if run["job"] == job), None)
+        if ended is not None:
+            _print(ended, f"{ended['state']}: {ended['why']}", as_json=as_json)
+            return 0 if ended["state"] in {"published", "nothing new", "kept back"} else 1
+        if (now := parts.board.progress(key)) and not as_json:
+            line = f"{now['stage']} {now['done']}/{now['total']}"
+            if line != last:
+                print(line, flush=True)
+            last = line
+        time.sleep(0.5)
+
+
+def _status(arguments: Arguments, settings: Settings) -> int:
+    from command import projects
+    from worker.parts import Parts
+
+    told = projects.status(Parts(settings))
+    lines = [projects.describe(row) for row in told["projects"]] or ["no project has called yet"]
+    lines.append(f"{len(told['workers'])} worker(s), waiting jobs: {told['waiting_jobs']}")
+    _print(told, "\n".join(lines), as_json=arguments.json)
+    return 0
+
+
+def _versions(arguments: Arguments, settings: Settings) -> int:
+    from command import projects
+    from worker.parts import Parts
+
+    parts = Parts(settings)
+    rows = projects.versions(parts, projects.find(parts, arguments.project))
+    lines = [projects.describe_version(row) for row in rows] or ["untrained"]
+    _print(rows, "\n".join(lines), as_json=arguments.json)
+    return 0
+
+
+def _promote(arguments: Arguments, settings: Settings) -> int:
+    from command import projects
+    from worker.parts import Parts
+
+    parts = Parts(settings)
+    project = projects.find(parts, arguments.project)
+    projects.promote(parts, project, arguments.version, pin=arguments.pin)
+    print(f"{arguments.version} is live")
+    return 0
+
+
+def _rollback(arguments: Arguments, settings: Settings) -> int:
+    from command import projects
+    from worker.parts import Parts
+
+    parts = Parts(settings)
+    version = projects.rollback(parts, projects.find(parts, arguments.project))
+    print(f"{version} is live and stays so until `hrn promote`")
+    return 0
+
+
+def _predict(arguments: Arguments, settings: Settings) -> int:
+    from command import projects
+    from worker.parts import Parts
+
+    parts = Parts(settings)
+    rows = projects.predict(parts, projects.find(parts, arguments.project), arguments.files)
+    lines = [
+        f"{row['file']}: {row['problem']}"
+        if "problem" in row
+        else f"{row['file']}: {' > '.join(row['answer'] or ('nothing certain',))} "
+        f"({row['probability']:.0%}); best leaf {' > '.join(row['best_leaf'])} ({row['confidence']:.0%})"
+        for row in rows
+    ]
+    _print(rows, "\n".join(lines), as_json=arguments.json)
+    return 1 if any("problem" in row for row in rows) else 0
+
+
+def _doctor(arguments: Arguments, settings: Settings) -> int:
+    from command.doctor import examine
+    from worker.parts import Parts
+
+    found = examine(Parts(settings), arguments.project)
+    lines = [
+        f"ok    {one.what}" if one.ok else f"WRONG {one.what}\n      mend: {one.mend}"
+        for one in found
+    ]
+    _print([asdict(one) for one in found], "\n".join(lines), as_json=arguments.json)
+    return 0 if all(one.ok for one in found) else 1
+
+
+def _print(data: Any, text: str, *, as_json: bool) -> None:  # noqa: ANN401 - anything JSON takes
+    print(json.dumps(data, indent=1, ensure_ascii=False) if as_json else text, flush=True)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""`hrn doctor`: what is wrong and how to mend it."""
+
+import base64
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+from models.backbone import load_backbone
+from models.errors import ModelError, ModelStoreError
+from models.store import Project
+from studio.client import BasicAuth
+from studio.connection import Finding, checks
+from studio.errors import StudioError
+from worker.errors import MisconfiguredError
+from worker.parts import Parts
+from worker.queue import RedisError
+
+#: Free bytes below which a training may fail to publish.
+LITTLE_SPACE = 1e9
+
+
+def examine(parts: Parts, only: int | None = None) -> list[Finding]:
+    """Look at everything, this machine first, then each project in Label Studio.
+
+    Args:
+        parts: built from the settings in question.
+        only: one project's number; None for all that have called.
+    """
+    return [
+        *_store(parts),
+        *_redis(parts),
+        *_device(parts),
+        _backbone(parts),
+        _address(parts),
+        *_label_studio(parts, only),
+    ]
+
+
+def _store(parts: Parts) -> Iterator[Finding]:
+    root = parts.settings.store
+    try:
+        parts.store.check_writable()
+    except ModelStoreError as error:
+        mend = f"make {root} writable for this user, or set HRN_HOME to a folder that is"
+        yield Finding("store", ok=False, what=str(error), mend=mend)
+        return
+    yield Finding("store", ok=True, what=f"the model store at {root} can be written")
+    free = shutil.disk_usage(root).free
+    if free < LITTLE_SPACE:
+        yield Finding(
+            "disk", ok=False, what=f"{free / 1e9:.1f} GB free at {root}", mend="make room"
+        )
+
+
+def _redis(parts: Parts) -> Iterator[Finding]:
+    try:
+        parts.board.redis.ping()
+        workers = parts.board.workers()
+        waiting = parts.board.depth()
+    except (RedisError, MisconfiguredError) as error:
+        mend = "start Redis, correct REDIS_URL, or use `hrn up`, which brings one"
+        yield Finding("redis", ok=False, what=f"Redis cannot be reached: {error}", mend=mend)
+        return
+    yield Finding("redis", ok=True, what="Redis answers")
+    if workers:
+        yield Finding("worker", ok=True, what=f"{len(workers)} worker(s), {waiting} job(s) waiting")
+    else:
+        what = f"no worker runs, {waiting} job(s) waiting: nothing will be trained"
+        yield Finding("worker", ok=False, what=what, mend="start one with `hrn work`")
+
+
+def _device(parts: Parts) -> Iterator[Finding]:
+    import torch
+
+    there, asked = torch.cuda.is_available(), parts.settings.device
+    if asked == "cuda" and not there:
+        what = "HRN_DEVICE=cuda, but PyTorch sees no GPU"
+        mend = "install a driver (nvidia-smi must work), or set HRN_DEVICE=auto"
+        yield Finding("device", ok=False, what=what, mend=mend)
+    else:
+        name = torch.cuda.get_device_name(0) if there and asked != "cpu" else "the CPU"
+        yield Finding("device", ok=True, what=f"computing on {name}")
+
+
+def _backbone(parts: Parts) -> Finding:
+    settings = parts.settings
+    try:
+        found = load_backbone(settings.backbone, weights=settings.backbone_weights)
+    except ModelError as error:
+        mend = "set HRN_BACKBONE to one that is here, or HRN_BACKBONE_WEIGHTS to its file"
+        return Finding("backbone", ok=False, what=str(error), mend=mend)
+    return Finding("backbone", ok=True, what=f"backbone {found.fingerprint}")
+
+
+def _address(parts: Parts) -> Finding:
+    """Does our own address, as Label Studio is given it, lead to us with our password?"""
+    settings = parts.settings
+    if not settings.backend_url:
+        mend = "set HRN_BACKEND_URL to the address at which Label Studio reaches this backend"
+        return Finding("address", ok=False, what="HRN_BACKEND_URL is not set", mend=mend)
+    token = base64.b64encode(f"{settings.user}:{settings.password.reveal()}".encode()).decode()
+    headers = {"Authorization": f"Basic {token}"} if settings.password else {}
+    request = urllib.request.Request(f"{settings.backend_url}/health", headers=headers)  # noqa: S310 - our own setting, http(s) only
+    try:
+        with urllib.request.urlopen(request, timeout=5):  # noqa: S310 - the same
+            return Finding(
+                "address", ok=True, what=f"the backend answers at {settings.backend_url}"
+            )
+    except urllib.error.HTTPError as error:
+        what = f"{settings.backend_url} answers {error.code}"
+        mend = "HRN_USER and HRN_PASSWORD differ between this command and the server"
+        return Finding("address", ok=False, what=what, mend=mend)
+    except OSError as error:
+        what = f"nothing answers at {settings.backend_url} from here ({error})"
+        mend = "start the server (`hrn serve`), or correct HRN_BACKEND_URL"
+        return Finding("address", ok=False, what=what, mend=mend)
+
+
+def _label_studio(parts: Parts, only: int | None) -> Iterator[Finding]:
+    settings = parts.settings
+    for name, value in (
+        ("LABEL_STUDIO_URL", settings.label_studio_url),
+        ("LABEL_STUDIO_API_KEY", settings.label_studio_token),
+    ):
+        if not value:
+            mend = f"set {name}: without it no label can be read (Label Studio, Account & Settings)"
+            yield Finding("label-studio", ok=False, what=f"{name} is not set", mend=mend)
+            return
+    try:
+        client = parts.studio
+    except ValueError as error:
+        mend = "copy the token anew from Label Studio, Account & Settings"
+        yield Finding("token", ok=False, what=str(error), mend=mend)
+        return
+    known = [project.number for project in parts.store.projects() if _ours(project, parts)]
+    numbers = [only] if only is not None else known
+    if not numbers:
+        yield _reachable(parts)
+        mend = "run `hrn connect --project NUMBER`"
+        yield Finding("project", ok=False, what="no project has called this backend yet", mend=mend)
+    auth = BasicAuth(settings.user, settings.password.reveal()) if settings.password else None
+    for number in numbers:
+        for found in checks(client, number, settings.backend_url or "http://unset", auth=auth):
+            what = f"project {number}: {found.what}" if len(numbers) > 1 else found.what
+            yield Finding(found.code, found.ok, what, found.mend)
+
+
+def _reachable(parts: Parts) -> Finding:
+    try:
+        who = parts.studio.whoami()
+    except StudioError as error:
+        mend = "correct LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"
+        return Finding("label-studio", ok=False, what=str(error), mend=mend)
+    what = f"Label Studio {parts.studio.version()} answers, signed in as {who.get('email')}"
+    return Finding("label-studio", ok=True, what=what)
+
+
+def _ours(project: Project, parts: Parts) -> bool:
+    return project.label_studio.rstrip("/") == parts.settings.label_studio_url

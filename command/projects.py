@@ -1,0 +1,288 @@
+"""What the commands do to one project: ask for training, show, choose a version, predict."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from models.answers import answers
+from models.errors import ModelError
+from models.galleries import Galleries
+from models.predictor import Answer
+from models.store import Project, project_key
+from studio.connection import Connected, connect
+from studio.contract import project_key as studio_key
+from studio.errors import PictureError
+from studio.pictures import Picture
+from worker.errors import MisconfiguredError
+from worker.order import Order
+from worker.parts import Parts
+from worker.queue import RedisError
+from worker.training import go_live
+
+
+class UsageError(Exception):
+    """The command was asked for something that is not there; the message says what there is."""
+
+
+def find(parts: Parts, wanted: str | None) -> Project:
+    """The project that is meant: by its number in Label Studio, its key, or because it is the only one.
+
+    Raises:
+        UsageError: none, or several, fit.
+    """
+    known = parts.store.projects()
+    fitting = [p for p in known if wanted is None or wanted in (str(p.number), p.key, p.project)]
+    if len(fitting) == 1:
+        return fitting[0]
+    names = ", ".join(f"{p.number} ({p.key})" for p in known) or "none"
+    what = "no project" if not fitting else "more than one project"
+    meant = "" if wanted is None else f" {wanted!r}"
+    raise UsageError(f"{what} fits{meant}: give --project with one of: {names}")
+
+
+def connect_project(parts: Parts, number: int) -> Connected:
+    """Set a project up in Label Studio.
+
+    Raises:
+        StudioError, LabelConfigError: with what to mend.
+        MisconfiguredError: our own address is not known.
+    """
+    settings = parts.settings
+    if not settings.backend_url:
+        raise MisconfiguredError(
+            "HRN_BACKEND_URL is not set: give the address at which Label Studio reaches this backend"
+        )
+    project = parts.studio.project(number)
+    key = project_key(settings.label_studio_url, studio_key(number, str(project["created_at"])))
+    return connect(
+        parts.studio,
+        number,
+        backend_url=settings.backend_url,
+        user=settings.user,
+        password=settings.password.reveal(),
+        version=parts.store.current(key) or "untrained",
+    )
+
+
+def ask_training(parts: Parts, project: Project, order: Order) -> dict[str, Any]:
+    """Ask for a training."""
+    asked = parts.board.ask(order)
+    return {"project": project.key, "job": asked.job, "state": asked.state}
+
+
+def status(parts: Parts) -> dict[str, Any]:
+    """Everything at a glance, as plain data."""
+    try:
+        workers: Any = parts.board.workers()
+        waiting: Any = parts.board.depth()
+    except (RedisError, MisconfiguredError) as error:
+        workers, waiting = [], f"Redis cannot be reached: {error}"
+    return {
+        "workers": workers,
+        "waiting_jobs": waiting,
+        "projects": [project_status(parts, project) for project in parts.store.projects()],
+    }
+
+
+def project_status(parts: Parts, project: Project) -> dict[str, Any]:
+    """One project: its version, what runs, how the last training ended."""
+    version = parts.store.current(project.key)
+    told: dict[str, Any] = {
+        "project": project.number,
+        "title": project.title,
+        "key": project.key,
+        "label_studio": project.label_studio,
+        "version": version,
+        "pinned": project.pinned,
+    }
+    if version:
+        try:
+            manifest = parts.store.manifest(project.key, version)
+        except ModelError as error:
+            told["problem"] = str(error)
+        else:
+            told |= {key: manifest[key] for key in ("metrics", "calibration", "labels")}
+    try:
+        state, job = parts.board.state(project.key)
+        runs = parts.board.runs(project.key)
+        told |= {
+            "training": state,
+            "job": job,
+            "progress": parts.board.progress(project.key),
+            "events_since": parts.board.events(project.key)[0],
+            "last_run": runs[0] if runs else None,
+        }
+    except (RedisError, MisconfiguredError):
+        told["training"] = "unknown: Redis cannot be reached"
+    return told
+
+
+def describe(told: dict[str, Any]) -> str:
+    """One project's status in words."""
+    lines = [f"Project {told['project']} {told['title']!r}: {told['version'] or 'untrained'}"]
+    if told["pinned"]:
+        lines[0] += " (chosen by hand: new versions wait; `hrn promote` ends that)"
+    if "problem" in told:
+        lines.append(f"  problem: {told['problem']}")
+    if "calibration" in told:
+        lines.append(f"  {promise(told['calibration'])}")
+        lines.append(
+            f"  learnt from {told['labels']['labels']} labels; held out, {levels(told['metrics'])}"
+        )
+    if progress := told.get("progress"):
+        left = progress.get("seconds_left")
+        tail = "" if left is None else f", {left:.0f} s left in this stage"
+        lines.append(
+            f"  training: {progress['stage']} {progress['done']}/{progress['total']}{tail}"
+        )
+    elif told["training"] != "idle":
+        lines.append(f"  training: {told['training']}")
+    if told.get("events_since"):
+        lines.append(f"  {told['events_since']} annotation events since labels were last read")
+    if run := told.get("last_run"):
+        ago = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run["ended_at"]))
+        lines.append(f"  last training: {run['state']} at {ago} ({run['why']})")
+    return "\n".join(lines)
+
+
+def promise(calibration: dict[str, Any]) -> str:
+    """What is promised of shown labels, and on what grounds."""
+    target = f"{calibration['rule']['target']:.0%}"
+    given = f"{calibration['given']:.0%} of pictures get a label, mean depth {calibration['mean_depth']:.2f}"
+    grounds = (
+        f"{calibration['wrong']} of {calibration['checked']} shown labels were wrong when held out"
+    )
+    if calibration["standing"] == "certified":
+        return f"shown labels are {target} right, certified ({grounds}); {given}"
+    if calibration["standing"] == "estimated":
+        return f"shown labels are {target} right by estimate, too few pictures for a certificate ({grounds}); {given}"
+    return f"no label is shown: too little evidence yet that {target} would be right"
+
+
+def levels(metrics: dict[str, Any]) -> str:
+    """Accuracy by level, in words."""
+    parts = [
+        f"level {row['level']} {row['accuracy']:.0%} of {row['checked']}"
+        for row in metrics["levels"]
+        if row["accuracy"] is not None
+    ]
+    return ", ".join(parts) + " right" if parts else "nothing could be checked"
+
+
+def versions(parts: Parts, project: Project) -> list[dict[str, Any]]:
+    """Every version with its figures, oldest first."""
+    current, told = parts.store.current(project.key), []
+    for name in parts.store.versions(project.key):
+        row: dict[str, Any] = {"version": name, "live": name == current}
+        try:
+            manifest = parts.store.manifest(project.key, name)
+        except ModelError as error:
+            row["problem"] = str(error)
+        else:
+            keys = ("published_at", "parent", "metrics", "calibration", "labels", "gate", "seconds")
+            row |= {key: manifest.get(key) for key in keys}
+        told.append(row)
+    return told
+
+
+def describe_version(row: dict[str, Any]) -> str:
+    """One version in a line."""
+    mark = "*" if row["live"] else " "
+    if "problem" in row:
+        return f"{mark} {row['version']:6} {row['problem']}"
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["published_at"]))
+    gate = "" if row["gate"]["passed"] else f"  refused: {row['gate']['why']}"
+    return (
+        f"{mark} {row['version']:6} {when}  {row['labels']['labels']:5} labels  "
+        f"{levels(row['metrics'])}; {row['calibration']['standing']}, "
+        f"{row['calibration']['given']:.0%} given{gate}"
+    )
+
+
+def promote(parts: Parts, project: Project, version: str, *, pin: bool) -> None:
+    """Make a version live.
+
+    Args:
+        parts: the parts.
+        project: whose.
+        version: its name.
+        pin: keep it live whatever is trained next.
+
+    Raises:
+        UnknownVersionError, ModelStoreError: it is not there, or not whole.
+    """
+    from dataclasses import replace
+
+    parts.store.weights(project.key, version)  # whole?
+    parts.store.point(project.key, version, reason="chosen by hand")
+    parts.store.save_project(replace(project, pinned=pin))
+    go_live(parts, project, version)
+
+
+def rollback(parts: Parts, project: Project) -> str:
+    """Go back to the version that was live before, and stay there.
+
+    Raises:
+        UsageError: there is none.
+    """
+    version = parts.store.previous(project.key)
+    if version is None:
+        raise UsageError(f"{project.key} has had no other live version that still exists")
+    promote(parts, project, version, pin=True)
+    return version
+
+
+def predict(parts: Parts, project: Project, files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Answers for picture files on this machine.
+
+    Raises:
+        UsageError: the project has no version yet.
+        ModelError: the version cannot be used here.
+    """
+    version = parts.store.current(project.key)
+    if version is None:
+        raise UsageError(f"{project.key} is untrained: label some pictures, then `hrn train`")
+    predictor = parts.predictors.get(project, version)
+    settings = parts.settings
+    here = Galleries(
+        settings.cache,
+        _read,
+        backbone=settings.backbone,
+        weights=settings.backbone_weights,
+        device=settings.device,
+    )
+    found = answers(here.of(predictor), predictor, [(_reference(file), None) for file in files])
+    return [_told(file, one, version) for file, one in zip(files, found, strict=True)]
+
+
+def _reference(file: Path) -> str:
+    """Path, size and time: a file that was changed is another picture."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return f"file:{file}"
+    return f"file:{file}?{stat.st_size}-{stat.st_mtime_ns}"
+
+
+def _read(ref: str, _task: int | None) -> Picture:
+    path = Path(ref.removeprefix("file:").rpartition("?")[0] or ref.removeprefix("file:"))
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PictureError(f"{path} cannot be read: {error.strerror}") from error
+    return Picture(hashlib.sha256(data).hexdigest(), data)
+
+
+def _told(file: Path, found: Answer | PictureError, version: str) -> dict[str, Any]:
+    if isinstance(found, PictureError):
+        return {"file": str(file), "problem": found.reason}
+    return {
+        "file": str(file),
+        "version": version,
+        "answer": found.path,
+        "probability": round(found.probability, 4),
+        "best_leaf": found.leaf,
+        "confidence": round(found.confidence, 4),
+    }

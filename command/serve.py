@@ -1,0 +1,89 @@
+"""The web server: the Flask application under gunicorn, one process with threads."""
+
+import ipaddress
+import logging
+import threading
+from typing import Any
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+
+from backend.app import create_app
+from models.errors import ModelError
+from worker.parts import Parts
+from worker.settings import SettingError, Settings
+
+log = logging.getLogger(__name__)
+
+
+class Server(BaseApplication):  # type: ignore[misc]
+    """gunicorn with our application and settings instead of its command line.
+
+    One process: the model is in memory once, inference releases the interpreter's lock, and
+    `/health` is answered by another thread meanwhile.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Our choices, each with its reason."""
+        choices: dict[str, Any] = {
+            "bind": f"{self._settings.host}:{self._settings.port}",
+            "workers": 1,
+            "worker_class": "gthread",
+            "threads": self._settings.threads,
+            "timeout": 120,  # Label Studio gives up on a prediction after 100 s
+            "graceful_timeout": 30,
+            "keepalive": 5,
+            "accesslog": None,  # /metrics counts; a line a probe would hide what matters
+            "loglevel": "info",
+            "control_socket_disable": True,
+        }
+        for name, value in choices.items():
+            if name in self.cfg.settings:
+                self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        """The application, its backbone being loaded while the first requests come in."""
+        parts = Parts(self._settings)
+        threading.Thread(target=_warm, args=(parts,), daemon=True, name="warm-up").start()
+        return create_app(parts)
+
+
+def _warm(parts: Parts) -> None:
+    try:
+        parts.galleries.base()
+    except ModelError as error:  # told again, with a status, by the request that needs it
+        log.error("backbone not loaded: %s", error)  # noqa: TRY400 - the message says it all
+
+
+def check_exposure(settings: Settings) -> None:
+    """Refuse to be open to a network without a password.
+
+    Raises:
+        SettingError: with what to set.
+    """
+    if settings.password:
+        return
+    try:
+        local = ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        local = settings.host == "localhost"
+    if not local:
+        raise SettingError(
+            f"HRN_PASSWORD is not set and HRN_HOST={settings.host} can be reached from outside: set "
+            "HRN_PASSWORD, then run `hrn connect` so that Label Studio knows it"
+        )
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop.
+
+    Raises:
+        SettingError: see `check_exposure`.
+    """
+    check_exposure(settings)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    Server(settings).run()

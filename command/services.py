@@ -1,0 +1,115 @@
+"""The processes of a server: what each is started with, and when it is ready."""
+
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from command import redis_server
+from command.supervisor import StartError, Supervisor
+from worker.parts import Parts
+from worker.queue import Board, RedisError
+from worker.settings import Settings
+
+#: Settings that other commands find here while a server runs, below what the environment says.
+ENVIRONMENT_FILE = "settings.env"
+
+
+def redis_url(home: Path) -> str:
+    """REDIS_URL as given, else the embedded server's."""
+    return os.environ.get("REDIS_URL") or redis_server.url(home)
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The variables that a child process reads back into the same settings."""
+    ours = {
+        "HRN_HOME": str(settings.home.resolve()),
+        "REDIS_URL": settings.redis_url,
+        "LABEL_STUDIO_URL": settings.label_studio_url,
+        "LABEL_STUDIO_API_KEY": settings.label_studio_token.reveal(),
+        "HRN_BACKEND_URL": settings.backend_url,
+        "HRN_USER": settings.user,
+        "HRN_PASSWORD": settings.password.reveal(),
+        "HRN_HOST": settings.host,
+        "HRN_PORT": str(settings.port),
+        "HRN_TRAIN_EVERY": str(settings.train_every),
+        "HRN_TRAIN_AFTER_MINUTES": str(settings.train_after),
+    }
+    return {name: value for name, value in ours.items() if value}
+
+
+def write_environment(home: Path, settings: Settings) -> None:
+    """Let `hrn status` and the like find this server; the file is readable by this user alone."""
+    home.mkdir(parents=True, exist_ok=True)
+    path = home / ENVIRONMENT_FILE
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    lines = [f"{name}={value}" for name, value in as_environment(settings).items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_environment(home: Path) -> dict[str, str]:
+    """What ``write_environment`` wrote, empty if nothing did."""
+    try:
+        lines = (home / ENVIRONMENT_FILE).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split("=", 1) for line in lines if "=" in line)
+    return {name: value for name, value in pairs}
+
+
+def start_all(supervisor: Supervisor, settings: Settings) -> None:
+    """Redis where none is given, a worker, the reconciler and the web server.
+
+    Raises:
+        StartError: one of them did not come up.
+        NoRedisError: there is no Redis to start.
+    """
+    environment = {**os.environ, **as_environment(settings), "PYTHONUNBUFFERED": "1"}
+    if not os.environ.get("REDIS_URL"):
+        supervisor.start(
+            "redis",
+            redis_server.arguments(settings.home),
+            environment,
+            ready=lambda: redis_server.answers(settings.redis_url),
+        )
+    supervisor.start("worker", [sys.executable, "-m", "worker"], environment)
+    supervisor.start("reconciler", [sys.executable, "-m", "worker", "reconcile"], environment)
+    supervisor.start(
+        "server",
+        [sys.executable, "-m", "command", "serve"],
+        environment,
+        ready=lambda: answers_http(f"http://{_reachable(settings.host)}:{settings.port}/health"),
+    )
+    _wait_for_worker(supervisor, Parts(settings).board)
+
+
+def _wait_for_worker(supervisor: Supervisor, board: Board) -> None:
+    """A worker that cannot start must be seen now, not when somebody waits for a training."""
+    deadline = time.monotonic() + 60
+    while not supervisor.stopping.is_set() and not _workers(board):
+        if time.monotonic() > deadline:
+            raise StartError(f"no worker came up in 60 s:\n{supervisor.tail('worker')}")
+        time.sleep(0.2)
+
+
+def _workers(board: Board) -> int:
+    try:
+        return len(board.workers())
+    except RedisError:
+        return 0
+
+
+def answers_http(url: str) -> bool:
+    """Does something answer there with a 2xx?"""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - our own address
+            return 200 <= int(response.status) < 300
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in {"0.0.0.0", "::", ""} else host  # noqa: S104 - not a bind

@@ -1,0 +1,162 @@
+"""Runs several processes as one: starts them, restarts what dies, ends all of them together."""
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+log = logging.getLogger(__name__)
+
+#: Seconds before a process that died is started again, doubling up to the second number.
+PAUSE, LONGEST_PAUSE = 1.0, 30.0
+
+#: Seconds a process has to end by itself before it is killed.
+GRACE = 10.0
+
+PR_SET_PDEATHSIG = 1
+
+
+class StartError(Exception):
+    """A process did not come up; the message has the end of its log."""
+
+
+@dataclass
+class Child:
+    """A process that should run."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    pause: float = PAUSE
+    due: float = 0.0
+
+
+class Supervisor:
+    """A context in which processes run; leaving it ends them, last started first."""
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self.children: list[Child] = []
+        self.stopping = threading.Event()
+
+    def __enter__(self) -> Self:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, self._stop)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stopping.set()
+        for child in reversed(self.children):
+            _end(child)
+
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        ready: Callable[[], bool] | None = None,
+        seconds: float = 60.0,
+    ) -> None:
+        """Start a process and wait until it is ready.
+
+        Args:
+            name: of its log file.
+            command: program and arguments.
+            environment: all of it; nothing is inherited.
+            ready: asked until it says yes.
+            seconds: how long to ask.
+
+        Raises:
+            StartError: it ended, or was not ready in time.
+        """
+        child = Child(name, command, environment)
+        self.children.append(child)
+        self._spawn(child)
+        assert child.process is not None  # noqa: S101 - just started
+        deadline = time.monotonic() + seconds
+        while ready is not None and not self.stopping.is_set() and not ready():
+            if child.process.poll() is not None or time.monotonic() > deadline:
+                ended = child.process.poll()
+                what = f"ended with {ended}" if ended is not None else f"not ready in {seconds:g} s"
+                raise StartError(
+                    f"{name} {what}. The end of {self.logs / name}.log:\n{self.tail(name)}"
+                )
+            time.sleep(0.1)
+
+    def run(self, every_second: Callable[[], None] | None = None) -> None:
+        """Keep everything running until told to stop."""
+        while not self.stopping.wait(1.0):
+            for child in self.children:
+                self._mend(child)
+            if every_second is not None:
+                every_second()
+
+    def tail(self, name: str, lines: int = 15) -> str:
+        """The end of a process's log."""
+        try:
+            text = (self.logs / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            return str(error)
+        return "\n".join(text.splitlines()[-lines:])
+
+    def _spawn(self, child: Child) -> None:
+        with (self.logs / f"{child.name}.log").open("ab") as output:
+            child.process = subprocess.Popen(
+                child.command,
+                env=dict(child.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches us alone; we end them in order
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+            )
+
+    def _mend(self, child: Child) -> None:
+        if child.process is None or child.process.poll() is None:
+            return
+        now = time.monotonic()
+        if not child.due:
+            log.warning("%s ended with %s; starting it again", child.name, child.process.returncode)
+            child.due, child.pause = now + child.pause, min(child.pause * 2, LONGEST_PAUSE)
+        elif now >= child.due:
+            child.due = 0.0
+            self._spawn(child)
+
+    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self.stopping.set()
+
+
+def _die_with_parent() -> None:
+    """Runs in the child: it gets SIGTERM when we are killed and cannot end it ourselves."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end(child: Child) -> None:
+    if child.process is None or child.process.poll() is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        child.process.terminate()
+    try:
+        child.process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.process.pid, signal.SIGKILL)
+        child.process.wait(GRACE)

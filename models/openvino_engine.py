@@ -1,0 +1,142 @@
+"""OpenVINO as an engine: conversion, the converted network on disk, no telemetry."""
+
+import copy
+import hashlib
+import logging
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from models.backbone import Backbone
+from models.errors import EngineError
+from models.torch_engine import CPU_BATCH, EngineShape, Maps, Normalised, Pixels, slices
+
+log = logging.getLogger(__name__)
+
+
+class OpenVINOEngine:
+    """OpenVINO on the CPU.
+
+    The converted network is kept in ``cache_dir``, so that later starts take milliseconds.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        cache_dir: Path | None = None,
+        threads: int | None = None,
+        precision: Literal["bf16", "f32"] = "f32",
+    ) -> None:
+        """Convert, or read from ``cache_dir``, and compile.
+
+        Args:
+            backbone: what to run.
+            cache_dir: a folder that may be shared and may be removed at any time.
+            threads: CPU threads; OpenVINO's own choice if ``None``.
+            precision: what layers compute in.
+
+        Raises:
+            EngineError: OpenVINO is not installed, or cannot run this network.
+        """
+        ov = load_openvino()
+        self.name = f"openvino-cpu-{precision}"
+        self._shape = EngineShape.of(backbone)
+        settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = str(threads)
+        try:
+            core = ov.Core()
+            model = _cached_model(ov, core, backbone, cache_dir)
+            self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot run {backbone.name}: {error}") from error
+        self._lock = threading.Lock()
+
+    def maps(self, batch: Pixels) -> Maps:
+        """See `Engine.maps`."""
+        out = self._shape.checked(batch)
+        with self._lock:
+            for rows in slices(len(batch), CPU_BATCH):
+                pixels = np.ascontiguousarray(batch[rows])
+                self._request.infer({0: pixels}, share_inputs=True, share_outputs=True)
+                out[rows] = self._request.get_output_tensor(0).data
+        return out
+
+
+def load_openvino() -> Any:  # noqa: ANN401 - it has no types
+    """The package, without its telemetry, which would report each import to its makers."""
+    # It reports unless it finds no reporter; this must precede the first import.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineError("OpenVINO is not installed: pip install openvino") from error
+    return openvino
+
+
+def _cached_model(ov: Any, core: Any, backbone: Backbone, cache_dir: Path | None) -> Any:  # noqa: ANN401
+    """The converted network, from the cache if it is there and whole."""
+    if cache_dir is None:
+        return _convert(ov, backbone)
+    version = re.sub(r"[^\w.]+", "-", str(ov.get_version()))
+    folder = cache_dir / f"{backbone.fingerprint}-openvino-{version}"
+    if _is_whole(folder):
+        return core.read_model(folder / "model.xml")
+    model = _convert(ov, backbone)
+    try:
+        _keep(ov, model, folder)
+    except (OSError, RuntimeError) as problem:
+        log.warning("cannot keep the converted network: %s", problem)
+    return model
+
+
+def _convert(ov: Any, backbone: Backbone) -> Any:  # noqa: ANN401
+    """The network for OpenVINO, for any number of pictures at once."""
+    crop = backbone.preparation.crop
+    module = Normalised(copy.deepcopy(backbone.module), backbone.preparation).eval()
+    with warnings.catch_warnings(), torch.no_grad():
+        # torch.jit.trace is deprecated, but the other way, torch.export, takes four times as long.
+        warnings.simplefilter("ignore")
+        return ov.convert_model(
+            module,
+            example_input=torch.zeros(2, 3, crop, crop, dtype=torch.uint8),
+            input=[ov.PartialShape([-1, 3, crop, crop])],
+        )
+
+
+def _keep(ov: Any, model: Any, folder: Path) -> None:  # noqa: ANN401
+    """Write the network and its checksum, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix="part-", dir=folder.parent))
+    try:
+        ov.save_model(model, part / "model.xml", compress_to_fp16=False)
+        (part / "checksum").write_text(_checksum(part))
+        if folder.exists() and not _is_whole(folder):
+            shutil.rmtree(folder)
+        with suppress(OSError):  # another process was first, with the same
+            part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return (folder / "checksum").read_text() == _checksum(folder)
+    except OSError:
+        return False
+
+
+def _checksum(folder: Path) -> str:
+    digest = hashlib.sha256((folder / "model.xml").read_bytes())
+    digest.update((folder / "model.bin").read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,216 @@
+"""A version loaded and ready: feature maps in, answers out, under the tree of today."""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hierarchy import LabelTree, log_marginals
+from hierarchy.calibration import Evidence, fit_rule
+from hierarchy.choice import DepthRule, candidates, choose_depth, corrected
+from hierarchy.network import FrozenHead, ResidualHead, carry_over
+from models.errors import ModelStoreError
+from models.store import ModelStore, Project
+
+log = logging.getLogger(__name__)
+
+#: Tensors in a version's file that are not the head's weights.
+EVIDENCE = "evidence."
+BACKBONE = "backbone."
+
+#: Maps scored at once.
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of one picture.
+
+    Attributes:
+        path: the node shown, from the top; None when nothing can be shown.
+        probability: of that node, corrected; of the best top node when nothing is shown.
+        confidence: probability of the best leaf: low where a person teaches most.
+        leaf: the best leaf, for people who want to know.
+    """
+
+    path: tuple[str, ...] | None
+    probability: float
+    confidence: float
+    leaf: tuple[str, ...]
+
+
+class Predictor:
+    """One version of one project under one tree. Safe to use from several threads."""
+
+    def __init__(  # noqa: PLR0913 - what a version is made of
+        self,
+        *,
+        version: str,
+        tree: LabelTree,
+        head: nn.Module,
+        rule: DepthRule,
+        backbone: tuple[str, str],
+        backbone_weights: dict[str, Tensor],
+        manifest: dict[str, Any],
+    ) -> None:
+        self.version = version
+        self.tree = tree
+        self.head = head.eval()
+        self.rule = rule
+        self.backbone_name, self.backbone_fingerprint = backbone
+        self.backbone_weights = backbone_weights
+        self.manifest = manifest
+
+    def log_probabilities(self, maps: NDArray[np.float16]) -> NDArray[np.float64]:
+        """``(n, C, H, W)`` feature maps -> ``(n, N)`` log P(node)."""
+        device = next(self.head.parameters()).device
+        parts = []
+        with torch.inference_mode():
+            for chunk in torch.from_numpy(maps).split(BATCH):
+                scores = self.head(chunk.to(device).float())
+                parts.append(log_marginals(scores.double(), self.tree).cpu())
+        return torch.cat(parts).numpy() if parts else np.empty((0, len(self.tree)))
+
+    def answer(self, maps: NDArray[np.float16]) -> list[Answer]:
+        """One answer a map, in order."""
+        if not len(maps):
+            return []
+        found = candidates(self.log_probabilities(maps), self.tree)
+        sure = corrected(found.probability, self.rule.platt)
+        depth = choose_depth(sure, self.rule)
+        return [
+            Answer(
+                path=self.tree.paths[int(found.nodes[row, level - 1])] if level else None,
+                probability=float(sure[row, max(level - 1, 0)]),
+                confidence=float(found.confidence[row]),
+                leaf=self.tree.paths[int(found.leaf[row])],
+            )
+            for row, level in enumerate(depth.tolist())
+        ]
+
+
+def load_predictor(
+    store: ModelStore,
+    project: Project,
+    version: str,
+    *,
+    tree: LabelTree | None = None,
+    device: str = "cpu",
+) -> Predictor:
+    """Read a version and fit it to the tree of today and to what the project asks for.
+
+    Args:
+        store: where it is.
+        project: whose version; its own target accuracy and depth limits are obeyed.
+        version: its name.
+        tree: the tree of today's label config; None for the version's own. Nodes that stay keep
+            their weights, new ones are not answered before they are learnt.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        UnknownVersionError, ModelStoreError: it is not there, or not whole.
+    """
+    manifest = store.manifest(project.key, version)
+    tensors = store.weights(project.key, version)
+    learnt = LabelTree.from_json(manifest["tree"])
+    weights = _split(tensors, EVIDENCE)[1]
+    own_backbone, weights = _split(weights, BACKBONE)
+    head = build_head(learnt, manifest["network"])
+    try:
+        head.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelStoreError(
+            f"the weights of {version} do not fit its manifest: {error}"
+        ) from error
+    if tree is not None and tree != learnt:
+        grown = build_head(tree, manifest["network"])
+        grown.load_state_dict(carry_over(weights, learnt, tree, grown.state_dict()))
+        head = grown
+    return Predictor(
+        version=version,
+        tree=tree or learnt,
+        head=head.to(device),
+        rule=rule_for(project, manifest, read_evidence(tensors)),
+        backbone=(manifest["backbone"]["name"], manifest["backbone"]["fingerprint"]),
+        backbone_weights=own_backbone,
+        manifest=manifest,
+    )
+
+
+def build_head(tree: LabelTree, network: dict[str, Any]) -> nn.Module:
+    """The head that a manifest describes, with fresh weights."""
+    sizes = {name: value for name, value in network.items() if name not in ("kind", "channels")}
+    if network["kind"] == "frozen":
+        return FrozenHead(tree, network["channels"], **sizes)
+    if network["kind"] == "residual":
+        return ResidualHead(tree, network["channels"], **sizes)
+    raise ModelStoreError(
+        f"network kind {network['kind']!r} is not known to this release: frozen or residual"
+    )
+
+
+def rule_for(project: Project, manifest: dict[str, Any], seen: Evidence | None) -> DepthRule:
+    """The version's own rule, refitted from its evidence if the project asks for another target."""
+    rule = DepthRule.from_json(manifest["calibration"]["rule"])
+    target = project.target_accuracy or rule.target
+    if target != rule.target and seen is not None:
+        rule = fit_rule(seen, target=target).rule
+    return replace(rule, minimum=project.minimum_depth, maximum=project.maximum_depth)
+
+
+def read_evidence(tensors: dict[str, Tensor]) -> Evidence | None:
+    """What the held-out pictures said, as the version keeps it."""
+    if f"{EVIDENCE}probability" not in tensors:
+        return None
+    return Evidence(
+        tensors[f"{EVIDENCE}probability"].double().numpy(),
+        tensors[f"{EVIDENCE}right"].long().numpy(),
+    )
+
+
+def _split(tensors: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    inside = {
+        name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)
+    }
+    return inside, {name: t for name, t in tensors.items() if not name.startswith(prefix)}
+
+
+class Predictors:
+    """Loaded versions, the most recently used kept; each is read from disk once a process."""
+
+    def __init__(self, store: ModelStore, *, device: str = "cpu", keep: int = 8) -> None:
+        self._store = store
+        self._device = device
+        self._keep = keep
+        self._loaded: OrderedDict[tuple[object, ...], Predictor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, project: Project, version: str, tree: LabelTree | None = None) -> Predictor:
+        """The version, ready.
+
+        Raises:
+            UnknownVersionError, ModelStoreError: it is not there, or not whole.
+        """
+        asks = (project.target_accuracy, project.minimum_depth, project.maximum_depth)
+        key = (project.key, version, tree, *asks)
+        with self._lock:  # one load at a time: two would read the same file twice
+            if key not in self._loaded:
+                self._loaded[key] = load_predictor(
+                    self._store, project, version, tree=tree, device=self._device
+                )
+            self._loaded.move_to_end(key)
+            while len(self._loaded) > self._keep:
+                self._loaded.popitem(last=False)
+            return self._loaded[key]
+
+    def loaded(self) -> Sequence[str]:
+        """Names of what is in memory, for people."""
+        with self._lock:
+            return [f"{key[0]}/{key[1]}" for key in self._loaded]

@@ -1,0 +1,350 @@
+"""The model store: a folder of projects, each with immutable versions and one pointer.
+
+``projects/<key>/project.json``             what is known of the project (changes)
+``projects/<key>/versions/v7/manifest.json``  the version: tree, network, figures (never changes)
+``projects/<key>/versions/v7/weights.safetensors``
+``projects/<key>/current.json``             the pointer, replaced in one rename
+``projects/<key>/history.jsonl``            every move of the pointer, with its reason
+
+A version is written under a temporary name and renamed: a reader finds all of it or nothing.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import safetensors.torch
+from torch import Tensor
+
+from models.errors import ModelStoreError, UnknownVersionError
+
+log = logging.getLogger(__name__)
+
+#: The layout of a manifest; a release that cannot read an older one says so instead of guessing.
+FORMAT = 1
+
+VERSION_NAME = re.compile(r"v[0-9]{1,9}")
+KEY = re.compile(r"[a-z0-9][a-z0-9.-]{0,120}")
+
+
+def project_key(label_studio: str, project: str) -> str:
+    """A project's folder name: its Label Studio's address, its id, the second it was made.
+
+    Ids repeat between installations and after a reset; the three together do not.
+
+    Example:
+        >>> project_key("http://localhost:8080/", "12.1795440233")
+        'localhost-8080-12-1795440233'
+    """
+    address = urlsplit(label_studio if "://" in label_studio else f"http://{label_studio}")
+    text = f"{address.netloc}{address.path}".lower().rstrip("/") + f"-{project}"
+    return re.sub(r"[^a-z0-9]+", "-", text.rpartition("@")[2]).strip("-")[:120]
+
+
+@dataclass(frozen=True)
+class Project:
+    """What the store knows of a project of Label Studio.
+
+    Attributes:
+        key: name of its folder here.
+        number: its id in Label Studio.
+        project: ``<id>.<epoch>``, as Label Studio sends it.
+        label_studio: the address of its Label Studio.
+        label_config: the XML last seen.
+        title: for people.
+        target_accuracy: of shown labels, None for the server's default.
+        minimum_depth: shallowest depth shown.
+        maximum_depth: deepest depth shown, None for no limit.
+        pinned: a person rolled back: do not go live with a new version by yourself.
+    """
+
+    key: str
+    number: int
+    project: str
+    label_studio: str
+    label_config: str
+    title: str = ""
+    target_accuracy: float | None = None
+    minimum_depth: int = 1
+    maximum_depth: int | None = None
+    pinned: bool = False
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The record that was saved; fields of other releases are passed over."""
+        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+        return cls(**known)
+
+
+class ModelStore:
+    """Versions on a disk that servers and workers share."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    # Projects
+
+    def projects(self) -> list[Project]:
+        """All projects, by key; a record that cannot be read is logged and left out."""
+        found = []
+        for record in sorted(self.root.glob("projects/*/project.json")):
+            with contextlib.suppress(ModelStoreError):
+                found.append(self._read_project(record))
+        return found
+
+    def project(self, key: str) -> Project | None:
+        """The project's record, None if it has never called."""
+        record = self._folder(key) / "project.json"
+        return self._read_project(record) if record.exists() else None
+
+    def save_project(self, project: Project) -> None:
+        """Write the record, whole or not at all."""
+        _write_json(self._folder(project.key) / "project.json", asdict(project))
+
+    def register(self, project: Project) -> Project:
+        """Remember what Label Studio says of a project and keep what people set here."""
+        known = self.project(project.key)
+        if known is not None:
+            project = replace(
+                known, label_config=project.label_config, title=project.title or known.title
+            )
+        if project != known:
+            self.save_project(project)
+        return project
+
+    # Versions
+
+    def versions(self, key: str) -> list[str]:
+        """Names of the complete versions, oldest first."""
+        folder = self._folder(key) / "versions"
+        names = [path.parent.name for path in folder.glob("v*/manifest.json")]
+        return sorted((name for name in names if VERSION_NAME.fullmatch(name)), key=_number)
+
+    def manifest(self, key: str, version: str) -> dict[str, Any]:
+        """The version's manifest.
+
+        Raises:
+            UnknownVersionError: there is no such version.
+            ModelStoreError: it cannot be read, or is of a format this release does not know.
+        """
+        path = self._version(key, version) / "manifest.json"
+        manifest = _read_json(path)
+        if manifest.get("format") != FORMAT:
+            raise ModelStoreError(
+                f"{version} has manifest format {manifest.get('format')!r}, this release reads "
+                f"{FORMAT}: install the release that wrote it, or train anew"
+            )
+        return manifest
+
+    def weights(self, key: str, version: str) -> dict[str, Tensor]:
+        """The version's tensors, their checksum verified before they are parsed.
+
+        Raises:
+            UnknownVersionError: there is no such version.
+            ModelStoreError: the file is not the one that was published.
+        """
+        manifest = self.manifest(key, version)
+        path = self._version(key, version) / "weights.safetensors"
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ModelStoreError(
+                f"cannot read the weights of {version}: {error.strerror}"
+            ) from error
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != manifest["weights_sha256"]:
+            raise ModelStoreError(
+                f"the weights of {version} are not those published (sha256 {digest[:12]}, "
+                f"expected {manifest['weights_sha256'][:12]}): restore the file or roll back"
+            )
+        return safetensors.torch.load(data)
+
+    def publish(self, key: str, manifest: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+        """Write a new version and return its name; it is complete or it is not there.
+
+        Two workers that publish at once get two names: the rename refuses a name that is taken.
+
+        Raises:
+            ModelStoreError: the store cannot be written.
+        """
+        folder = self._folder(key) / "versions"
+        data = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
+        with _writable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+            try:
+                _write_durably(work / "weights.safetensors", data)
+                number = max((_number(name) for name in self._taken(key)), default=0)
+                while True:
+                    number += 1
+                    full = {
+                        **manifest,
+                        "format": FORMAT,
+                        "version": f"v{number}",
+                        "published_at": time.time(),
+                        "weights_sha256": hashlib.sha256(data).hexdigest(),
+                        "weights_bytes": len(data),
+                    }
+                    _write_durably(work / "manifest.json", _json(full))
+                    try:
+                        work.rename(folder / f"v{number}")
+                    except OSError:
+                        if not (folder / f"v{number}").exists():
+                            raise
+                        continue
+                    _sync_folder(folder)
+                    return f"v{number}"
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+
+    # The pointer
+
+    def current(self, key: str) -> str | None:
+        """The live version's name, None while untrained."""
+        try:
+            name = _read_json(self._folder(key) / "current.json").get("version")
+        except UnknownVersionError:
+            return None
+        return name if isinstance(name, str) and VERSION_NAME.fullmatch(name) else None
+
+    def point(self, key: str, version: str, *, reason: str) -> None:
+        """Make a version live.
+
+        Raises:
+            UnknownVersionError: there is no such complete version.
+            ModelStoreError: the store cannot be written.
+        """
+        self.manifest(key, version)
+        folder = self._folder(key)
+        line = {"at": time.time(), "from": self.current(key), "to": version, "reason": reason}
+        with _writable(folder), (folder / "history.jsonl").open("a", encoding="utf-8") as history:
+            history.write(json.dumps(line) + "\n")
+        _write_json(folder / "current.json", {"version": version})
+        log.info("live project=%s version=%s reason=%s", key, version, reason)
+
+    def history(self, key: str) -> list[dict[str, Any]]:
+        """Moves of the pointer, oldest first."""
+        try:
+            lines = (self._folder(key) / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        moves = []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # a line cut short by a crash
+                moves.append(json.loads(line))
+        return moves
+
+    def previous(self, key: str) -> str | None:
+        """The version that was live before the current one and still exists."""
+        current, versions = self.current(key), set(self.versions(key))
+        for move in reversed(self.history(key)):
+            if move["to"] == current and move["from"] in versions and move["from"] != current:
+                return str(move["from"])
+        return None
+
+    def check_writable(self) -> None:
+        """Write and remove a file.
+
+        Raises:
+            ModelStoreError: with the reason.
+        """
+        with _writable(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.root, prefix=".check-"):
+                pass
+
+    def _folder(self, key: str) -> Path:
+        if not KEY.fullmatch(key):
+            raise ModelStoreError(f"{key!r} is not a project key")
+        return self.root / "projects" / key
+
+    def _version(self, key: str, version: str) -> Path:
+        if not VERSION_NAME.fullmatch(version):
+            raise UnknownVersionError(f"{version!r} is not a version name: expected v1, v2, ...")
+        return self._folder(key) / "versions" / version
+
+    def _taken(self, key: str) -> Iterator[str]:
+        for path in (self._folder(key) / "versions").iterdir():
+            if VERSION_NAME.fullmatch(path.name):
+                yield path.name
+
+    def _read_project(self, path: Path) -> Project:
+        data = _read_json(path)
+        try:
+            return Project.from_json(data)
+        except TypeError as error:
+            log.warning("unreadable project record %s: %s", path.parent.name, error)
+            raise ModelStoreError(
+                f"the record of {path.parent.name} lacks fields: {error}"
+            ) from error
+
+
+def _number(version: str) -> int:
+    return int(version[1:])
+
+
+def _json(data: object) -> bytes:
+    return json.dumps(data, indent=1, ensure_ascii=False).encode()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        known = f"{path.parent.name}/{path.name}"
+        raise UnknownVersionError(f"{known} does not exist in the model store") from error
+    except (OSError, ValueError) as error:
+        raise ModelStoreError(f"cannot read {path.parent.name}/{path.name}: {error}") from error
+    if not isinstance(data, dict):
+        raise ModelStoreError(f"{path.parent.name}/{path.name} does not hold an object")
+    return data
+
+
+def _write_json(path: Path, data: object) -> None:
+    with _writable(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+        os.close(descriptor)
+        try:
+            _write_durably(Path(name), _json(data))
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelStoreError(
+            f"cannot write to the model store at {folder}: {error.strerror or error}"
+        ) from error

@@ -1,0 +1,217 @@
+"""What is wrong between Label Studio and the backend, and how to mend it. Changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from studio.answers import LegacyTokensOffError, PermissionMissingError
+from studio.client import BasicAuth, LabelStudio, Object
+from studio.errors import LabelConfigError, StudioError, StudioRefusedError, StudioUnavailableError
+from studio.labelconfig import parse_label_config
+from studio.wiring import (
+    SAMPLING,
+    at_address,
+    backend_faults,
+    is_private,
+    missing_tabs,
+    remarks,
+    tidy,
+    webhook_faults,
+    webhook_url,
+)
+from studio.wiring import authorization as authorization_header
+
+#: The oldest release on which the calls were observed.
+OLDEST: Final = (1, 23)
+#: The repair for most findings.
+CONNECT: Final = "Run `hrn connect` for this project."
+#: Why a private address does not work, and what to do about it.
+PRIVATE: Final = (
+    " Label Studio calls no private addresses, such as this one, unless it is started with"
+    " ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false (both are needed)."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        code: its name, for scripts.
+        ok: whether it is as it should be.
+        what: what was found, a sentence.
+        mend: what to do about it; empty if it is ok.
+    """
+
+    code: str
+    ok: bool
+    what: str
+    mend: str = ""
+
+
+def checks(
+    client: LabelStudio,
+    project_id: int,
+    backend_url: str,
+    *,
+    auth: BasicAuth | None = None,
+    version: str | None = None,
+) -> tuple[Finding, ...]:
+    """Look at everything that `connect` sets up, and at what it stands on.
+
+    Label Studio calls the backend's ``/health`` and ``/setup`` on the way. What cannot be looked
+    at, since something before it is wrong, is left out.
+
+    Args:
+        client: signed in to the Label Studio in question.
+        project_id: the project's id.
+        backend_url: the backend's address as Label Studio reaches it.
+        auth: what Label Studio must call the backend with; None: any will do.
+        version: the version that is live; None: whatever the backend answers to ``/setup``.
+    """
+    return tuple(_Checkup(client, project_id, tidy(backend_url), auth, version).findings())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checkup:
+    client: LabelStudio
+    project: int
+    url: str
+    auth: BasicAuth | None
+    version: str | None
+
+    def findings(self) -> Iterator[Finding]:
+        """In the order in which they build on each other; the first that stops us is the last."""
+        try:
+            yield from self._access()
+            settings = self.client.settings(self.project)
+            yield Finding("project", ok=True, what=f"Project {self.project}: {settings['title']}")
+            yield _label_config(str(settings["label_config"]))
+            backends = self.client.backends(self.project)
+            found = at_address(backends, self.url)
+            yield self._registered(found, backends)
+            title = str(found[0].get("title")) if found else None
+            if found:
+                yield self._called(found[0])
+                yield self._titled(found[0])
+            yield from self._webhook(registered=bool(found))
+            yield from _switches(settings, title)
+            yield self._tab()
+            backend = int(found[0]["id"]) if found else -1
+            for what, mend in remarks(settings, backends if found else [], backend):
+                yield Finding("remark", ok=False, what=what, mend=mend)
+        except StudioError as error:
+            yield _stopped(error)
+
+    def _access(self) -> Iterator[Finding]:
+        release = self.client.version()
+        numbers = tuple(int(part) for part in re.findall(r"\d+", release)[:2])
+        yield Finding(
+            "label_studio",
+            ok=numbers >= OLDEST,
+            what=f"Label Studio {release} answers at {self.client.url}",
+            mend="" if numbers >= OLDEST else "Upgrade Label Studio to 1.23 or a later release.",
+        )
+        me = self.client.whoami()
+        yield Finding("token", ok=True, what=f"The access token belongs to {me.get('email')}")
+
+    def _registered(self, found: list[Object], backends: list[Object]) -> Finding:
+        if found:
+            return Finding("backend", ok=True, what=f"The backend {self.url} is registered")
+        others = ", ".join(str(row.get("url")) for row in backends) or "none"
+        return Finding(
+            "backend",
+            ok=False,
+            what=f"The backend {self.url} is not registered (registered: {others})",
+            mend=CONNECT + (PRIVATE if is_private(self.url) else ""),
+        )
+
+    def _called(self, row: Object) -> Finding:
+        user = self.auth.user if self.auth else str(row.get("basic_auth_user"))
+        faults = backend_faults(row, user)
+        if not faults:
+            return Finding("state", ok=True, what="Label Studio reaches the backend")
+        mend = f"Start the backend, see that Label Studio's machine reaches {self.url}. {CONNECT}"
+        return Finding(
+            "state",
+            ok=False,
+            what=f"Label Studio cannot use the backend: {'; '.join(faults)}",
+            mend=mend + (PRIVATE if is_private(self.url) else ""),
+        )
+
+    def _titled(self, row: Object) -> Finding:
+        title, version = row.get("title"), self.version or row.get("model_version")
+        good = title == version
+        what = f"The backend is called {title!r} in Label Studio, its version is {version!r}"
+        mend = f"Without equal names there are no scores and no sampling by them. {CONNECT}"
+        return Finding("title", ok=good, what=what, mend="" if good else mend)
+
+    def _webhook(self, *, registered: bool) -> Iterator[Finding]:
+        found = at_address(self.client.webhooks(self.project), webhook_url(self.url))
+        if not found:
+            # Half of the protection against private addresses leaves just this behind.
+            why = PRIVATE if registered and is_private(self.url) else ""
+            what = "There is no webhook: no annotation reaches the backend"
+            yield Finding("webhook", ok=False, what=what, mend=CONNECT + why)
+            return
+        faults = webhook_faults(found[0], authorization_header(self.auth) if self.auth else None)
+        if len(found) > 1:
+            faults.append(f"there are {len(found)} of them, and each sends every event")
+        yield Finding(
+            "webhook",
+            ok=not faults,
+            what=f"The webhook is wrong: {'; '.join(faults)}" if faults else "The webhook is right",
+            mend=CONNECT if faults else "",
+        )
+
+    def _tab(self) -> Finding:
+        missing = missing_tabs(self.client.views(self.project))
+        what = 'The Data Manager has {} tab "Most useful first"'.format("no" if missing else "the")
+        return Finding("tab", ok=not missing, what=what, mend=CONNECT if missing else "")
+
+
+def _label_config(xml: str) -> Finding:
+    try:
+        config = parse_label_config(xml)
+    except LabelConfigError as error:
+        mend = "Change the labeling interface under Settings > Labeling Interface."
+        return Finding("label_config", ok=False, what=str(error), mend=mend)
+    what = f"The labels are a tree of {len(config.tree)} nodes on {config.tree.depth} levels"
+    return Finding("label_config", ok=True, what=what)
+
+
+def _switches(settings: Object, title: str | None) -> Iterator[Finding]:
+    shown = bool(settings.get("show_collab_predictions"))
+    what = f"Pre-labels are {'shown to' if shown else 'hidden from'} annotators"
+    yield Finding("prelabels", ok=shown, what=what, mend="" if shown else CONNECT)
+    used = settings.get("model_version")
+    if title is not None:
+        what = f"The project uses the pre-labels of {used!r}" if used else "It uses no pre-labels"
+        live = used == title
+        mend = f"Only {title!r} is live and brings scores. {CONNECT}"
+        yield Finding("model_version", ok=live, what=what, mend="" if live else mend)
+    sampling = settings.get("sampling")
+    good = sampling == SAMPLING
+    what = f"The label stream's order is {sampling!r}"
+    mend = f"{SAMPLING!r} brings the tasks that teach the model most. {CONNECT}"
+    yield Finding("sampling", ok=good, what=what, mend="" if good else mend)
+
+
+def _stopped(error: StudioError) -> Finding:
+    """The finding that kept us from looking further."""
+    table = {
+        StudioUnavailableError: ("label_studio", "Start Label Studio, or correct its address."),
+        LegacyTokensOffError: (
+            "legacy_tokens_off",
+            "Switch legacy tokens on, or use a personal access token.",
+        ),
+        PermissionMissingError: ("permission", "Use the token of an owner or administrator."),
+        StudioRefusedError: ("token", "Set the access token of this Label Studio."),
+    }
+    for kind, (code, mend) in table.items():
+        if isinstance(error, kind):
+            return Finding(code, ok=False, what=str(error), mend=mend)
+    return Finding("request", ok=False, what=str(error), mend="Check address and project number.")

@@ -1,0 +1,211 @@
+"""From a picture file's bytes to upright 8-bit RGB, whatever the file holds.
+
+The file's own first bytes choose the reader, and the readers are called by their class:
+`PIL.Image.open` would judge the size by a process-wide setting and answer with a warning.
+"""
+
+import struct
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ExifTags import Base
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from studio.errors import PictureError
+from studio.limits import PictureLimits
+
+#: First bytes -> format's name and reader. An MPO (a camera's several pictures in one) begins as
+#: the JPEG it shows.
+_READERS: Final[dict[bytes, tuple[str, Callable[[BytesIO], ImageFile]]]] = {
+    b"\xff\xd8\xff": ("JPEG", JpegImageFile),
+    b"\x89PNG\r\n\x1a\n": ("PNG", PngImageFile),
+    b"GIF87a": ("GIF", GifImageFile),
+    b"GIF89a": ("GIF", GifImageFile),
+    b"BM": ("BMP", BmpImageFile),
+    b"II*\x00": ("TIFF", TiffImageFile),
+    b"MM\x00*": ("TIFF", TiffImageFile),
+    b"II+\x00": ("TIFF", TiffImageFile),
+    b"MM\x00+": ("TIFF", TiffImageFile),
+}
+#: What people mistake for a picture, or what we do not read: text or bytes near the start -> its
+#: name.
+_OTHERS: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"%PDF", "a PDF document"),
+    (b"%!PS", "a PostScript (EPS) drawing"),
+    (b"\xc5\xd0\xd3\xc6", "a PostScript (EPS) drawing"),
+    (b"8BPS", "a Photoshop file"),
+    (b"\x00\x00\x01\x00", "an icon (ICO)"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 picture"),
+    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL picture"),
+    (b"\xff\x0a", "a JPEG XL picture"),
+    (b"{", "JSON text"),
+    (b"[", "JSON text"),
+)
+_BRANDS: Final = {b"avif": "an AVIF picture", b"avis": "an AVIF picture", b"heic": "a HEIC picture"}
+#: Everything that reading a damaged file is known or likely to raise. Not `Exception`: a job's time
+#: limit arrives as one, in the middle of whatever runs, and must pass.
+_DAMAGE: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    Warning,
+    struct.error,
+    zlib.error,
+)
+#: EXIF orientation (1 to 8) -> what makes the picture upright.
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ALLOWED: Final = "JPEG, PNG, WEBP, GIF, BMP or TIFF"
+
+
+def decode(data: bytes, *, limits: PictureLimits, at_least: int | None = None) -> Image.Image:
+    """The picture as RGB, 8 bits a channel, upright; of an animation or a stack the first one.
+
+    What is transparent becomes white: cut-outs and drawings are made to be looked at on a white
+    page, and so annotators see them. 16-bit grey keeps its scale (65535 is white). Grey of 32 bits
+    or floats has no fixed white; it is taken as 0..1 (floats), 0..255 or 0..65535 if all values
+    fit, else stretched from its least to its greatest value.
+
+    Args:
+        data: a JPEG (MPO too), PNG, WEBP, GIF, BMP or TIFF file.
+        limits: ``max_pixels`` is compared with the file's header, before anything is decoded.
+        at_least: pixels; if given, a JPEG may come out at 1/2, 1/4 or 1/8 of its size, which is
+            two to four times faster, with its shorter side still at least this long.
+
+    Raises:
+        PictureError: the file is no such picture, too large, or damaged.
+        ValueError: ``at_least`` is not above zero.
+    """
+    if at_least is not None and at_least < 1:
+        raise ValueError(f"at_least must be above 0, got {at_least}")
+    name, reader = _reader(data)
+    try:
+        with reader(BytesIO(data)) as image:
+            _check_size(image.size, limits)
+            if at_least is not None:
+                image.draft(None, (at_least, at_least))
+            image.load()
+            upright = _upright(_as_rgb(image), _orientation(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(f"the {name} file has too many pixels: {error}") from error
+    except _DAMAGE as error:
+        words = str(error) or type(error).__name__
+        raise PictureError(f"the {name} file cannot be read: {words}") from error
+    upright.info = {}  # what it said of the file (an orientation!) is no longer true
+    return upright
+
+
+def _reader(data: bytes) -> tuple[str, Callable[[BytesIO], ImageFile]]:
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP", WebPImageFile
+    for start, found in _READERS.items():
+        if data.startswith(start):
+            return found
+    raise PictureError(f"expected a {_ALLOWED} file, got {_looks_like(data)}")
+
+
+def _looks_like(data: bytes) -> str:
+    """What the file seems to be, for the message."""
+    if not data:
+        return "an empty one"
+    if data[4:8] == b"ftyp":
+        return _BRANDS.get(data[8:12], "a video or HEIC picture")
+    if data[128:132] == b"DICM":
+        return "a DICOM picture"
+    head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()
+    for start, what in _OTHERS:
+        if data.startswith(start) or head.startswith(start):
+            return what
+    text = head.lower()
+    for tag, what in (
+        (b"<svg", "an SVG drawing"),
+        (b"<html", "a web page"),
+        (b"<!doctype html", "a web page"),
+    ):
+        if text.startswith(b"<") and tag in text:
+            return what
+    return f"something that begins with the bytes {data[:8].hex(' ')}"
+
+
+def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise PictureError(
+            f"{width} x {height} pixels are more than the allowed {limits.max_pixels}"
+        )
+    if width < 1 or height < 1:
+        raise PictureError(f"the file says it has {width} x {height} pixels")
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB on a white ground, detached from the file."""
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        whites = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
+        return Image.fromarray(_eight_bits(np.asarray(image), whites)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    seen = image.convert("RGBA")
+    ground = Image.new("RGB", seen.size, "white")
+    ground.paste(seen, mask=seen.getchannel("A"))
+    return ground
+
+
+def _eight_bits(values: NDArray[np.generic], whites: tuple[float, ...]) -> NDArray[np.uint8]:
+    """Grey (H, W) of no declared range as 0..255; what is not a finite number becomes black."""
+    grey = values.astype(np.float64)
+    finite = np.isfinite(grey)
+    if not finite.any():
+        return np.zeros(grey.shape, np.uint8)
+    least, most = float(grey[finite].min()), float(grey[finite].max())
+    white = next((white for white in whites if least >= 0 and most <= white), None)
+    black, white = (least, most) if white is None else (0.0, white)
+    scaled = (np.where(finite, grey, black) - black) / ((white - black) or 1.0)
+    return np.rint(scaled * 255).astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 (upright) if there is none or it cannot be read.
+
+    To be read after the pixels: a PNG may hold it behind them, and a TIFF is turned by its reader.
+    """
+    try:
+        return int(image.getexif().get(Base.Orientation, 1))
+    except _DAMAGE:
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _UPRIGHT.get(orientation)
+    return image if turn is None else image.transpose(turn)

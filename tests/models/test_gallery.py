@@ -1,0 +1,383 @@
+"""Many pictures become features: in order, each once, whatever happens to some of them."""
+
+import hashlib
+import io
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from models.backbone import Backbone, Preparation, load_backbone
+from models.engine import Engine, Maps, OpenVINOEngine, Pixels, TorchEngine
+from models.features import FeatureCache, KeptMaps, ReferenceIndex, as_kept, prepare
+from models.gallery import Gallery, Item
+from studio.errors import PictureError
+from studio.pictures import Picture, PictureFetcher, PictureLimits, decode
+
+SMALL = Preparation(36, 32)
+
+
+class Counting:
+    """An engine that notes how many pictures each call had."""
+
+    name = "counting"
+
+    def __init__(self, inner: Engine) -> None:
+        self.inner = inner
+        self.calls: list[int] = []
+
+    def maps(self, batch: Pixels) -> Maps:
+        self.calls.append(len(batch))
+        return self.inner.maps(batch)
+
+
+class Shelf:
+    """Pictures in memory, handed out as the fetcher does, counted."""
+
+    def __init__(self, blobs: dict[str, bytes]) -> None:
+        self.blobs = blobs
+        self.fetched: Counter[str] = Counter()
+        self.tasks: dict[str, int | None] = {}
+
+    def __call__(self, ref: str, task_id: int | None) -> Picture:
+        self.fetched[ref] += 1
+        self.tasks[ref] = task_id
+        if ref not in self.blobs:
+            raise PictureError("HTTP 404: not found")
+        data = self.blobs[ref]
+        return Picture(hashlib.sha256(data).hexdigest(), data)
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def shelf(count: int) -> Shelf:
+    return Shelf({f"{i}.png": png(i) for i in range(count)})
+
+
+def items(count: int) -> list[Item]:
+    return [(f"{i}.png", i) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Engine:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.ReLU6()).eval()
+    return TorchEngine(Backbone("tiny", module, 8, 4, SMALL, "tiny-0"))
+
+
+def expected(engine: Engine, data: bytes, *, mirrored: bool = False) -> KeptMaps:
+    """One picture, by hand."""
+    pixels = prepare(Image.open(io.BytesIO(data)), SMALL)[None]
+    return as_kept(engine.maps(pixels[..., ::-1] if mirrored else pixels)[0])
+
+
+def assert_close(found: Any, right: KeptMaps) -> None:
+    """Equal up to one step of 256: batches of other sizes may round otherwise."""
+    assert isinstance(found, np.ndarray)
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, right, atol=float(np.ptp(right)) / 255 + 1e-3)
+
+
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 200])
+def test_every_item_gets_its_own_maps_in_order(count: int, tiny: Engine) -> None:
+    source = shelf(count)
+    found = Gallery(source, tiny, SMALL).maps(items(count))
+    assert len(found) == count
+    for i, maps in enumerate(found):
+        assert_close(maps, expected(tiny, source.blobs[f"{i}.png"]))
+
+
+def test_pictures_are_inferred_in_true_batches(tiny: Engine) -> None:
+    engine = Counting(tiny)
+    Gallery(shelf(100), engine, SMALL).maps(items(100))
+    assert sum(engine.calls) == 100
+    assert len(engine.calls) <= 5
+
+
+def test_the_fetcher_learns_the_task(tiny: Engine) -> None:
+    source = shelf(3)
+    Gallery(source, tiny, SMALL).maps([("0.png", 17), ("1.png", None)])
+    assert source.tasks == {"0.png": 17, "1.png": None}
+
+
+def test_mirrored_maps_are_those_of_the_flipped_picture(tiny: Engine) -> None:
+    source = shelf(2)
+    gallery = Gallery(source, tiny, SMALL)
+    for i, maps in enumerate(gallery.maps(items(2), mirrored=True)):
+        assert_close(maps, expected(tiny, source.blobs[f"{i}.png"], mirrored=True))
+
+
+def test_pairs_fetch_and_decode_each_picture_once(
+    tiny: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: Counter[bytes] = Counter()
+
+    def counting(data: bytes, **how: Any) -> Image.Image:
+        decoded[data] += 1
+        return decode(data, **how)
+
+    monkeypatch.setattr("models.gallery.decode", counting)
+    source = shelf(40)
+    pairs = Gallery(source, tiny, SMALL).pairs(items(40))
+    assert set(source.fetched.values()) == set(decoded.values()) == {1}
+    assert len(pairs) == len(decoded) == 40
+    for i, pair in enumerate(pairs):
+        assert isinstance(pair, tuple)
+        plain, mirrored = pair
+        assert_close(plain, expected(tiny, source.blobs[f"{i}.png"]))
+        assert_close(mirrored, expected(tiny, source.blobs[f"{i}.png"], mirrored=True))
+
+
+def caches(root: Path) -> dict[str, Any]:
+    return {
+        "cache": FeatureCache(root / "features", "tiny-0"),
+        "index": ReferenceIndex(root / "index"),
+    }
+
+
+def test_the_second_time_nothing_is_fetched_or_inferred(tiny: Engine, tmp_path: Path) -> None:
+    source, engine = shelf(20), Counting(tiny)
+    gallery = Gallery(source, engine, SMALL, **caches(tmp_path))
+    first = gallery.maps(items(20))
+    source.fetched.clear()
+    engine.calls.clear()
+    second = Gallery(source, engine, SMALL, **caches(tmp_path)).maps(items(20))
+    assert not source.fetched
+    assert not engine.calls
+    for one, other in zip(first, second, strict=True):
+        assert isinstance(one, np.ndarray)
+        np.testing.assert_array_equal(one, other)
+
+
+def test_only_what_is_missing_is_inferred(tiny: Engine, tmp_path: Path) -> None:
+    source, engine = shelf(20), Counting(tiny)
+    gallery = Gallery(source, engine, SMALL, **caches(tmp_path))
+    gallery.maps(items(12))
+    engine.calls.clear()
+    found = gallery.maps(items(20))
+    assert sum(engine.calls) == 8
+    for i, maps in enumerate(found):
+        assert_close(maps, expected(tiny, source.blobs[f"{i}.png"]))
+
+
+def test_a_picture_known_under_another_reference_is_not_inferred(
+    tiny: Engine, tmp_path: Path
+) -> None:
+    source, engine = shelf(1), Counting(tiny)
+    source.blobs["copy.png"] = source.blobs["0.png"]
+    gallery = Gallery(source, engine, SMALL, **caches(tmp_path))
+    gallery.maps([("0.png", None)])
+    gallery.maps([("copy.png", None)])
+    assert engine.calls == [1]
+
+
+def test_one_view_in_the_cache_is_not_both(tiny: Engine, tmp_path: Path) -> None:
+    source = shelf(3)
+    gallery = Gallery(source, tiny, SMALL, **caches(tmp_path))
+    gallery.maps(items(3))
+    for i, pair in enumerate(gallery.pairs(items(3))):
+        assert isinstance(pair, tuple)
+        assert_close(pair[1], expected(tiny, source.blobs[f"{i}.png"], mirrored=True))
+
+
+def test_pruned_features_are_fetched_again(tiny: Engine, tmp_path: Path) -> None:
+    source, parts = shelf(3), caches(tmp_path)
+    gallery = Gallery(source, tiny, SMALL, **parts)
+    gallery.maps(items(3))
+    parts["cache"].prune(0)
+    assert all(isinstance(maps, np.ndarray) for maps in gallery.maps(items(3)))
+    assert set(source.fetched.values()) == {2}
+
+
+def test_an_old_reference_is_fetched_again_and_may_have_changed(
+    tiny: Engine, tmp_path: Path
+) -> None:
+    source = shelf(2)
+    gallery = Gallery(source, tiny, SMALL, max_age_s=-1, **caches(tmp_path))
+    gallery.maps([("0.png", None)])
+    source.blobs["0.png"] = source.blobs["1.png"]
+    (found,) = gallery.maps([("0.png", None)])
+    assert_close(found, expected(tiny, source.blobs["1.png"]))
+
+
+def test_bad_pictures_cost_themselves_only(tiny: Engine) -> None:
+    source = shelf(50)
+    whole = source.blobs["7.png"]
+    source.blobs |= {"7.png": whole[: len(whole) // 2], "8.png": b"<html>", "9.png": b""}
+    del source.blobs["10.png"]
+    for i, found in enumerate(Gallery(source, tiny, SMALL).maps(items(50))):
+        if i in {7, 8, 9, 10}:
+            assert isinstance(found, PictureError)
+            assert found.reason
+        else:
+            assert_close(found, expected(tiny, source.blobs[f"{i}.png"]))
+
+
+def test_limits_are_kept(tiny: Engine) -> None:
+    gallery = Gallery(shelf(1), tiny, SMALL, limits=PictureLimits(max_pixels=100))
+    (found,) = gallery.maps(items(1))
+    assert isinstance(found, PictureError)
+    assert "pixels" in found.reason
+
+
+def test_an_error_of_ours_is_not_hidden(tiny: Engine) -> None:
+    def fetch(ref: str, task_id: int | None) -> Picture:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        Gallery(fetch, tiny, SMALL).maps(items(5))
+
+
+def test_progress_counts_up_to_all(tiny: Engine) -> None:
+    steps: list[tuple[int, int]] = []
+    source = shelf(40)
+    del source.blobs["3.png"]
+    Gallery(source, tiny, SMALL).maps(items(40), progress=lambda n, of: steps.append((n, of)))
+    assert steps == [(n, 40) for n in range(1, 41)]
+
+
+def test_pairs_report_progress_and_errors(tiny: Engine) -> None:
+    steps: list[tuple[int, int]] = []
+    pairs = Gallery(shelf(1), tiny, SMALL).pairs(
+        items(2), progress=lambda n, of: steps.append((n, of))
+    )
+    assert isinstance(pairs[1], PictureError)
+    assert steps == [(1, 2), (2, 2)]
+
+
+def test_a_stream_gives_each_position_once(tiny: Engine) -> None:
+    positions = [position for position, _ in Gallery(shelf(70), tiny, SMALL).stream(items(70))]
+    assert sorted(positions) == list(range(70))
+
+
+def test_a_stream_runs_only_a_little_ahead(tiny: Engine) -> None:
+    """Ten thousand items; after the first result, at most the window has been fetched."""
+    source = shelf(4)
+    many = [(f"{i % 4}.png", None) for i in range(10_000)]
+    stream = Gallery(source, tiny, SMALL).stream(many)
+    next(stream)
+    stream.close()
+    assert sum(source.fetched.values()) <= 256
+
+
+def test_leaving_a_stream_leaves_no_thread_behind(tiny: Engine) -> None:
+    for _ in Gallery(shelf(60), tiny, SMALL).stream(items(60)):
+        break
+    assert not [thread for thread in threading.enumerate() if "gallery" in thread.name]
+
+
+def test_fetching_goes_on_while_the_engine_runs(tiny: Engine) -> None:
+    """The first batch is held in the engine until a later picture has been fetched."""
+    source = shelf(100)
+    later = threading.Event()
+
+    def fetch(ref: str, task_id: int | None) -> Picture:
+        if ref == "90.png":
+            later.set()
+        return source(ref, task_id)
+
+    class Slow:
+        name = "slow"
+        overlapped: bool | None = None
+
+        def maps(self, batch: Pixels) -> Maps:
+            if self.overlapped is None:
+                self.overlapped = later.wait(timeout=20)
+            return tiny.maps(batch)
+
+    engine = Slow()
+    Gallery(fetch, engine, SMALL, threads=1).maps(items(100))
+    assert engine.overlapped
+
+
+def test_one_slow_picture_does_not_hold_up_the_others(tiny: Engine) -> None:
+    source = shelf(80)
+    release = threading.Event()
+
+    def fetch(ref: str, task_id: int | None) -> Picture:
+        if ref == "0.png":
+            assert release.wait(timeout=20)
+        return source(ref, task_id)
+
+    seen = []
+    for position, _ in Gallery(fetch, tiny, SMALL).stream(items(80)):
+        seen.append(position)
+        release.set()
+    assert seen[0] != 0
+    assert 0 in seen
+
+
+def test_requests_may_share_a_gallery(tiny: Engine, tmp_path: Path) -> None:
+    source = shelf(40)
+    gallery = Gallery(source, tiny, SMALL, threads=3, **caches(tmp_path))
+    right = [expected(tiny, source.blobs[f"{i}.png"]) for i in range(40)]
+    with ThreadPoolExecutor(6) as pool:
+        for found in pool.map(gallery.maps, [items(40)] * 6):
+            for one, other in zip(found, right, strict=True):
+                assert_close(one, other)
+
+
+def test_a_cache_that_cannot_be_written_changes_nothing(tiny: Engine, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    source = shelf(5)
+    found = Gallery(source, tiny, SMALL, **caches(tmp_path / "file")).maps(items(5))
+    for i, maps in enumerate(found):
+        assert_close(maps, expected(tiny, source.blobs[f"{i}.png"]))
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def photo_server(shared: Path) -> Iterator[str]:
+    """The Grocery photos over HTTP."""
+    handler = partial(Quiet, directory=str(shared / "data/grocery/train/Fruit"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_photos_over_http_with_one_missing(shared: Path, photo_server: str) -> None:
+    """Real fetcher, real photos, real backbone: only the missing one has no features."""
+    backbone = load_backbone()
+    folder = shared / "data/grocery/train/Fruit"
+    files = [*sorted(folder.glob("Banana/*.jpg"))[:6], *sorted(folder.glob("Lemon/*.jpg"))[:6]]
+    refs: list[Item] = [(f"{photo_server}/{f.relative_to(folder)}", None) for f in files]
+    refs.insert(5, (f"{photo_server}/Banana/none.jpg", None))
+    with PictureFetcher(None, None, PictureLimits(), allow_private=True) as fetcher:
+        gallery = Gallery(
+            lambda ref, task: fetcher.fetch(ref, task_id=task),
+            OpenVINOEngine(backbone),
+            backbone.preparation,
+        )
+        found = gallery.maps(refs)
+    missing = found.pop(5)
+    assert isinstance(missing, PictureError)
+    assert "404" in missing.reason
+    right = TorchEngine(backbone).maps(
+        np.stack([prepare(Image.open(file), backbone.preparation) for file in files])
+    )
+    for maps, one in zip(found, right, strict=True):
+        assert isinstance(maps, np.ndarray)
+        assert np.linalg.norm(maps - one) < 0.01 * np.linalg.norm(one)

@@ -1,0 +1,188 @@
+"""Only the public internet may be reached, however an address is written."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from studio.addresses import AddressRules, Origin, not_public, shown, system_resolver
+from studio.errors import PictureError
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "0.0.0.0",
+        "10.1.2.3",
+        "100.64.0.1",
+        "100.100.100.200",
+        "127.0.0.1",
+        "127.255.255.254",
+        "168.63.129.16",
+        "169.254.169.254",
+        "172.31.255.255",
+        "192.0.0.192",
+        "192.168.1.1",
+        "198.18.0.1",
+        "224.0.0.1",
+        "239.1.1.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "::7f00:1",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::169.254.169.254",
+        "64:ff9b:1::10.0.0.1",
+        "2001:0:1::1",
+        "2001:db8::1",
+        "2002:7f00:1::",
+        "2002:c0a8:101::1",
+        "3fff::1",
+        "5f00::1",
+        "fc00::1",
+        "fd00:ec2::254",
+        "fe80::1",
+        "fe80::1%lo",
+        "fec0::1",
+        "ff02::1",
+        "ff0e::1",
+        "127.1",
+        "nonsense",
+    ],
+)
+def test_what_is_not_public_is_named(address: str) -> None:
+    assert not_public(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "8.8.8.8",
+        "172.32.0.1",
+        "100.128.0.1",
+        "::ffff:8.8.8.8",
+        "64:ff9b::8.8.8.8",
+        "2002:808:808::1",
+        "2606:4700::1111",
+    ],
+)
+def test_a_public_address_passes(address: str) -> None:
+    assert not_public(address) is None
+
+
+@settings(deadline=None)
+@given(st.ip_addresses(v=4))
+def test_an_embedded_address_is_judged_like_the_plain_one(address: object) -> None:
+    plain = not_public(str(address))
+    assert not_public(f"::ffff:{address}") == plain
+    assert not_public(f"64:ff9b::{address}") == plain
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://",
+        "http:///cat.jpg",
+        "http:cat.jpg",
+        "http://user@pictures.example/",
+        "http://user:secret@pictures.example/",
+        "http://pictures.example@127.0.0.1/",
+        "http://pictures.example\\@127.0.0.1/",
+        "http://127.0.0.1\\.pictures.example/",
+        "http://pictures.example:99999/",
+        "http://pictures.example:port/",
+        "http://[::1/",
+        "http://[nonsense]/",
+        "http://pictures.example/a\r\nHost: other",
+        "http://pictures.example/\x00",
+        "http://\uff11\uff12\uff17.0.0.1/",
+        "ftp://pictures.example/",
+        "file:///etc/passwd",
+    ],
+)
+def test_an_address_that_readers_could_disagree_on_is_refused(url: str) -> None:
+    with pytest.raises(PictureError):
+        Origin.of(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("http://Pictures.Example/", Origin("http", "pictures.example", 80)),
+        ("https://pictures.example.:8443", Origin("https", "pictures.example", 8443)),
+        ("http://[::1]:8080/a?b#c", Origin("http", "::1", 8080)),
+        ("http://b\u00fccher.example/", Origin("http", "xn--bcher-kva.example", 80)),
+    ],
+)
+def test_an_origin_has_one_form(url: str, origin: Origin) -> None:
+    assert Origin.of(url) == origin
+
+
+def rules(
+    *addresses: str, own: str | None = None, private: bool = False, hosts: tuple[str, ...] = ()
+) -> AddressRules:
+    """Rules in whose world every name stands for these addresses."""
+    found = None if own is None else Origin.of(own)
+    return AddressRules(found, private, frozenset(hosts), lambda host, port: addresses)
+
+
+@pytest.mark.parametrize(
+    "host", ["2130706433", "0x7f000001", "0177.0.0.1", "0x7f.1", "127.1", "017700000001", "1"]
+)
+def test_a_number_written_oddly_is_refused_even_if_it_stands_for_a_public_address(
+    host: str,
+) -> None:
+    with pytest.raises(PictureError, match="unusual way"):
+        rules("8.8.8.8").addresses(Origin.of(f"http://{host}/"))
+
+
+def test_one_private_address_among_public_ones_refuses_the_host() -> None:
+    with pytest.raises(PictureError, match="link-local"):
+        rules("8.8.8.8", "169.254.169.254").addresses(Origin.of("http://pictures.example/"))
+
+
+def test_a_literal_address_is_not_looked_up() -> None:
+    with pytest.raises(PictureError, match="loopback"):
+        rules("8.8.8.8").addresses(Origin.of("http://127.0.0.1/"))
+
+
+def test_label_studio_may_be_private_at_its_own_port_only() -> None:
+    found = rules("10.0.0.1", own="http://studio.internal:8080")
+    assert found.addresses(Origin.of("http://studio.internal:8080/data")) == ("10.0.0.1",)
+    for other in ("http://studio.internal/", "https://studio.internal:8080/"):
+        with pytest.raises(PictureError, match="private"):
+            found.addresses(Origin.of(other))
+
+
+def test_a_named_host_may_be_private_and_is_then_the_only_one() -> None:
+    found = rules("10.0.0.1", hosts=("store.internal",))
+    assert found.addresses(Origin.of("http://store.internal/")) == ("10.0.0.1",)
+    with pytest.raises(PictureError, match=r"pictures\.example is not one of the allowed hosts"):
+        found.addresses(Origin.of("http://pictures.example/"))
+
+
+def test_label_studio_needs_not_be_named_among_the_hosts() -> None:
+    found = rules("10.0.0.1", own="http://studio.internal", hosts=("store.internal",))
+    assert found.addresses(Origin.of("http://studio.internal/"))
+
+
+def test_everything_may_be_private_if_asked_for() -> None:
+    assert rules("10.0.0.1", private=True).addresses(Origin.of("http://store.internal/"))
+
+
+def test_a_name_without_address_is_an_error() -> None:
+    with pytest.raises(OSError, match="no address"):
+        rules().addresses(Origin.of("http://pictures.example/"))
+
+
+def test_the_system_knows_this_machine_and_refuses_a_name_that_is_none() -> None:
+    assert set(system_resolver("localhost", 80)) & {"127.0.0.1", "::1"}
+    with pytest.raises(OSError, match="not a valid host name"):
+        system_resolver("a" * 64 + ".example", 80)
+
+
+def test_a_shown_address_is_short_and_keeps_secrets() -> None:
+    text = shown("https://me:secret@store.example/" + "x" * 500 + "?signature=secret#secret")
+    assert len(text) < 110
+    assert "secret" not in text

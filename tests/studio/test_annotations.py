@@ -1,0 +1,485 @@
+"""Annotations -> targets at any depth, and a reason for each annotation that teaches nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hierarchy.tree import LabelTree
+from studio.annotations import Ignored, Label, TaskLabels, read_task
+from studio.errors import AnnotationError
+from studio.labelconfig import LabelConfig, parse_label_config
+from tests.studio.configs import (
+    GROCERY,
+    cascade_xml,
+    choice,
+    choices_xml,
+    taxonomy_xml,
+    tree_of,
+    trees,
+    view,
+)
+
+TREE = tree_of(GROCERY)
+TAXONOMY = parse_label_config(taxonomy_xml(TREE))
+FLAT = parse_label_config(choices_xml(["Milk", "Juice"]))
+WHEN = 'visibleWhen="choice-selected" whenTagName="l1" whenChoiceValue='
+
+
+def level(name: str, *names: str, more: str = "") -> str:
+    return f'<Choices name="{name}" toName="image" {more}>{"".join(map(choice, names))}</Choices>'
+
+
+#: The names that the recorded cascade uses.
+CASCADE = parse_label_config(
+    view(
+        level("l1", "Fruit", "Vegetables"),
+        level("l2_Fruit", "Apple", "Avocado", more=f'{WHEN}"Fruit"'),
+        level("l2_Vegetables", "Onion", "Avocado", more=f'{WHEN}"Vegetables"'),
+    )
+)
+SHARED = parse_label_config(
+    view(
+        level("l1", "Fruit", "Vegetables"),
+        level("l2", "Fresh", "Frozen", more=f'{WHEN}"Fruit,Vegetables"'),
+    )
+)
+
+
+def taxonomy(*paths: object, **more: object) -> dict[str, object]:
+    """A result of the Taxonomy."""
+    return {
+        "from_name": "label",
+        "to_name": "image",
+        "type": "taxonomy",
+        "value": {"taxonomy": list(paths)},
+        **more,
+    }
+
+
+def ticked(control: str, *names: object, **more: object) -> dict[str, object]:
+    """A result of one Choices."""
+    return {
+        "from_name": control,
+        "to_name": "image",
+        "type": "choices",
+        "value": {"choices": list(names)},
+        **more,
+    }
+
+
+def annotation(*results: object, number: int = 5, **more: object) -> dict[str, object]:
+    return {"id": number, "result": list(results), **more}
+
+
+def read(config: LabelConfig, *annotations: object) -> TaskLabels:
+    task = {"id": 1, "data": {"image": "/a.jpg"}, "annotations": list(annotations)}
+    return read_task(task, config)
+
+
+def label(config: LabelConfig, *results: object, **more: Any) -> Label:
+    """The label of a task with one annotation that counts."""
+    found = read(config, annotation(*results, **more))
+    assert found.ignored == ()
+    assert len(found.labels) == 1
+    return found.labels[0]
+
+
+def reason(config: LabelConfig, *results: object, **more: Any) -> str:
+    """Why a task's only annotation does not count."""
+    found = read(config, annotation(*results, **more))
+    assert found.labels == ()
+    assert len(found.ignored) == 1
+    return found.ignored[0].reason
+
+
+def target(config: LabelConfig, *results: object) -> tuple[str, ...]:
+    return config.tree.path(label(config, *results).target)
+
+
+# What was recorded
+
+
+@pytest.fixture
+def recorded(shared: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        (shared / "label-studio" / "annotation_results.json").read_text()
+    )
+    return found
+
+
+def test_recorded_coarse_pre_label_accepted_is_a_coarse_target(recorded: dict[str, Any]) -> None:
+    body = recorded["taxonomy: pre-label accepted as is (coarse)"]
+    found = read(TAXONOMY, {"id": 1, **body}).labels[0]
+    assert TREE.path(found.target) == ("Fruit",)
+    assert (found.origin, found.parent_prediction) == ("prediction", 156)
+
+
+def test_recorded_change_to_a_leaf_is_the_leaf(recorded: dict[str, Any]) -> None:
+    body = recorded["taxonomy: annotator changed coarse pre-label to leaf"]
+    found = read(TAXONOMY, {"id": 1, **body}).labels[0]
+    assert TREE.path(found.target) == ("Fruit", "Apple", "Granny-Smith")
+    assert found.origin == "prediction-changed"
+
+
+def test_recorded_unknown_path_is_ignored(recorded: dict[str, Any]) -> None:
+    body = recorded["taxonomy: path not in the tree, submitted as is"]
+    assert read(TAXONOMY, {"id": 1, **body}).ignored == (
+        Ignored(1, '"Nope / X" is not in the label tree'),
+    )
+
+
+def test_recorded_flat_list_is_ignored(recorded: dict[str, Any]) -> None:
+    body = recorded["taxonomy: malformed flat list, submitted as is"]
+    assert "expected a list of paths, got a string" in reason(TAXONOMY, *body["result"])
+
+
+def test_recorded_nested_choices_are_not_read_as_flat_ones(recorded: dict[str, Any]) -> None:
+    body = recorded["nested choices: annotator ticks Fruit"]
+    assert "expected a list of strings, got a list" in reason(FLAT, *body["result"])
+
+
+def test_recorded_cascade_is_one_path(recorded: dict[str, Any]) -> None:
+    body = recorded["cascade: level 2 changed Apple->Avocado"]
+    found = label(CASCADE, *body["result"])
+    assert CASCADE.tree.path(found.target) == ("Fruit", "Avocado")
+    assert found.origin == "prediction-changed"
+    top = recorded["cascade: level 1 changed Fruit->Vegetables (hidden lower levels are dropped)"]
+    assert target(CASCADE, *top["result"]) == ("Vegetables",)
+
+
+def test_recorded_answer_about_a_region_is_ignored(recorded: dict[str, Any]) -> None:
+    body = recorded["rectangle + perRegion taxonomy"]
+    assert "region of the picture" in reason(TAXONOMY, *body["result"])
+
+
+def test_recorded_webhook_annotation_is_read(shared: Path) -> None:
+    text = (shared / "label-studio" / "webhook_ANNOTATION_CREATED.json").read_text()
+    body = json.loads(text)["request_body"]
+    found = read_task({**body["task"], "annotations": [body["annotation"]]}, TAXONOMY)
+    assert found.picture == "/data/upload/1/9609eab5-Anjou_012.jpg"
+    assert found.labels == (
+        Label(
+            task_id=1,
+            annotation_id=1,
+            target=TREE.index(("Fruit",)),
+            nodes=(TREE.index(("Fruit",)),),
+            annotator=1,
+            updated_at="2026-11-23T13:33:22.003558Z",
+            ground_truth=False,
+            origin=None,
+            parent_prediction=None,
+        ),
+    )
+
+
+def test_recorded_skip_is_ignored(shared: Path) -> None:
+    text = (shared / "label-studio" / "webhook_ANNOTATION_CREATED_skipped_task.json").read_text()
+    body = json.loads(text)["request_body"]
+    assert read(TAXONOMY, body["annotation"]).ignored == (Ignored(2, "skipped by the annotator"),)
+
+
+# Taxonomy
+
+
+def test_an_ancestor_beside_its_descendant_means_the_descendant() -> None:
+    found = label(
+        TAXONOMY, taxonomy(["Fruit"], ["Fruit", "Apple", "Granny-Smith"], ["Fruit", "Apple"])
+    )
+    assert found.nodes == (TREE.index(("Fruit", "Apple", "Granny-Smith")),)
+    assert found.target == found.nodes[0]
+    assert found.note == ""
+
+
+def test_several_answers_count_for_what_is_above_all_of_them() -> None:
+    found = label(TAXONOMY, taxonomy(["Fruit", "Avocado"], ["Fruit", "Apple", "Granny-Smith"]))
+    assert TREE.path(found.target) == ("Fruit",)
+    assert {TREE.path(node) for node in found.nodes} == {
+        ("Fruit", "Avocado"),
+        ("Fruit", "Apple", "Granny-Smith"),
+    }
+
+
+def test_several_answers_with_nothing_above_them_are_ignored() -> None:
+    message = reason(TAXONOMY, taxonomy(["Fruit"], ["Vegetables"]))
+    assert message == 'several answers with nothing above them all: "Fruit", "Vegetables"'
+
+
+def test_a_vanished_path_counts_for_its_nearest_ancestor_and_says_so() -> None:
+    found = label(TAXONOMY, taxonomy(["Fruit", "Apple", "Gala", "Royal"]))
+    assert TREE.path(found.target) == ("Fruit", "Apple")
+    assert (
+        found.note
+        == '"Fruit / Apple / Gala / Royal" is not in the label tree; counts for "Fruit / Apple"'
+    )
+
+
+def test_one_bad_path_does_not_spoil_a_good_one() -> None:
+    found = label(TAXONOMY, taxonomy(["Fruit"], 7, ["Nope"]))
+    assert TREE.path(found.target) == ("Fruit",)
+    assert "got a number" in found.note
+    assert '"Nope" is not in the label tree' in found.note
+
+
+def test_an_alias_is_the_answer_and_the_shown_words_are_understood_too() -> None:
+    config = parse_label_config(taxonomy_xml(TREE, aliased=True))
+    shown = [config.titles[node] for node in TREE.ancestors(TREE.index(("Fruit", "Avocado")))]
+    assert target(config, taxonomy(["Fruit", "Avocado"])) == ("Fruit", "Avocado")
+    assert target(config, taxonomy(shown)) == ("Fruit", "Avocado")
+    assert target(config, taxonomy([shown[0], "Avocado"])) == ("Fruit", "Avocado")
+
+
+def test_a_path_cut_at_a_separator_inside_a_name_is_put_together() -> None:
+    xml = taxonomy_xml(tree_of([("Bread / Rolls", "Rye"), ("Milk",)]))
+    config = parse_label_config(xml)
+    assert target(config, taxonomy(["Bread", "Rolls", "Rye"])) == ("Bread / Rolls", "Rye")
+    assert target(config, taxonomy(["Bread / Rolls", "Rye"])) == ("Bread / Rolls", "Rye")
+    assert reason(config, taxonomy(["Bread", "Rye"])) == '"Bread / Rye" is not in the label tree'
+
+
+@pytest.mark.parametrize("bad", [None, 3, "Fruit", {"taxonomy": 1}, {"taxonomy": None}, {}])
+def test_a_value_of_another_shape_is_ignored(bad: object) -> None:
+    assert "expected a list" in reason(TAXONOMY, {"from_name": "label", "value": bad})
+
+
+@pytest.mark.parametrize("bad", [[], [""], [None], ["Fruit", 3], {"a": 1}])
+def test_a_path_of_another_shape_is_ignored(bad: object) -> None:
+    assert "expected a list of paths" in reason(TAXONOMY, taxonomy(bad))
+
+
+def test_results_of_other_controls_are_left_out() -> None:
+    other = {"from_name": "blurred", "type": "choices", "value": {"choices": ["yes"]}}
+    assert target(TAXONOMY, other, taxonomy(["Fruit"]), "junk") == ("Fruit",)
+    assert reason(TAXONOMY, other) == "holds no result of label"
+
+
+# Flat Choices and cascades
+
+
+def test_a_flat_choice_is_its_node() -> None:
+    assert target(FLAT, ticked("label", "Juice")) == ("Juice",)
+
+
+def test_an_unknown_choice_is_ignored_with_its_name() -> None:
+    assert reason(FLAT, ticked("label", "Beer")) == '"Beer" is no choice of "label"'
+
+
+def test_two_flat_choices_have_nothing_above_them() -> None:
+    assert "nothing above" in reason(FLAT, ticked("label", "Juice", "Milk"))
+
+
+def test_an_aliased_choice_is_known_by_alias_and_by_value() -> None:
+    inner = choice("M", title="Milk") + choice("J", title="Juice")
+    config = parse_label_config(view(f'<Choices name="label" toName="image">{inner}</Choices>'))
+    assert target(config, ticked("label", "J")) == ("J",)
+    assert target(config, ticked("label", "Juice")) == ("J",)
+
+
+@pytest.mark.parametrize("control", ["Taxonomy", "Choices"])
+def test_an_alias_goes_before_the_same_word_shown_elsewhere(control: str) -> None:
+    inner = choice("x", title="M") + choice("M", title="Q")
+    config = parse_label_config(view(f'<{control} name="label" toName="image">{inner}</{control}>'))
+    result = taxonomy(["M"]) if control == "Taxonomy" else ticked("label", "M")
+    assert label(config, result).nodes == (config.tree.index(("M",)),)
+
+
+def test_the_levels_of_a_cascade_make_one_path_in_any_order() -> None:
+    found = [ticked("l2_Vegetables", "Avocado"), ticked("l1", "Vegetables")]
+    assert target(CASCADE, *found) == ("Vegetables", "Avocado")
+    assert target(CASCADE, *reversed(found)) == ("Vegetables", "Avocado")
+
+
+def test_only_the_top_of_a_cascade_is_a_coarse_answer() -> None:
+    assert target(CASCADE, ticked("l1", "Fruit")) == ("Fruit",)
+
+
+def test_a_level_without_the_one_above_it_is_enough_where_it_tells() -> None:
+    assert target(CASCADE, ticked("l2_Fruit", "Avocado")) == ("Fruit", "Avocado")
+
+
+def test_a_shared_level_without_the_one_above_it_is_ignored() -> None:
+    assert "nothing above them all" in reason(SHARED, ticked("l2", "Fresh"))
+    assert target(SHARED, ticked("l1", "Fruit"), ticked("l2", "Fresh")) == ("Fruit", "Fresh")
+
+
+def test_a_level_that_does_not_belong_to_the_answer_above_is_left_out() -> None:
+    found = label(CASCADE, ticked("l1", "Vegetables"), ticked("l2_Fruit", "Apple"))
+    assert CASCADE.tree.path(found.target) == ("Vegetables",)
+    assert found.note == '"Apple" of "l2_Fruit" does not belong to the answer above it'
+
+
+def test_a_vanished_lower_choice_leaves_the_answer_above_and_says_so() -> None:
+    found = label(CASCADE, ticked("l1", "Fruit"), ticked("l2_Fruit", "Kiwi"))
+    assert CASCADE.tree.path(found.target) == ("Fruit",)
+    assert found.note == '"Kiwi" is no choice of "l2_Fruit"'
+
+
+def test_a_mixture_of_origins_has_changed_the_pre_label() -> None:
+    one = ticked("l1", "Fruit", origin="prediction")
+    two = ticked("l2_Fruit", "Apple", origin="manual")
+    assert label(CASCADE, one, two).origin == "prediction-changed"
+    assert label(CASCADE, one).origin == "prediction"
+
+
+# Annotations of a task
+
+
+def test_several_annotators_are_several_labels() -> None:
+    found = read(
+        TAXONOMY,
+        annotation(taxonomy(["Fruit"]), number=1, completed_by=7),
+        annotation(taxonomy(["Vegetables"]), number=2, completed_by={"id": 8, "email": "a@b.c"}),
+        annotation(taxonomy(["Fruit"]), number=3, completed_by="somebody"),
+    )
+    assert [one.annotator for one in found.labels] == [7, 8, None]
+
+
+def test_only_the_ground_truth_counts_where_there_is_one() -> None:
+    found = read(
+        TAXONOMY,
+        annotation(taxonomy(["Vegetables"]), number=1),
+        annotation(taxonomy(["Fruit"]), number=2, ground_truth=True),
+        annotation(number=3),
+    )
+    assert [(one.annotation_id, one.ground_truth) for one in found.labels] == [(2, True)]
+    assert found.ignored == (
+        Ignored(1, "another annotation is marked as ground truth"),
+        Ignored(3, "submitted without an answer"),
+    )
+
+
+def test_a_skipped_ground_truth_decides_nothing() -> None:
+    found = read(
+        TAXONOMY,
+        annotation(taxonomy(["Vegetables"]), number=1),
+        annotation(number=2, ground_truth=True, was_cancelled=True),
+    )
+    assert [one.annotation_id for one in found.labels] == [1]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [({"was_cancelled": True}, "skipped by the annotator"), ({"deleted": True}, "deleted")],
+)
+def test_withdrawn_annotations_are_ignored(more: dict[str, object], words: str) -> None:
+    assert reason(TAXONOMY, taxonomy(["Fruit"]), **more) == words
+
+
+def test_an_empty_annotation_is_ignored() -> None:
+    assert reason(TAXONOMY) == "submitted without an answer"
+    assert reason(TAXONOMY, taxonomy()) == "submitted without an answer"
+
+
+def test_the_time_falls_back_on_the_creation() -> None:
+    assert (
+        label(TAXONOMY, taxonomy(["Fruit"]), created_at="then", updated_at=None).updated_at
+        == "then"
+    )
+    assert label(TAXONOMY, taxonomy(["Fruit"])).updated_at == ""
+
+
+@pytest.mark.parametrize("entry", [None, 3, "x", [], {}, {"id": "5"}, {"id": True}, {"id": -1}])
+def test_an_annotation_of_another_shape_is_ignored(entry: object) -> None:
+    found = read(TAXONOMY, entry)
+    assert found.labels == ()
+    assert found.ignored[0].annotation_id is None
+    assert "expected" in found.ignored[0].reason
+
+
+def test_a_result_of_another_shape_is_ignored() -> None:
+    assert read(TAXONOMY, {"id": 5, "result": "x"}).ignored == (
+        Ignored(5, "result: expected a list, got a string"),
+    )
+
+
+@pytest.mark.parametrize("annotations", [None, []])
+def test_a_task_without_annotations_has_no_labels(annotations: object) -> None:
+    found = read_task({"id": 1, "data": {"image": "a"}, "annotations": annotations}, TAXONOMY)
+    assert (found.labels, found.ignored, found.picture) == ((), (), "a")
+    assert read_task({"id": 1}, TAXONOMY) == TaskLabels(1, None, (), (), {})
+
+
+def test_drafts_and_predictions_are_not_labels() -> None:
+    answer = annotation(taxonomy(["Fruit"]))
+    found = read_task({"id": 1, "drafts": [answer], "predictions": [answer]}, TAXONOMY)
+    assert (found.labels, found.ignored) == ((), ())
+
+
+@pytest.mark.parametrize("task", [None, [], "x", {}, {"id": None}, {"id": "1"}, {"id": 2**63}])
+def test_what_is_no_task_is_refused(task: object) -> None:
+    with pytest.raises(AnnotationError, match="integer id"):
+        read_task(task, TAXONOMY)
+
+
+# Properties
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+_names = st.sampled_from(["label", "l1", "l2_Fruit", "Fruit", "Apple", "Milk", "Avocado", ""])
+_values = st.dictionaries(
+    st.sampled_from(["taxonomy", "choices", "x"]),
+    st.lists(_names | st.lists(_names, max_size=3) | _json, max_size=3) | _json,
+    max_size=2,
+)
+_results = st.fixed_dictionaries(
+    {"from_name": _names}, optional={"value": _values | _json, "origin": _json}
+)
+_annotations = st.fixed_dictionaries(
+    {"id": st.integers(0, 9) | _json},
+    optional={
+        "result": st.lists(_results | _json, max_size=3) | _json,
+        **dict.fromkeys(("was_cancelled", "ground_truth", "completed_by", "updated_at"), _json),
+    },
+)
+_tasks = st.fixed_dictionaries(
+    {"id": st.integers(0, 9) | _json},
+    optional={"data": _json, "annotations": st.lists(_annotations | _json, max_size=3) | _json},
+)
+
+
+@given(_tasks | _json, st.sampled_from([TAXONOMY, CASCADE, FLAT, SHARED]))
+def test_any_json_is_read_or_refused_as_a_task(task: object, config: LabelConfig) -> None:
+    try:
+        found = read_task(task, config)
+    except AnnotationError:
+        return
+    for one in found.labels:
+        assert all(config.tree.covers(one.target, node) for node in one.nodes)
+    assert isinstance(task, dict)
+    entries = task.get("annotations")
+    if isinstance(entries, list):
+        assert len(found.labels) + len(found.ignored) == len(entries)
+
+
+@given(trees(), st.data())
+def test_any_set_of_paths_is_read_as_their_deepest_and_what_covers_these(
+    tree: LabelTree, data: st.DataObject
+) -> None:
+    config = parse_label_config(taxonomy_xml(tree))
+    nodes = data.draw(st.sets(st.sampled_from(range(len(tree))), min_size=1))
+    found = read(config, annotation(taxonomy(*(list(tree.path(node)) for node in nodes))))
+    deepest = {n for n in nodes if not any(n != m and tree.covers(n, m) for m in nodes)}
+    common = tree.common_ancestor(deepest)
+    if common is None:
+        assert found.labels == ()
+    else:
+        assert found.labels[0].target == common
+        assert found.labels[0].nodes == tuple(sorted(deepest))
+
+
+@given(trees(), st.data())
+def test_any_path_of_a_cascade_is_read_from_its_lowest_level_alone(
+    tree: LabelTree, data: st.DataObject
+) -> None:
+    """With one control a parent, each control's answer tells the whole path."""
+    config = parse_label_config(cascade_xml(tree))
+    node = data.draw(st.sampled_from(range(len(tree))))
+    assert label(config, ticked(config.controls[node], tree.names[node])).target == node

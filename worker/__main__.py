@@ -1,0 +1,75 @@
+"""`python -m worker` takes jobs; `python -m worker reconcile` asks for what is missing."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from redis import Redis
+from rq import Worker
+from rq.job import Job
+
+from worker.errors import MisconfiguredError
+from worker.parts import Parts
+from worker.queue import FINE_TUNE, QUEUE_NAME, REFRESH
+from worker.reconcile import Reconciler
+from worker.settings import Settings
+
+#: Nothing else runs, whatever is written into the queue: RQ imports any dotted name it reads.
+ALLOWED: Final = frozenset({FINE_TUNE, REFRESH})
+
+
+class OurJob(Job):
+    """A job whose function is one of ours."""
+
+    @property
+    def func(self) -> Callable[..., Any] | None:
+        """The function.
+
+        Raises:
+            PermissionError: the queue names another one.
+        """
+        if self.func_name not in ALLOWED:
+            raise PermissionError(f"this worker runs {sorted(ALLOWED)}, not {self.func_name!r:.80}")
+        function: Callable[..., Any] | None = super().func
+        return function
+
+
+def work(settings: Settings) -> None:
+    """Take jobs until told to stop; a job in hand is finished first."""
+    # Loaded before the fork, so that a job starts at once. None of it touches a GPU on import,
+    # which a forked process could not use any more.
+    import worker.jobs  # noqa: F401
+
+    connection = Redis.from_url(settings.redis_url)
+    Worker(
+        [QUEUE_NAME],
+        connection=connection,
+        serializer="json",
+        job_class=OurJob,
+        maintenance_interval=30,
+        job_monitoring_interval=5,
+    ).work(logging_level="INFO", with_scheduler=False)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the role named, from the environment's settings."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    settings = Settings.from_environ(os.environ)
+    if not settings.redis_url:
+        raise MisconfiguredError("REDIS_URL is not set: `hrn up` starts a Redis and sets it")
+    if arguments == ["reconcile"]:
+        stop = threading.Event()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, lambda *_: stop.set())
+        Reconciler(Parts(settings)).run(stop.is_set)
+    else:
+        work(settings)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""What the queue runs: plain data in, work done, a word on how it ended.
+
+A job is safe to run twice and to be killed at any line, since only publishing, its last act, changes anything.
+"""
+
+import logging
+import os
+import time
+from typing import Any
+
+from rq import get_current_job
+
+from models.errors import ModelError
+from studio.errors import LabelConfigError, StudioError, StudioUnavailableError
+from worker.errors import JobError
+from worker.order import Order
+from worker.parts import Parts
+from worker.progress import Progress
+from worker.queue import Board
+from worker.refreshing import refresh_predictions
+from worker.settings import Settings
+from worker.trainer import TooFewLabelsError
+from worker.training import Ended, run
+
+log = logging.getLogger(__name__)
+
+#: Seconds before a training that could not reach Label Studio is tried again, time after time.
+PAUSES = (30.0, 60.0, 120.0, 300.0, 600.0)
+
+
+def fine_tune(order: dict[str, Any]) -> dict[str, Any]:
+    """Queue entry: train one project. Its outcome is in the project's list of runs."""
+    parts = Parts(Settings.from_environ(os.environ))
+    current = get_current_job()
+    return train_once(Order.from_json(order), parts, current.id if current else "by-hand")
+
+
+def refresh(project: str, version: str) -> dict[str, Any]:
+    """Queue entry: give a project's open tasks the pre-labels of a version."""
+    parts = Parts(Settings.from_environ(os.environ))
+    try:
+        return refresh_predictions(project, version, parts)
+    except StudioError as error:  # the reconciler asks again; what is done stays done
+        log.warning("refresh stopped project=%s version=%s: %s", project, version, error)
+        return {"state": "stopped", "why": str(error)}
+
+
+def train_once(order: Order, parts: Parts, job_id: str) -> dict[str, Any]:
+    """Run one order to its end, whatever that is, and record it."""
+    board, started = parts.board, time.time()
+    progress = Progress(board, order.project, job_id, order.reason)
+    try:
+        with progress.heartbeat():
+            ended = _guarded(order, parts, progress)
+        return _record(board, order, job_id, started, ended)
+    except Exception as error:  # a fault of ours: told to people, and its traceback to the log
+        why = f"unexpected {type(error).__name__}: the worker's log has it under {job_id}"
+        _record(board, order, job_id, started, Ended("failed", why))
+        raise
+    finally:
+        board.finished(order.project, job_id)
+
+
+def _record(board: Board, order: Order, job_id: str, started: float, ended: Ended) -> dict[str, Any]:
+    outcome = {
+        "job": job_id,
+        "reason": order.reason,
+        "started_at": started,
+        "seconds": round(time.time() - started, 2),
+        **ended.to_json(),
+    }
+    board.log_run(order.project, outcome)
+    log.info(
+        "training ended job=%s project=%s state=%s: %s",
+        job_id,
+        order.project,
+        ended.state,
+        ended.why,
+    )
+    return outcome
+
+
+def _guarded(order: Order, parts: Parts, progress: Progress) -> Ended:
+    """Every way a training can end, in words for people."""
+    try:
+        return run(order, parts, progress)
+    except TooFewLabelsError as error:
+        return Ended("too few labels", str(error))
+    except StudioUnavailableError as error:
+        return _later(order, parts, str(error))
+    except JobError as error:
+        return Ended(type(error).__name__.removesuffix("Error").lower(), str(error))
+    except (StudioError, ModelError, FloatingPointError, LabelConfigError) as error:
+        log.warning("training failed project=%s: %s", order.project, error)
+        return Ended("failed", str(error))
+
+
+def _later(order: Order, parts: Parts, why: str) -> Ended:
+    if order.attempt >= len(PAUSES):
+        return Ended("failed", f"{why} (tried {order.attempt + 1} times)")
+    pause = PAUSES[order.attempt]
+    parts.board.postpone(order, pause)
+    return Ended("postponed", f"{why}; tried again in {pause:.0f} s")

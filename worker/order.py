@@ -1,0 +1,33 @@
+"""What a job is asked to do: plain data, as it waits in Redis through deploys."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Order:
+    """A wish for a training of one project.
+
+    Attributes:
+        project: key of the project in the model store.
+        reason: for people: who or what asked.
+        force: train even if no label is new, as when settings changed.
+        fine_tune: train the backbone too; None leaves it to the server's setting.
+        attempt: how often it was postponed because Label Studio could not be reached.
+    """
+
+    project: str
+    reason: str = "asked"
+    force: bool = False
+    fine_tune: bool | None = None
+    attempt: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the queue."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The order; fields that another release added are passed over."""
+        return cls(**{name: data[name] for name in cls.__dataclass_fields__ if name in data})

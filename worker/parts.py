@@ -1,0 +1,90 @@
+"""The real parts, put together from settings; opened when first used, so that what is not needed
+cannot fail.
+"""
+
+from functools import cached_property
+
+from models.galleries import Galleries
+from models.predictor import Predictors
+from models.store import ModelStore
+from studio.client import LabelStudio
+from studio.pictures import Picture, PictureFetcher, PictureLimits
+from worker.errors import MisconfiguredError
+from worker.queue import Board, connect
+from worker.settings import Settings
+
+
+class Parts:
+    """What servers and jobs work with."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def store(self) -> ModelStore:
+        """Versions on disk."""
+        return ModelStore(self.settings.store)
+
+    @cached_property
+    def board(self) -> Board:
+        """Wishes and progress in Redis; connects at the first call.
+
+        Raises:
+            MisconfiguredError: no REDIS_URL.
+        """
+        if not self.settings.redis_url:
+            raise MisconfiguredError(
+                "REDIS_URL is not set: set it, or use `hrn up`, which brings a Redis of its own"
+            )
+        return Board(connect(self.settings.redis_url))
+
+    @cached_property
+    def studio(self) -> LabelStudio:
+        """Label Studio's API.
+
+        Raises:
+            MisconfiguredError: its address or token is not set.
+        """
+        if not self.settings.label_studio_url or not self.settings.label_studio_token:
+            raise MisconfiguredError(
+                "LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY are needed to read labels: set both "
+                "(the token is made in Label Studio under Account & Settings)"
+            )
+        return LabelStudio(
+            self.settings.label_studio_url, self.settings.label_studio_token.reveal()
+        )
+
+    @cached_property
+    def fetcher(self) -> PictureFetcher:
+        """Pictures, from wherever tasks point to and is allowed."""
+        ours = self.settings
+        known = bool(ours.label_studio_url and ours.label_studio_token)
+        return PictureFetcher(
+            ours.label_studio_url or None,
+            self.studio.authorization if known else None,
+            PictureLimits(),
+            allow_private=ours.allow_private,
+            allowed_hosts=ours.allowed_hosts,
+            local_files={"": ours.local_files} if ours.local_files else None,
+        )
+
+    @cached_property
+    def galleries(self) -> Galleries:
+        """Features of pictures."""
+        ours = self.settings
+
+        def fetch(ref: str, task_id: int | None) -> Picture:
+            return self.fetcher.fetch(ref, task_id=task_id)
+
+        return Galleries(
+            ours.cache,
+            fetch,
+            backbone=ours.backbone,
+            weights=ours.backbone_weights,
+            device=ours.device,
+        )
+
+    @cached_property
+    def predictors(self) -> Predictors:
+        """Loaded versions."""
+        return Predictors(self.store)

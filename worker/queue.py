@@ -1,0 +1,370 @@
+"""Asking for work and how it stands. Imports neither torch nor the jobs; JSON only.
+
+Everything here is a hint that may be lost: what is wanted is recomputed from Label Studio by the
+reconciler. Keys of a project in Redis, all under ``hrn:<key>:``
+
+``job``       id of the training that waits or runs: at most one
+``again``     the order that waits behind a running one: at most one
+``later``     the order that waits for Label Studio to come back, and until when
+``attempted`` the newest label that an attempt has read, whether or not it led to a version
+``alive``     the running job's id, kept alive by its heartbeat
+``progress``  where the running job is
+``cancel``    id of a job that should stop
+``runs``      how past trainings ended, newest first
+``events``    annotation events since labels were last read; ``touched`` when the last one came
+"""
+
+import contextlib
+import json
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from rq import Queue, Worker
+from rq.exceptions import NoSuchJobError
+from rq.job import Job, JobStatus
+
+from worker.order import Order
+
+log = logging.getLogger(__name__)
+
+QUEUE_NAME: Final = "hrn"
+
+#: By name, so that the web process need not import the jobs.
+FINE_TUNE: Final = "worker.jobs.fine_tune"
+REFRESH: Final = "worker.jobs.refresh"
+
+#: Longest run allowed, in seconds; RQ's own default of 180 would end a fine-tuning.
+TRAINING_TIMEOUT: Final = 12 * 3600
+REFRESH_TIMEOUT: Final = 6 * 3600
+
+#: A job whose heartbeat is older than this, in seconds, is dead.
+HEARTBEAT_LIFE: Final = 45
+
+#: Runs remembered for a project.
+RUNS_KEPT: Final = 100
+
+State = Literal["queued", "running", "waiting", "idle"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What came of asking for a training.
+
+    Attributes:
+        job: id of the job that will fulfil the wish.
+        state: ``queued``, it is new; ``waiting``, it waits already, or behind the running one.
+    """
+
+    job: str
+    state: State
+
+
+def connect(url: str, *, timeout: float = 2.0) -> Redis:
+    """A connection that gives up after ``timeout`` seconds: predictions do not wait for Redis."""
+    return Redis.from_url(
+        url,
+        socket_connect_timeout=timeout,
+        socket_timeout=timeout,
+        retry=Retry(NoBackoff(), 1),
+        health_check_interval=30,
+    )
+
+
+def queue(connection: Redis) -> Queue:
+    """The one queue, in JSON: bytes read from Redis never run as code."""
+    return Queue(QUEUE_NAME, connection=connection, serializer="json")
+
+
+class Board:
+    """Wishes, progress and outcomes of all projects, in Redis."""
+
+    def __init__(self, connection: Redis) -> None:
+        self.redis = connection
+        self.queue = queue(connection)
+
+    # Wishes
+
+    def ask(self, order: Order) -> Asked:
+        """Ask for a training; however often, one runs and one waits.
+
+        Raises:
+            RedisError: Redis cannot be reached; the reconciler asks again later.
+        """
+        with self._locked(order.project):
+            job = self._job(order.project)
+            status = None if job is None else job.get_status(refresh=True)
+            if job is None or status not in _PENDING:
+                return Asked(self._enqueue(order, _new_id("train")), "queued")
+            if status != JobStatus.STARTED:
+                return Asked(job.id, "waiting")
+            known = self._get(order.project, "again")
+            wish = known or {"id": _new_id("train"), "order": order.to_json()}
+            if known and order.force and not known["order"].get("force"):
+                wish = {"id": known["id"], "order": order.to_json()}  # the wider wish wins
+            self._set(order.project, "again", wish)
+            return Asked(str(wish["id"]), "waiting")
+
+    def finished(self, project: str, job: str) -> None:
+        """Called as a training's last act: what waits behind it goes into the queue."""
+        with self._locked(project):
+            if self._text(project, "job") == job:
+                self.redis.delete(self._key(project, "job"))
+            self.redis.delete(self._key(project, "progress"), self._key(project, "alive"))
+            self._next(project)
+
+    def revive(self, project: str) -> str | None:
+        """Put a dead job's work back into the queue; what happened, in words, or None.
+
+        A job is dead when it says it runs and its heartbeat has stopped, or when Redis forgot it.
+        """
+        with self._locked(project):
+            name = self._text(project, "job")
+            if name is None:
+                return self._next(project) and "what waited behind a job that is gone was queued"
+            job = self._job(project)
+            status = None if job is None else job.get_status(refresh=True)
+            if status == JobStatus.STARTED and not self.is_alive(project, name):
+                order = self._order_of(job, project)
+                with contextlib.suppress(Exception):
+                    job.delete()  # type: ignore[union-attr]
+                self._enqueue(order, _new_id("train"))
+                return f"the worker of {name} died: its work was queued again"
+            if status in _PENDING:
+                return None
+            self.redis.delete(self._key(project, "job"))
+            return self._next(project) and f"{name} ended without a word: what waited was queued"
+
+    def cancel(self, project: str) -> str | None:
+        """Stop the project's training, running or waiting; its id, or None if there is none."""
+        with self._locked(project):
+            job = self._job(project)
+            self.redis.delete(self._key(project, "again"), self._key(project, "later"))
+            if job is None:
+                return None
+            if job.get_status(refresh=True) == JobStatus.STARTED:
+                self.redis.set(self._key(project, "cancel"), job.id, ex=3600)
+            else:
+                job.delete()
+                self.redis.delete(self._key(project, "job"))
+                self.log_run(project, {"job": job.id, "state": "cancelled", "why": "asked to stop"})
+            return str(job.id)
+
+    def postpone(self, order: Order, seconds: float) -> None:
+        """Ask again after a while; one later wish a project."""
+        later = {**order.to_json(), "attempt": order.attempt + 1}
+        self._set(order.project, "later", {"order": later, "not_before": time.time() + seconds})
+
+    def take_due(self, project: str) -> Order | None:
+        """The postponed order whose time has come."""
+        later = self._get(project, "later")
+        if later is None or later["not_before"] > time.time():
+            return None
+        self.redis.delete(self._key(project, "later"))
+        return Order.from_json(later["order"])
+
+    def note_attempt(self, project: str, through: str) -> None:
+        """Labels up to ``through`` were read; if they led to nothing, reading them again will not."""
+        self.redis.set(self._key(project, "attempted"), through)
+
+    def attempted(self, project: str) -> str:
+        """What ``note_attempt`` last noted, "" if nothing."""
+        return self._text(project, "attempted") or ""
+
+    def ask_refresh(self, project: str, version: str, *, again: bool = False) -> None:
+        """Ask for new pre-labels on open tasks; one such job waits or runs at a time.
+
+        Args:
+            project: whose tasks.
+            version: whose answers.
+            again: from the running one itself, for what it leaves.
+        """
+        rest = f"-{uuid.uuid4().hex[:6]}" if again else ""
+        job_id = f"refresh-{project}-{version}{rest}".replace(".", "-")
+        with contextlib.suppress(NoSuchJobError):
+            known = Job.fetch(job_id, connection=self.redis, serializer="json")
+            if known.get_status(refresh=True) in _PENDING:
+                return
+            known.delete()
+        self.queue.enqueue_call(
+            REFRESH,
+            args=[project, version],
+            job_id=job_id,
+            timeout=REFRESH_TIMEOUT,
+            result_ttl=0,
+            failure_ttl=7 * 86400,
+        )
+
+    # Progress
+
+    def beat(self, project: str, job: str) -> bool:
+        """Say that a job lives; False when another job has taken the project's place."""
+        key = self._key(project, "alive")
+        if self.redis.set(key, job, ex=HEARTBEAT_LIFE, nx=True):
+            return True
+        holder = self._text(project, "alive")
+        if holder == job:
+            self.redis.expire(key, HEARTBEAT_LIFE)
+        return holder in (job, None)
+
+    def is_alive(self, project: str, job: str) -> bool:
+        """Has the job's heart beaten within ``HEARTBEAT_LIFE`` seconds, or is it only starting?"""
+        if self._text(project, "alive") == job:
+            return True
+        with contextlib.suppress(NoSuchJobError):
+            started = Job.fetch(job, connection=self.redis, serializer="json").started_at
+            return started is not None and time.time() - started.timestamp() < HEARTBEAT_LIFE
+        return False
+
+    def report(self, project: str, progress: dict[str, Any]) -> None:
+        """Show where the running job is."""
+        self._set(project, "progress", progress, life=24 * 3600)
+
+    def progress(self, project: str) -> dict[str, Any] | None:
+        """Where the running job is, None if none runs."""
+        return self._get(project, "progress")
+
+    def is_cancelled(self, project: str, job: str) -> bool:
+        """Has someone asked this job to stop?"""
+        return self._text(project, "cancel") == job
+
+    def log_run(self, project: str, outcome: dict[str, Any]) -> None:
+        """Remember how a training ended."""
+        key = self._key(project, "runs")
+        self.redis.lpush(key, json.dumps({"ended_at": time.time(), **outcome}))
+        self.redis.ltrim(key, 0, RUNS_KEPT - 1)
+
+    def runs(self, project: str) -> list[dict[str, Any]]:
+        """How past trainings ended, newest first."""
+        lines = self.redis.lrange(self._key(project, "runs"), 0, RUNS_KEPT - 1)
+        return [json.loads(line) for line in lines]
+
+    def state(self, project: str) -> tuple[State, str | None]:
+        """What the project's training does now, and its job."""
+        job = self._job(project)
+        if job is None:
+            return "idle", None
+        status = job.get_status(refresh=True)
+        if status == JobStatus.STARTED:
+            return "running", job.id
+        return ("queued", job.id) if status in _PENDING else ("idle", None)
+
+    # Hints from webhooks
+
+    def note_event(self, project: str) -> None:
+        """An annotation was made, changed or removed."""
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.incr(self._key(project, "events"))
+        pipe.set(self._key(project, "touched"), repr(time.time()))
+        pipe.execute()
+
+    def note_tasks(self, project: str) -> None:
+        """Tasks were added: they want pre-labels."""
+        self.redis.set(self._key(project, "new-tasks"), repr(time.time()))
+
+    def take_new_tasks(self, project: str) -> bool:
+        """Were tasks added since this was last asked?"""
+        return self.redis.getdel(self._key(project, "new-tasks")) is not None
+
+    def events(self, project: str) -> tuple[int, float | None]:
+        """Events since labels were last read, and when the last one came (seconds, epoch)."""
+        count, touched = self.redis.mget(
+            self._key(project, "events"), self._key(project, "touched")
+        )
+        return int(count or 0), None if touched is None else float(touched)
+
+    def events_read(self, project: str) -> None:
+        """A training is about to read all labels: count anew from here."""
+        self.redis.delete(self._key(project, "events"))
+
+    # What operators look at
+
+    def workers(self) -> list[dict[str, Any]]:
+        """The workers that serve the queue."""
+        return [
+            {
+                "name": worker.name,
+                "state": str(worker.get_state()),
+                "host": worker.hostname,
+                "pid": worker.pid,
+            }
+            for worker in Worker.all(queue=self.queue, serializer="json")
+        ]
+
+    def depth(self) -> int:
+        """Jobs that wait in the queue."""
+        return len(self.queue)
+
+    # Inside
+
+    def _enqueue(self, order: Order, job_id: str) -> str:
+        self.redis.set(self._key(order.project, "job"), job_id)
+        self.queue.enqueue_call(
+            FINE_TUNE,
+            args=[order.to_json()],
+            job_id=job_id,
+            timeout=TRAINING_TIMEOUT,
+            result_ttl=3600,
+            failure_ttl=7 * 86400,
+            at_front=True,  # before refreshes, which take long and can wait
+        )
+        log.info("queued job=%s project=%s reason=%s", job_id, order.project, order.reason)
+        return job_id
+
+    def _next(self, project: str) -> str | None:
+        wish = self._get(project, "again")
+        if wish is None or self._text(project, "job") is not None:
+            return None
+        self.redis.delete(self._key(project, "again"))
+        return self._enqueue(Order.from_json(wish["order"]), str(wish["id"]))
+
+    def _job(self, project: str) -> Job | None:
+        name = self._text(project, "job")
+        if name is None:
+            return None
+        try:
+            return Job.fetch(name, connection=self.redis, serializer="json")
+        except NoSuchJobError:
+            return None
+
+    def _order_of(self, job: Job | None, project: str) -> Order:
+        try:
+            return Order.from_json(job.args[0])  # type: ignore[union-attr]
+        except Exception:  # noqa: BLE001 - whatever is wrong with its data, the wish itself is known
+            return Order(project, reason="after a crash")
+
+    @contextlib.contextmanager
+    def _locked(self, project: str) -> Iterator[None]:
+        with self.redis.lock(self._key(project, "lock"), timeout=10, blocking_timeout=5):
+            yield
+
+    def _key(self, project: str, name: str) -> str:
+        return f"hrn:{project}:{name}"
+
+    def _text(self, project: str, name: str) -> str | None:
+        value = self.redis.get(self._key(project, name))
+        return value.decode() if isinstance(value, bytes) else value
+
+    def _get(self, project: str, name: str) -> dict[str, Any] | None:
+        text = self._text(project, name)
+        return None if text is None else json.loads(text)
+
+    def _set(self, project: str, name: str, value: dict[str, Any], life: int | None = None) -> None:
+        self.redis.set(self._key(project, name), json.dumps(value), ex=life)
+
+
+_PENDING = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.DEFERRED, JobStatus.SCHEDULED)
+
+
+def _new_id(kind: str) -> str:
+    return f"{kind}-{uuid.uuid4().hex[:12]}"
+
+
+__all__ = ["Asked", "Board", "RedisError", "connect", "queue"]

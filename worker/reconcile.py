@@ -1,0 +1,151 @@
+"""Wanted against done: asks for what is missing, whatever hints were lost.
+
+Every couple of seconds it looks at the hints in Redis, every minute at the truth in Label Studio.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from models.errors import ModelError
+from models.store import Project
+from studio.annotations import read_task
+from studio.connection import announce
+from studio.errors import StudioError
+from studio.labelconfig import parse_label_config
+from worker.errors import MisconfiguredError
+from worker.order import Order
+from worker.parts import Parts
+from worker.queue import RedisError
+
+log = logging.getLogger(__name__)
+
+#: Seconds between looks at the hints, and between looks at the truth.
+GLANCE = 1.0
+LOOK = 60.0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When to train without being asked.
+
+    Attributes:
+        every: so many new labels.
+        after: or so many seconds after the last of fewer.
+    """
+
+    every: int
+    after: float
+
+    def reason(self, new: int, last: float | None, now: float) -> str | None:
+        """Why to train now, None if it is not time.
+
+        Args:
+            new: labels since the last training.
+            last: when the last one came, seconds since the epoch.
+            now: the same clock.
+
+        Example:
+            >>> Policy(every=20, after=300).reason(3, 1000.0, 1301.0)
+            '3 new labels, the last one 5 minutes ago'
+        """
+        if new >= self.every:
+            return f"{new} new labels"
+        if new and last is not None and now - last >= self.after:
+            return f"{new} new labels, the last one {self.after / 60:g} minutes ago"
+        return None
+
+
+class Reconciler:
+    """Looks after every project of the store."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        ours = parts.settings
+        self._policy = Policy(ours.train_every, ours.train_after * 60)
+        self._looked: dict[str, float] = {}
+        self._refreshed: dict[str, str] = {}
+
+    def run(self, stop: Callable[[], bool]) -> None:
+        """Go on until told to stop; nothing that fails ends it."""
+        while not stop():
+            self.glance()
+            time.sleep(GLANCE)
+
+    def glance(self) -> None:
+        """One round over all projects."""
+        for project in self._parts.store.projects():
+            try:
+                self._hints(project)
+                if time.monotonic() - self._looked.get(project.key, -LOOK) >= LOOK:
+                    self._looked[project.key] = time.monotonic()
+                    self.look(project)
+            except RedisError as error:
+                log.warning("redis is away: %s", error)
+                return
+            except (StudioError, ModelError, MisconfiguredError) as error:
+                log.warning("project=%s: %s", project.key, error)
+
+    def _hints(self, project: Project) -> None:
+        board = self._parts.board
+        if revived := board.revive(project.key):
+            log.warning("project=%s: %s", project.key, revived)
+        if (order := board.take_due(project.key)) is not None:
+            board.ask(order)
+        new, last = board.events(project.key)
+        if reason := self._policy.reason(new, last, time.time()):
+            asked = board.ask(Order(project.key, reason))
+            board.events_read(project.key)
+            log.info("asked project=%s job=%s: %s", project.key, asked.job, reason)
+        version = self._parts.store.current(project.key)
+        if version and board.take_new_tasks(project.key):
+            board.ask_refresh(project.key, version)
+
+    def look(self, project: Project) -> None:
+        """Compare with Label Studio itself.
+
+        Raises:
+            StudioError: it could not be reached, or refused.
+        """
+        version = self._parts.store.current(project.key)
+        if version and self._parts.settings.backend_url:
+            for change in announce(
+                self._parts.studio, project.number, self._parts.settings.backend_url, version
+            ):
+                log.info("project=%s: %s", project.key, change)
+        if version and self._refreshed.get(project.key) != version:
+            # Once a version and process: it reads every open task, and hints tell of the rest.
+            self._refreshed[project.key] = version
+            self._parts.board.ask_refresh(project.key, version)
+        new, last = self._unlearnt(project, version)
+        if reason := self._policy.reason(new, last, time.time()):
+            self._parts.board.ask(Order(project.key, reason))
+
+    def _unlearnt(self, project: Project, version: str | None) -> tuple[int, float | None]:
+        """Labels that no attempt has read yet, and when the last of them came."""
+        through = self._parts.board.attempted(project.key)
+        if version:
+            manifest = self._parts.store.manifest(project.key, version)
+            through = max(through, str(manifest.get("trained_through", "")))
+        settings = self._parts.studio.settings(project.number)
+        config = parse_label_config(str(settings["label_config"]))
+        tasks = self._parts.studio.tasks(
+            project.number, annotated_only=True, updated_after=through or None
+        )
+        times = [
+            label.updated_at
+            for task in tasks
+            for label in read_task(task, config).labels
+            if label.updated_at > through
+        ]
+        return len(times), _seconds(max(times)) if times else None
+
+
+def _seconds(stamp: str) -> float | None:
+    try:
+        when = datetime.fromisoformat(stamp)
+    except ValueError:
+        return None
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()

@@ -1,0 +1,231 @@
+"""Settings, read once from the environment into one frozen value. Nothing else looks there."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
+
+Switch = Literal["auto", "on", "off"]
+
+
+class SettingError(Exception):
+    """A setting that cannot be meant; the message names the variable and the text it had."""
+
+
+class Secret:
+    """A text that shows itself only when asked by name.
+
+    Example:
+        >>> Secret("hunter2")
+        Secret('***')
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One field a variable; README's table is compared with these lines by a test.
+
+    Attributes:
+        home: HRN_HOME - models, cache and the embedded Redis live below it.
+        redis_url: REDIS_URL - empty: start one here (`hrn up`, `hrn demo`).
+        label_studio_url: LABEL_STUDIO_URL - as this process reaches it.
+        label_studio_token: LABEL_STUDIO_API_KEY - personal access token or legacy token.
+        backend_url: HRN_BACKEND_URL - this backend as Label Studio reaches it.
+        user: HRN_USER - for Label Studio's calls (Basic auth).
+        password: HRN_PASSWORD - empty: no sign-in, allowed on loopback only.
+        host: HRN_HOST - address to listen on.
+        port: HRN_PORT - port to listen on.
+        threads: HRN_THREADS - requests served at once.
+        device: HRN_DEVICE - auto, cpu or cuda.
+        backbone: HRN_BACKBONE - a timm name.
+        backbone_weights: HRN_BACKBONE_WEIGHTS - file of weights, where no package brings them.
+        target_accuracy: HRN_TARGET_ACCURACY - of shown labels.
+        train_every: HRN_TRAIN_EVERY - new labels that start a training.
+        train_after: HRN_TRAIN_AFTER_MINUTES - minutes after the last new label that start one.
+        fine_tune: HRN_FINE_TUNE - train the backbone too: auto (on a GPU), on, off.
+        group_field: HRN_GROUP_FIELD - task field whose values are held out together.
+        allowed_hosts: HRN_ALLOWED_HOSTS - only these (and Label Studio's) may serve pictures.
+        allow_private: HRN_ALLOW_PRIVATE - pictures may come from private addresses.
+        local_files: HRN_LOCAL_FILES - folder mounted as Label Studio's local files, read directly.
+        cache_gb: HRN_CACHE_GB - features kept on disk.
+    """
+
+    home: Path = Path("var")
+    redis_url: str = ""
+    label_studio_url: str = ""
+    label_studio_token: Secret = Secret("")
+    backend_url: str = ""
+    user: str = "label-studio"
+    password: Secret = Secret("")
+    host: str = "127.0.0.1"
+    port: int = 9090
+    threads: int = 16
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    backbone: str = "tf_efficientnet_lite0"
+    backbone_weights: Path | None = None
+    target_accuracy: float = 0.9
+    train_every: int = 20
+    train_after: float = 5.0
+    fine_tune: Switch = "auto"
+    group_field: str = ""
+    allowed_hosts: frozenset[str] = frozenset()
+    allow_private: bool = False
+    local_files: Path | None = None
+    cache_gb: float = 20.0
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
+        """Read every variable.
+
+        Raises:
+            SettingError: naming the variable, what was expected and what it says.
+        """
+        read = _Reader(environ)
+        return cls(
+            home=read("HRN_HOME", "a folder", lambda text: Path(text).expanduser(), cls.home),
+            redis_url=read("REDIS_URL", "redis://, rediss:// or unix://", _redis_url, ""),
+            label_studio_url=read("LABEL_STUDIO_URL", "http:// or https://", _url, ""),
+            label_studio_token=Secret(environ.get("LABEL_STUDIO_API_KEY", "").strip()),
+            backend_url=read("HRN_BACKEND_URL", "http:// or https://", _url, ""),
+            user=read("HRN_USER", "a name without ':'", _user, cls.user),
+            password=Secret(environ.get("HRN_PASSWORD", "")),
+            host=environ.get("HRN_HOST") or cls.host,
+            port=read("HRN_PORT", "a port from 1 to 65535", _within(int, 1, 65535), cls.port),
+            threads=read(
+                "HRN_THREADS", "a number from 2 to 256", _within(int, 2, 256), cls.threads
+            ),
+            device=read("HRN_DEVICE", "auto, cpu or cuda", _one_of("auto", "cpu", "cuda"), "auto"),  # type: ignore[arg-type]
+            backbone=environ.get("HRN_BACKBONE") or cls.backbone,
+            backbone_weights=read("HRN_BACKBONE_WEIGHTS", "a file that exists", _file, None),
+            target_accuracy=read(
+                "HRN_TARGET_ACCURACY",
+                "a share like 0.95",
+                _within(float, 0.5, 0.999),
+                cls.target_accuracy,
+            ),
+            train_every=read(
+                "HRN_TRAIN_EVERY", "a number from 1", _within(int, 1, 10**9), cls.train_every
+            ),
+            train_after=read(
+                "HRN_TRAIN_AFTER_MINUTES",
+                "minutes above 0",
+                _within(float, 0.01, 1e6),
+                cls.train_after,
+            ),
+            fine_tune=read(
+                "HRN_FINE_TUNE", "auto, on or off", _one_of("auto", "on", "off"), "auto"
+            ),  # type: ignore[arg-type]
+            group_field=environ.get("HRN_GROUP_FIELD", ""),
+            allowed_hosts=frozenset(environ.get("HRN_ALLOWED_HOSTS", "").replace(",", " ").split()),
+            allow_private=read("HRN_ALLOW_PRIVATE", "true or false", _flag, False),  # noqa: FBT003
+            local_files=read("HRN_LOCAL_FILES", "a folder that exists", _folder, None),
+            cache_gb=read(
+                "HRN_CACHE_GB", "gigabytes above 0", _within(float, 0.01, 1e6), cls.cache_gb
+            ),
+        )
+
+    @property
+    def store(self) -> Path:
+        """Where versions live."""
+        return self.home / "models"
+
+    @property
+    def cache(self) -> Path:
+        """Where features of pictures are kept; may be removed at any time."""
+        return self.home / "cache"
+
+
+class _Reader:
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def __call__(self, name: str, expected: str, parse: Callable[[str], T], default: T) -> T:
+        text = self._environ.get(name, "").strip()
+        if not text:
+            return default
+        try:
+            return parse(text)
+        except (ValueError, OSError) as error:
+            raise SettingError(f"{name}: expected {expected}, got {text!r}") from error
+
+
+N = TypeVar("N", int, float)
+
+
+def _within(kind: Callable[[str], N], low: N, high: N) -> Callable[[str], N]:
+    def parse(text: str) -> N:
+        value = kind(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError
+        return text
+
+    return parse
+
+
+def _flag(text: str) -> bool:
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in known:
+        raise ValueError
+    return known[text.lower()]
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise ValueError
+    return text.rstrip("/")
+
+
+def _redis_url(text: str) -> str:
+    if not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError
+    return text
+
+
+def _user(text: str) -> str:
+    if ":" in text:
+        raise ValueError
+    return text
+
+
+def _file(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise ValueError
+    return path
+
+
+def _folder(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        raise ValueError
+    return path

@@ -1,0 +1,77 @@
+"""The labels of a project at one moment, as Label Studio has them: what training starts from."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from hierarchy import LabelTree
+from studio.annotations import Label, TaskLabels
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Labelled pictures, each with its labels.
+
+    Attributes:
+        tree: what the labels' targets are nodes of.
+        tasks: those with at least one label and a picture.
+        trained_through: the newest ``updated_at`` among all annotations that were read.
+        digest: of what the labels say: two snapshots with one digest teach the same.
+        ignored: reasons for which annotations teach nothing, counted.
+    """
+
+    tree: LabelTree
+    tasks: tuple[TaskLabels, ...]
+    trained_through: str
+    digest: str
+    ignored: dict[str, int]
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """All labels, task by task."""
+        return tuple(label for task in self.tasks for label in task.labels)
+
+    def summary(self) -> dict[str, Any]:
+        """For the manifest."""
+        by_level = Counter(self.tree.levels[label.target] + 1 for label in self.labels)
+        return {
+            "labels": len(self.labels),
+            "tasks": len(self.tasks),
+            "by_level": {str(level): count for level, count in sorted(by_level.items())},
+            "ignored": self.ignored,
+            "digest": self.digest,
+            "trained_through": self.trained_through,
+        }
+
+
+def take(tasks: Iterable[TaskLabels], tree: LabelTree) -> Snapshot:
+    """Keep what teaches, count what does not and why."""
+    kept, through, ignored = [], "", Counter[str]()
+    digest = hashlib.sha256(repr(tree.paths).encode())
+    for task in sorted(tasks, key=lambda task: task.task_id):
+        ignored.update(note.reason for note in task.ignored)
+        through = max([through, *(label.updated_at for label in task.labels)])
+        if task.labels and task.picture is None:
+            ignored["the task has no picture"] += len(task.labels)
+        if not task.labels or task.picture is None:
+            continue
+        kept.append(task)
+        for label in sorted(task.labels, key=lambda label: label.annotation_id):
+            digest.update(repr((task.picture, label.annotation_id, label.nodes)).encode())
+    return Snapshot(tree, tuple(kept), through, digest.hexdigest()[:16], dict(ignored))
+
+
+def agreed(task: TaskLabels, tree: LabelTree) -> int:
+    """The node that a task's annotators agree on, -1 if there is none.
+
+    Answers on one path: the deepest, which the coarser ones do not contradict. Otherwise what they
+    have in common.
+    """
+    targets = sorted({label.target for label in task.labels}, key=lambda node: tree.levels[node])
+    if all(tree.covers(a, b) for a, b in pairwise(targets)):
+        return targets[-1]
+    common = tree.common_ancestor(targets)
+    return -1 if common is None else common
