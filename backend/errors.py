@@ -61,8 +61,9 @@ def _redis(error: Exception) -> Response:
 def _http(error: HTTPException) -> Response:
     response = jsonify(detail=error.description)
     response.status_code = error.code or 500
-    if error.get_response is not None and error.code == 401:
-        response.headers["WWW-Authenticate"] = 'Basic realm="label-studio-hrn"'
+    for name, value in error.get_headers():  # Allow, WWW-Authenticate, Location
+        if name != "Content-Type":
+            response.headers[name] = value
     return response
 
 

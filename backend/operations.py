@@ -13,7 +13,12 @@ from worker.queue import RedisError
 
 bp = Blueprint("operations", __name__)
 
-SECONDS = Histogram("hrn_request_seconds", "Time to answer a request", ["route", "status"])
+#: Bounds in seconds; Label Studio gives a webhook one second and a prediction a hundred.
+BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2.5, 5, 10, 30, 60, 100)
+
+SECONDS = Histogram(
+    "hrn_request_seconds", "Time to answer a request", ["route", "status"], buckets=BOUNDS
+)
 PICTURES = Counter("hrn_pictures_total", "Pictures asked about", ["outcome"])
 DEPTH = Gauge("hrn_queue_depth", "Jobs that wait")
 WORKERS = Gauge("hrn_workers", "Workers that serve the queue")

@@ -1,12 +1,16 @@
 """Who may call: Basic auth on every route of Label Studio's, webhooks included."""
 
+import base64
+import contextlib
 import hmac
+from http import HTTPStatus
 
-from flask import Flask, abort, current_app, request
+from flask import Flask, Response, current_app, request
+from werkzeug.exceptions import Unauthorized
 
 from backend.services import services
 
-#: For load balancers and probes. Label Studio's own probe sends credentials, which are then checked.
+#: For load balancers and probes. Label Studio's own probe sends credentials, which are checked.
 OPEN = frozenset({"health.health", "health.root", "operations.ready"})
 
 
@@ -20,19 +24,39 @@ def _check() -> None:
     settings = services().parts.settings
     if not settings.password:  # allowed on loopback only: `hrn serve` refuses to start elsewhere
         return
-    given = request.authorization
-    if given is None and request.endpoint in OPEN and "Authorization" not in request.headers:
+    if request.endpoint in OPEN and "Authorization" not in request.headers:
         return
-    user, password = (given.username, given.password) if given is not None else (None, None)
-    # Both compared whatever the first says, and in bytes: compare_digest refuses other letters.
-    right = hmac.compare_digest((user or "").encode(), settings.user.encode())
-    right &= hmac.compare_digest((password or "").encode(), settings.password.reveal().encode())
-    if not right:
+    wanted = f"{settings.user}:{settings.password.reveal()}"
+    # Label Studio (requests) writes Latin-1, curl and browsers UTF-8; both are always compared.
+    right = [hmac.compare_digest(_given(), form) for form in _encoded(wanted)]
+    if not any(right):
         current_app.logger.warning("refused: wrong or missing credentials for %s", request.path)
-        abort(401, "wrong or missing user and password: `hrn connect` sets them in Label Studio")
+        raise Unauthorized(
+            "wrong or missing user and password: `hrn connect` sets them in Label Studio"
+        )
 
 
-def _headers(response):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - Flask's own type
+def _given() -> bytes:
+    """What stands behind ``Basic``, decoded; empty if that is not what was sent."""
+    kind, _, coded = request.headers.get("Authorization", "").partition(" ")
+    if kind.lower() != "basic":
+        return b""
+    try:
+        return base64.b64decode(coded, validate=True)
+    except ValueError:
+        return b""
+
+
+def _encoded(text: str) -> list[bytes]:
+    forms = [text.encode()]
+    with contextlib.suppress(UnicodeEncodeError):
+        forms.append(text.encode("latin-1"))
+    return forms
+
+
+def _headers(response: Response) -> Response:
+    if response.status_code == HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = 'Basic realm="label-studio-hrn"'
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers.setdefault("Cache-Control", "no-store")
     return response

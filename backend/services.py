@@ -26,13 +26,13 @@ class Services:
         #: A label config of thousands of choices comes with every call and seldom changes.
         self.label_config = lru_cache(maxsize=64)(parse_label_config)
 
-    def key(self, project: str, hostname: str = "") -> str:
-        """The store's name for ``<id>.<epoch>``.
+    def key(self, project: str) -> str:
+        """The store's name for ``<id>.<epoch>``, the same on every route.
 
-        Our own setting names the Label Studio, since what it says of itself is often localhost.
+        Our own setting names the Label Studio: what it says of itself is often localhost, and it
+        says so on `/setup` alone.
         """
-        address = self.parts.settings.label_studio_url or hostname or "label-studio"
-        return project_key(address, project)
+        return project_key(self.parts.settings.label_studio_url or "label-studio", project)
 
     def remember(self, project: str, xml: str, hostname: str = "") -> Project:
         """The project as the store knows it, after taking in what was just heard of it.
@@ -41,7 +41,7 @@ class Services:
         """
         number = int(project.split(".", maxsplit=1)[0])
         address = self.parts.settings.label_studio_url or hostname
-        heard = Project(self.key(project, hostname), number, project, address, xml)
+        heard = Project(self.key(project), number, project, address, xml)
         try:
             return self.parts.store.register(heard)
         except ModelStoreError as error:

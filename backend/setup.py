@@ -15,8 +15,8 @@ def setup() -> ResponseReturnValue:
 
     Answers:
         200: ``{"model_version": "v7"}``; ``untrained`` before the first.
-        400: the body breaks the contract, or the label config has no usable tree; ``detail`` and the
-            status line, which Label Studio shows, say what to change.
+        400: the body breaks the contract, or the label config has no usable tree; ``detail`` and
+            the status line, which Label Studio shows, say what to change.
     """
     project, _ = services().hear(SetupCall.from_json(request.get_json(silent=True)))
     return {"model_version": services().version(project)}

@@ -7,6 +7,7 @@ from flask.typing import ResponseReturnValue
 
 from backend.services import services
 from studio.contract import Event, WebhookCall
+from worker.errors import MisconfiguredError
 from worker.order import Order
 from worker.queue import RedisError
 
@@ -40,6 +41,6 @@ def webhook() -> ResponseReturnValue:
             services().parts.board.note_event(key)
         if call.kind == Event.TASKS_CREATED:
             services().parts.board.note_tasks(key)
-    except RedisError as error:
+    except (RedisError, MisconfiguredError) as error:
         log.warning("event not noted action=%s: %s", call.action, error)
     return {}, 201

@@ -1,4 +1,4 @@
-"""The application for a WSGI server, put together from the environment: `gunicorn backend.wsgi:app`."""
+"""The application from the environment, for a WSGI server: `gunicorn backend.wsgi:app`."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The `hrn` command: reads arguments, calls one function, prints, and exits with a status that tells.
+"""The `hrn` command: reads arguments, calls one function, prints, and exits with a status.
 
 0 done · 1 a check failed or the thing asked for is not so · 2 wrong usage or settings.
 """
@@ -18,6 +18,9 @@ from worker.settings import SettingError, Settings
 
 #: Where the demo lives, so that `hrn up` and `hrn demo` do not meet.
 DEMO = "demo"
+
+#: Looks at an idle project, half a second apart, before a training counts as lost.
+PATIENCE = 20
 
 Arguments: TypeAlias = argparse.Namespace
 Run: TypeAlias = Callable[[Arguments, Settings], int]
@@ -47,6 +50,7 @@ def _ours(error: Exception) -> bool:
     from command.redis_server import NoRedisError
     from command.samples import SamplesError
     from command.supervisor import StartError
+    from hierarchy.errors import HierarchyError
     from models.errors import ModelError
     from studio.errors import StudioError
     from worker.errors import JobError
@@ -60,8 +64,9 @@ def _ours(error: Exception) -> bool:
         ModelError,
         StudioError,
         JobError,
+        HierarchyError,
         RedisError,
-        ValueError,
+        OSError,
     )
     return isinstance(error, known)
 
@@ -73,86 +78,90 @@ def _settings(arguments: Arguments, environ: Mapping[str, str]) -> Settings:
     home = Path(arguments.home or environ.get("HRN_HOME") or Settings.home)
     if arguments.run is _demo and not arguments.home and "HRN_HOME" not in environ:
         home = home / DEMO
-    merged = {**services.read_environment(home), **environ, "HRN_HOME": str(home)}
-    return Settings.from_environ(merged)
+    # A server starts from what it is told now, not from what the last one here was told.
+    known = {} if arguments.run in (_up, _demo) else services.read_environment(home)
+    return Settings.from_environ({**known, **environ, "HRN_HOME": str(home)})
+
+
+class _Commands:
+    """Adds commands to the parser, each with the function that runs it."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def __call__(
+        self, name: str, run: Run, text: str, *, project: bool = False, as_json: bool = False
+    ) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = self._commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        if project:
+            known = "its number in Label Studio, or its key; may be left out if there is one"
+            sub.add_argument("--project", help=known)
+        if as_json:
+            sub.add_argument("--json", action="store_true", help="print JSON")
+        return sub
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hrn",
-        description="Pre-labels images in Label Studio by a taxonomy, as deep as it can stand behind.",
+        description="Pre-labels images in Label Studio by a taxonomy, "
+        "as deep as it can stand behind.",
         epilog="Settings come from the environment; README lists them.",
     )
     parser.add_argument("--home", help="folder of models, cache and Redis (HRN_HOME; default var)")
     parser.add_argument("--verbose", action="store_true", help="show where an error came from")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    command = _Commands(parser)
+    _add_servers(command)
+    _add_training(command)
+    _add_versions(command)
+    doctor = command("doctor", _doctor, "what is wrong and how to mend it", as_json=True)
+    doctor.add_argument("--project", type=int, help="one project's number (default: all)")
+    return parser
 
-    def command(
-        name: str, run: Run, text: str, *, project: bool = False, as_json: bool = False
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
-        if project:
-            sub.add_argument(
-                "--project",
-                help="its number in Label Studio, or its key; may be left out if there is one",
-            )
-        if as_json:
-            sub.add_argument("--json", action="store_true", help="print JSON")
-        return sub
 
-    demo = command(
-        "demo", _demo, "Label Studio, backend, worker and Redis on this machine, with pictures"
-    )
-    demo.add_argument(
-        "--data", type=Path, help="a folder of folders; the path of folders is the label"
-    )
+def _add_servers(command: _Commands) -> None:
+    text = "Label Studio, backend, worker and Redis on this machine, with pictures"
+    demo = command("demo", _demo, text)
+    data = "a folder of folders; the path of folders is the label"
+    demo.add_argument("--data", type=Path, help=data)
     demo.add_argument("--port", type=int, default=8080, help="for Label Studio (default 8080)")
-    demo.add_argument(
-        "--backend-port", type=int, default=9090, help="for the backend (default 9090)"
-    )
+    backend_port = "for the backend (default 9090)"
+    demo.add_argument("--backend-port", type=int, default=9090, help=backend_port)
     demo.add_argument("--label-studio", help="the label-studio program")
     command("up", _up, "server, worker and, without REDIS_URL, an embedded Redis; until Ctrl-C")
     command("serve", _serve, "the web server alone")
     command("work", _work, "one worker and the reconciler; until told to stop")
+
+
+def _add_training(command: _Commands) -> None:
     connect = command("connect", _connect, "set a project up in Label Studio; says what it changed")
     connect.add_argument("--project", type=int, required=True, help="its number in Label Studio")
     train = command("train", _train, "ask for a training", project=True, as_json=True)
     train.add_argument("--force", action="store_true", help="even if no label is new")
     tune = train.add_mutually_exclusive_group()
-    tune.add_argument(
-        "--fine-tune", dest="fine_tune", action="store_true", default=None, help="the backbone too"
-    )
+    tune.set_defaults(fine_tune=None)
+    tune.add_argument("--fine-tune", action="store_true", help="the backbone too")
     tune.add_argument(
         "--no-fine-tune", dest="fine_tune", action="store_false", help="the head only"
     )
     train.add_argument("--wait", action="store_true", help="show progress until it ends")
     train.add_argument("--cancel", action="store_true", help="stop what runs or waits instead")
-    command(
-        "status",
-        _status,
-        "versions, workers, what runs and how the last training ended",
-        as_json=True,
-    )
-    command(
-        "versions", _versions, "all versions of a project; * is live", project=True, as_json=True
-    )
-    promote = command(
-        "promote", _promote, "make a version live and follow new ones again", project=True
-    )
+    text = "versions, workers, what runs and how the last training ended"
+    command("status", _status, text, as_json=True)
+
+
+def _add_versions(command: _Commands) -> None:
+    text = "all versions of a project; * is live"
+    command("versions", _versions, text, project=True, as_json=True)
+    text = "make a version live and follow new ones again"
+    promote = command("promote", _promote, text, project=True)
     promote.add_argument("version")
     promote.add_argument("--pin", action="store_true", help="keep it live whatever is trained next")
-    command(
-        "rollback",
-        _rollback,
-        "go back to the version that was live before, and stay there",
-        project=True,
-    )
+    text = "go back to the version that was live before, and stay there"
+    command("rollback", _rollback, text, project=True)
     predict = command("predict", _predict, "answers for picture files", project=True, as_json=True)
     predict.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    doctor = command("doctor", _doctor, "what is wrong and how to mend it", as_json=True)
-    doctor.add_argument("--project", type=int, help="one project's number (default: all)")
-    return parser
 
 
 def _demo(arguments: Arguments, settings: Settings) -> int:
@@ -193,8 +202,10 @@ def _serve(_arguments: Arguments, settings: Settings) -> int:
 def _work(_arguments: Arguments, settings: Settings) -> int:
     from command import services
     from command.supervisor import Supervisor
+    from worker.parts import Parts
 
-    environment = {**os.environ, **services.as_environment(settings), "PYTHONUNBUFFERED": "1"}
+    Parts(settings).board.redis.ping()  # rather than a worker that dies again and again
+    environment = services.child_environment(settings)
     with Supervisor(settings.home / "logs") as supervisor:
         supervisor.start("worker", [sys.executable, "-m", "worker"], environment)
         supervisor.start("reconciler", [sys.executable, "-m", "worker", "reconcile"], environment)
@@ -230,10 +241,13 @@ def _train(arguments: Arguments, settings: Settings) -> int:
     return _follow(parts, project.key, asked["job"], as_json=arguments.json)
 
 
-def _follow(parts: Any, key: str, job: str, *, as_json: bool) -> int:  # noqa: ANN401 - Parts, imported late
-    last = ""
-    while True:
+def _follow(parts: Any, key: str, job: str, *, as_json: bool) -> int:  # noqa: ANN401 - Parts
+    last, idle = "", 0
+    while idle < PATIENCE:
         ended = next((run for run in parts.board.runs(key) if run["job"] == job), None)
+        if ended is not None and "again" in ended:  # its process died, another took its place
+            job = ended["again"]
+            continue
         if ended is not None:
             _print(ended, f"{ended['state']}: {ended['why']}", as_json=as_json)
             return 0 if ended["state"] in {"published", "nothing new", "kept back"} else 1
@@ -242,7 +256,10 @@ def _follow(parts: Any, key: str, job: str, *, as_json: bool) -> int:  # noqa: A
             if line != last:
                 print(line, flush=True)
             last = line
+        idle = idle + 1 if parts.board.state(key)[0] == "idle" else 0
         time.sleep(0.5)
+    print(f"hrn: {job} is gone from Redis without a word: ask again", file=sys.stderr)
+    return 1
 
 
 def _status(arguments: Arguments, settings: Settings) -> int:
@@ -298,7 +315,8 @@ def _predict(arguments: Arguments, settings: Settings) -> int:
         f"{row['file']}: {row['problem']}"
         if "problem" in row
         else f"{row['file']}: {' > '.join(row['answer'] or ('nothing certain',))} "
-        f"({row['probability']:.0%}); best leaf {' > '.join(row['best_leaf'])} ({row['confidence']:.0%})"
+        f"({row['probability']:.0%}); "
+        f"best leaf {' > '.join(row['best_leaf'])} ({row['confidence']:.0%})"
         for row in rows
     ]
     _print(rows, "\n".join(lines), as_json=arguments.json)

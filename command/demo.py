@@ -166,8 +166,8 @@ def _start_label_studio(supervisor: Supervisor, home: Path, demo: Demo, program:
     }
     if _taken(demo.label_studio_port):
         raise StartError(
-            f"port {demo.label_studio_port} is taken, and this demo's Label Studio lives there: end "
-            "what listens on it (an earlier demo?), then start again"
+            f"port {demo.label_studio_port} is taken, and this demo's Label Studio lives there: "
+            "end what listens on it (an earlier demo?), then start again"
         )
     port = str(demo.label_studio_port)
     command = [program, "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", port]

@@ -129,12 +129,12 @@ def _label_studio(parts: Parts, only: int | None) -> Iterator[Finding]:
             return
     try:
         client = parts.studio
-    except ValueError as error:
+    except MisconfiguredError as error:
         mend = "copy the token anew from Label Studio, Account & Settings"
         yield Finding("token", ok=False, what=str(error), mend=mend)
         return
     known = [project.number for project in parts.store.projects() if _ours(project, parts)]
-    numbers = [only] if only is not None else known
+    numbers = [only] if only is not None else sorted(set(known))
     if not numbers:
         yield _reachable(parts)
         mend = "run `hrn connect --project NUMBER`"

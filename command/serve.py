@@ -30,7 +30,7 @@ class Server(BaseApplication):  # type: ignore[misc]
     def load_config(self) -> None:
         """Our choices, each with its reason."""
         choices: dict[str, Any] = {
-            "bind": f"{self._settings.host}:{self._settings.port}",
+            "bind": authority(self._settings.host, self._settings.port),
             "workers": 1,
             "worker_class": "gthread",
             "threads": self._settings.threads,
@@ -50,6 +50,11 @@ class Server(BaseApplication):  # type: ignore[misc]
         parts = Parts(self._settings)
         threading.Thread(target=_warm, args=(parts,), daemon=True, name="warm-up").start()
         return create_app(parts)
+
+
+def authority(host: str, port: int) -> str:
+    """``host:port``, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _warm(parts: Parts) -> None:
@@ -73,8 +78,8 @@ def check_exposure(settings: Settings) -> None:
         local = settings.host == "localhost"
     if not local:
         raise SettingError(
-            f"HRN_PASSWORD is not set and HRN_HOST={settings.host} can be reached from outside: set "
-            "HRN_PASSWORD, then run `hrn connect` so that Label Studio knows it"
+            f"HRN_PASSWORD is not set and HRN_HOST={settings.host} can be reached from outside: "
+            "set HRN_PASSWORD, then run `hrn connect` so that Label Studio knows it"
         )
 
 

@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 from command import redis_server
+from command.serve import authority
 from command.supervisor import StartError, Supervisor
 from worker.parts import Parts
 from worker.queue import Board, RedisError
@@ -34,10 +35,41 @@ def as_environment(settings: Settings) -> dict[str, str]:
         "HRN_PASSWORD": settings.password.reveal(),
         "HRN_HOST": settings.host,
         "HRN_PORT": str(settings.port),
+        "HRN_THREADS": str(settings.threads),
+        "HRN_DEVICE": settings.device,
+        "HRN_BACKBONE": settings.backbone,
+        "HRN_BACKBONE_WEIGHTS": _resolved(settings.backbone_weights),
+        "HRN_TARGET_ACCURACY": str(settings.target_accuracy),
         "HRN_TRAIN_EVERY": str(settings.train_every),
         "HRN_TRAIN_AFTER_MINUTES": str(settings.train_after),
+        "HRN_FINE_TUNE": settings.fine_tune,
+        "HRN_GROUP_FIELD": settings.group_field,
+        "HRN_ALLOWED_HOSTS": " ".join(sorted(settings.allowed_hosts)),
+        "HRN_ALLOW_PRIVATE": "true" if settings.allow_private else "",
+        "HRN_LOCAL_FILES": _resolved(settings.local_files),
+        "HRN_CACHE_GB": str(settings.cache_gb),
     }
     return {name: value for name, value in ours.items() if value}
+
+
+def _resolved(path: Path | None) -> str:
+    return "" if path is None else str(path.resolve())
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """The environment of every process that is started here.
+
+    Half of the cores compute, the others answer: with as many threads as cores a training beside a
+    busy Label Studio took eight times as long as with one thread less (2 cores), since each step
+    waits for the thread that lost its core.
+    """
+    threads = str(max(1, (os.cpu_count() or 2) // 2))
+    return {
+        "OMP_NUM_THREADS": threads,
+        **os.environ,
+        **as_environment(settings),
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def write_environment(home: Path, settings: Settings) -> None:
@@ -56,8 +88,8 @@ def read_environment(home: Path) -> dict[str, str]:
         lines = (home / ENVIRONMENT_FILE).read_text(encoding="utf-8").splitlines()
     except OSError:
         return {}
-    pairs = (line.split("=", 1) for line in lines if "=" in line)
-    return {name: value for name, value in pairs}
+    pairs = (line.partition("=") for line in lines if "=" in line)
+    return {name: value for name, _, value in pairs}
 
 
 def start_all(supervisor: Supervisor, settings: Settings) -> None:
@@ -67,8 +99,13 @@ def start_all(supervisor: Supervisor, settings: Settings) -> None:
         StartError: one of them did not come up.
         NoRedisError: there is no Redis to start.
     """
-    environment = {**os.environ, **as_environment(settings), "PYTHONUNBUFFERED": "1"}
+    environment = child_environment(settings)
     if not os.environ.get("REDIS_URL"):
+        if redis_server.answers(settings.redis_url):
+            raise StartError(
+                f"a server runs already in {settings.home}: end it first, or give --home another "
+                "folder (two of them would write into one file)"
+            )
         supervisor.start(
             "redis",
             redis_server.arguments(settings.home),
@@ -81,7 +118,9 @@ def start_all(supervisor: Supervisor, settings: Settings) -> None:
         "server",
         [sys.executable, "-m", "command", "serve"],
         environment,
-        ready=lambda: answers_http(f"http://{_reachable(settings.host)}:{settings.port}/health"),
+        ready=lambda: answers_http(
+            f"http://{authority(_reachable(settings.host), settings.port)}/health"
+        ),
     )
     _wait_for_worker(supervisor, Parts(settings).board)
 

@@ -13,15 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 log = logging.getLogger(__name__)
 
 #: Seconds before a process that died is started again, doubling up to the second number.
 PAUSE, LONGEST_PAUSE = 1.0, 30.0
 
+#: Seconds after which a process that then dies is not taken for one that cannot start.
+HEALTHY = 60.0
+
 #: Seconds a process has to end by itself before it is killed.
 GRACE = 10.0
+
+#: Seconds it has after a second word, on which a worker ends the job in hand too.
+LAST_GRACE = 3.0
 
 PR_SET_PDEATHSIG = 1
 
@@ -38,6 +44,7 @@ class Child:
     command: Sequence[str]
     environment: Mapping[str, str]
     process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
     pause: float = PAUSE
     due: float = 0.0
 
@@ -49,11 +56,12 @@ class Supervisor:
         self.logs = logs
         self.children: list[Child] = []
         self.stopping = threading.Event()
+        self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         self.logs.mkdir(parents=True, exist_ok=True)
         for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, self._stop)
+            self._handlers[name] = signal.signal(name, self._stop)
         return self
 
     def __exit__(
@@ -65,6 +73,8 @@ class Supervisor:
         self.stopping.set()
         for child in reversed(self.children):
             _end(child)
+        for name, handler in self._handlers.items():
+            signal.signal(name, handler)
 
     def start(
         self,
@@ -118,6 +128,7 @@ class Supervisor:
         return "\n".join(text.splitlines()[-lines:])
 
     def _spawn(self, child: Child) -> None:
+        child.started = time.monotonic()
         with (self.logs / f"{child.name}.log").open("ab") as output:
             child.process = subprocess.Popen(
                 child.command,
@@ -134,6 +145,8 @@ class Supervisor:
             return
         now = time.monotonic()
         if not child.due:
+            if now - child.started > HEALTHY:
+                child.pause = PAUSE
             log.warning("%s ended with %s; starting it again", child.name, child.process.returncode)
             child.due, child.pause = now + child.pause, min(child.pause * 2, LONGEST_PAUSE)
         elif now >= child.due:
@@ -152,11 +165,11 @@ def _die_with_parent() -> None:
 def _end(child: Child) -> None:
     if child.process is None or child.process.poll() is not None:
         return
-    with contextlib.suppress(ProcessLookupError):
+    for seconds in (GRACE, LAST_GRACE):
         child.process.terminate()
-    try:
-        child.process.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.process.pid, signal.SIGKILL)
-        child.process.wait(GRACE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.process.wait(seconds)
+            return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.process.pid, signal.SIGKILL)
+    child.process.wait(GRACE)

@@ -5,6 +5,7 @@ strictest price to looser ones, at each an exact binomial test of "what is shown
 than the target"; stop at the first that does not reject. Letters: n pictures, L levels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -47,8 +48,8 @@ class Fitted:
     Attributes:
         rule: to be used as it is; its price is None where there is no evidence at all.
         standing: ``certified``, the accuracy of what is shown is at least the target with
-            confidence 1 - delta; ``estimated``, only its cautious estimate (wrong + 1) / (shown + 1)
-            is, as there are too few pictures for a certificate; ``none``, nothing can be shown.
+            confidence 1 - delta; ``estimated``, with too few pictures for that, only the cautious
+            estimate 1 - (wrong + 1) / (checked + 1) is; ``none``, nothing can be shown.
         checked: held-out pictures whose shown label could be checked.
         wrong: how many of those were wrong.
         given: share of held-out pictures that get a label.
@@ -145,18 +146,20 @@ def fit_rule(
     rule = DepthRule(target, None, platt, minimum, maximum)
     if not len(seen):
         return Fitted(rule, "none", 0, 0, 0.0, 0.0)
-    walk = [_tried(seen, replace(rule, price=float(price))) for price in PRICES]
+    sure = corrected(seen.probability, platt)
+    walk = [_tried(seen, sure, replace(rule, price=float(price))) for price in PRICES]
     certified = _walk(walk, lambda tried: _rejects(tried, 1 - target, delta))
     if certified is not None:
         return replace(certified, standing="certified")
-    estimated = _walk(walk, lambda tried: (tried.wrong + 1) / (tried.checked + 1) <= 1 - target)
+    estimated = _walk(walk, lambda tried: _seems(tried, 1 - target))
     if estimated is not None:
         return estimated
     return Fitted(rule, "none", 0, 0, 0.0, 0.0)
 
 
-def _tried(seen: Evidence, rule: DepthRule) -> Fitted:
-    depth = choose_depth(corrected(seen.probability, rule.platt), rule)
+def _tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
+    """What a rule would have shown, given the ``(n, L)`` corrected probabilities."""
+    depth = choose_depth(sure, rule)
     shown = depth > 0
     right = seen.right[np.arange(len(seen)), np.maximum(depth - 1, 0)]
     checked = shown & (right >= 0)
@@ -175,7 +178,12 @@ def _rejects(tried: Fitted, risk: float, delta: float) -> bool:
     return bool(binom.cdf(tried.wrong, tried.checked, risk) <= delta)
 
 
-def _walk(walk: list[Fitted], passes: Any) -> Fitted | None:  # noqa: ANN401 - a predicate
+def _seems(tried: Fitted, risk: float) -> bool:
+    """Is the cautious estimate of being wrong at most ``risk``?"""
+    return tried.wrong + 1 <= risk * (tried.checked + 1) + EDGE  # 1 - 0.9 is less than 0.1
+
+
+def _walk(walk: list[Fitted], passes: Callable[[Fitted], bool]) -> Fitted | None:
     """The last that passes before the first that fails, starting where passing is possible.
 
     The start is chosen by how many pictures are *shown*, never by how many are wrong, so the

@@ -2,8 +2,8 @@
 
 The price rule: of the most probable node of each level, answer the one that maximises
 ``depth - price * ((1 - P) - (1 - target))``, nothing when that is negative for all. It maximises
-the mean depth for a given accuracy of what is shown when P is calibrated; ``price`` is the one number
-that calibration chooses. Letters: B pictures, N nodes, L levels.
+the mean depth for a given accuracy of what is shown when P is calibrated; ``price`` is the one
+number that calibration chooses. Letters: B pictures, N nodes, L levels.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,10 @@ Ints = NDArray[np.int64]
 
 #: Probabilities are kept this far from 0 and 1 before their logit is taken.
 EDGE = 1e-9
+
+#: A node less probable than this is never shown, even where the average could bear it: with few
+#: errors to spare elsewhere, a low price would answer a leaf of level 1 with some node of level 2.
+LEAST_PROBABILITY = 0.25
 
 
 @dataclass(frozen=True)
@@ -109,12 +113,18 @@ def corrected(probability: Floats, platt: tuple[tuple[float, float], ...]) -> Fl
 
 
 def choose_depth(probability: Floats, rule: DepthRule) -> Ints:
-    """Depth to answer at, 0 for nothing, from ``(B, L)`` corrected probabilities -> ``(B,)``."""
+    """Depth to answer at, 0 for nothing, from ``(B, L)`` corrected probabilities -> ``(B,)``.
+
+    Example:
+        >>> rule = DepthRule(target=0.9, price=10.0, platt=((1.0, 0.0), (1.0, 0.0)))
+        >>> choose_depth(np.array([[0.99, 0.95], [0.97, 0.4], [0.5, 0.3]]), rule)
+        array([2, 1, 0])
+    """
     if rule.price is None:
         return np.zeros(len(probability), dtype=np.int64)
     depth = np.arange(1, probability.shape[1] + 1)
     worth = depth - rule.price * (rule.target - probability)
-    allowed = depth >= rule.minimum
+    allowed = (depth >= rule.minimum) & (probability >= min(LEAST_PROBABILITY, rule.target))
     if rule.maximum is not None:
         allowed &= depth <= rule.maximum
     worth = np.where(allowed, worth, -np.inf)

@@ -13,8 +13,8 @@ def accuracy_by_level(right: NDArray[np.int64]) -> list[dict[str, Any]]:
         right: ``(n, L)`` 1 right, 0 wrong, -1 not known.
 
     Example:
-        >>> accuracy_by_level(np.array([[1, 1], [1, 0], [0, -1]]))
-        [{'level': 1, 'checked': 3, 'accuracy': 0.6667}, {'level': 2, 'checked': 2, 'accuracy': 0.5}]  # noqa: E501
+        >>> accuracy_by_level(np.array([[1], [1], [0], [-1]]))
+        [{'level': 1, 'checked': 3, 'accuracy': 0.6667}]
     """
     levels = []
     for level in range(right.shape[1]):

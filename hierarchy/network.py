@@ -100,7 +100,7 @@ class FrozenHead(nn.Module):
 
 
 class GranularityBlock(nn.Module):
-    """HRN's block of one level, as in its published code (docs/decisions/0003 for what we left out).
+    """HRN's block of one level, as published (docs/decisions/0003 for what we left out).
 
     1x1 convolution to ``inner`` channels, 3x3 back, mean over the grid, two linear layers to
     ``features``. The result is *before* the ReLU, which comes after the sum over levels.

@@ -92,16 +92,16 @@ class Galleries:
             if predictor.backbone_fingerprint in self._made:
                 return self._made[predictor.backbone_fingerprint]
             if predictor.backbone_weights:
-                tuned = with_weights(self.backbone(), predictor.backbone_weights)
-                return self._gallery(tuned)
-            base = self.backbone()
-            if base.fingerprint != predictor.backbone_fingerprint:
+                found = with_weights(self.backbone(), predictor.backbone_weights)
+            else:
+                found = self.backbone()
+            if found.fingerprint != predictor.backbone_fingerprint:
                 raise BackboneError(
                     f"{predictor.version} was trained on {predictor.backbone_fingerprint}, this "
-                    f"server runs {base.fingerprint}: set HRN_BACKBONE={predictor.backbone_name} "
+                    f"server has {found.fingerprint}: set HRN_BACKBONE={predictor.backbone_name} "
                     "(and its weights), or train anew"
                 )
-            return self._gallery(base)
+            return self._gallery(found)
 
     def prune(self, max_bytes: int) -> int:
         """Bring the cached features of all backbones under a size; bytes removed."""

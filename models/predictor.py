@@ -59,7 +59,20 @@ class Predictor:
         backbone: tuple[str, str],
         backbone_weights: dict[str, Tensor],
         manifest: dict[str, Any],
+        learnt: NDArray[np.bool_] | None = None,
     ) -> None:
+        """Take the parts, see `load_predictor`.
+
+        Args:
+            version: its name.
+            tree: the tree of today.
+            head: feature maps -> raw scores of the tree's nodes.
+            rule: when to stop.
+            backbone: name and fingerprint of what the head was trained on.
+            backbone_weights: of a fine-tuned backbone, else empty.
+            manifest: the version's.
+            learnt: ``(N,)`` whether the head was trained with the node; None for all.
+        """
         self.version = version
         self.tree = tree
         self.head = head.eval()
@@ -67,6 +80,7 @@ class Predictor:
         self.backbone_name, self.backbone_fingerprint = backbone
         self.backbone_weights = backbone_weights
         self.manifest = manifest
+        self._learnt = np.ones(len(tree), dtype=bool) if learnt is None else learnt
 
     def log_probabilities(self, maps: NDArray[np.float16]) -> NDArray[np.float64]:
         """``(n, C, H, W)`` feature maps -> ``(n, N)`` log P(node)."""
@@ -84,6 +98,7 @@ class Predictor:
             return []
         found = candidates(self.log_probabilities(maps), self.tree)
         sure = corrected(found.probability, self.rule.platt)
+        sure[~self._learnt[found.nodes]] = 0  # the correction might lift what nothing is known of
         depth = choose_depth(sure, self.rule)
         return [
             Answer(
@@ -129,10 +144,12 @@ def load_predictor(
         raise ModelStoreError(
             f"the weights of {version} do not fit its manifest: {error}"
         ) from error
+    known = None
     if tree is not None and tree != learnt:
         grown = build_head(tree, manifest["network"])
         grown.load_state_dict(carry_over(weights, learnt, tree, grown.state_dict()))
-        head = grown
+        head, paths = grown, set(learnt.paths)
+        known = np.array([path in paths for path in tree.paths])
     return Predictor(
         version=version,
         tree=tree or learnt,
@@ -141,6 +158,7 @@ def load_predictor(
         backbone=(manifest["backbone"]["name"], manifest["backbone"]["fingerprint"]),
         backbone_weights=own_backbone,
         manifest=manifest,
+        learnt=known,
     )
 
 
@@ -157,12 +175,22 @@ def build_head(tree: LabelTree, network: dict[str, Any]) -> nn.Module:
 
 
 def rule_for(project: Project, manifest: dict[str, Any], seen: Evidence | None) -> DepthRule:
-    """The version's own rule, refitted from its evidence if the project asks for another target."""
+    """The version's own rule, refitted from its evidence if the project asks for something else.
+
+    What holds for labels on all levels need not hold for those that other depth limits leave, so
+    new limits need another fit just as a new target does. Without evidence nothing can be promised
+    for another target, and nothing is shown.
+    """
     rule = DepthRule.from_json(manifest["calibration"]["rule"])
     target = project.target_accuracy or rule.target
-    if target != rule.target and seen is not None:
-        rule = fit_rule(seen, target=target).rule
-    return replace(rule, minimum=project.minimum_depth, maximum=project.maximum_depth)
+    asked = replace(
+        rule, target=target, minimum=project.minimum_depth, maximum=project.maximum_depth
+    )
+    if asked == rule:
+        return rule
+    if seen is not None:
+        return fit_rule(seen, target=target, minimum=asked.minimum, maximum=asked.maximum).rule
+    return asked if target <= rule.target else replace(asked, price=None)
 
 
 def read_evidence(tensors: dict[str, Tensor]) -> Evidence | None:

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -48,8 +49,8 @@ def project_key(label_studio: str, project: str) -> str:
         'localhost-8080-12-1795440233'
     """
     address = urlsplit(label_studio if "://" in label_studio else f"http://{label_studio}")
-    text = f"{address.netloc}{address.path}".lower().rstrip("/") + f"-{project}"
-    return re.sub(r"[^a-z0-9]+", "-", text.rpartition("@")[2]).strip("-")[:120]
+    where = f"{address.netloc}{address.path}".rpartition("@")[2][:80]  # the id must survive
+    return re.sub(r"[^a-z0-9]+", "-", f"{where}-{project[:39]}".lower()).strip("-")
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,10 @@ class ModelStore:
         """All projects, by key; a record that cannot be read is logged and left out."""
         found = []
         for record in sorted(self.root.glob("projects/*/project.json")):
-            with contextlib.suppress(ModelStoreError):
+            try:
                 found.append(self._read_project(record))
+            except ModelStoreError as error:
+                log.warning("project left out: %s", error)
         return found
 
     def project(self, key: str) -> Project | None:
@@ -163,10 +166,11 @@ class ModelStore:
                 f"cannot read the weights of {version}: {error.strerror}"
             ) from error
         digest = hashlib.sha256(data).hexdigest()
-        if digest != manifest["weights_sha256"]:
+        published = str(manifest.get("weights_sha256"))
+        if digest != published:
             raise ModelStoreError(
                 f"the weights of {version} are not those published (sha256 {digest[:12]}, "
-                f"expected {manifest['weights_sha256'][:12]}): restore the file or roll back"
+                f"expected {published[:12]}): restore the file or roll back"
             )
         return safetensors.torch.load(data)
 
@@ -181,8 +185,8 @@ class ModelStore:
         folder = self._folder(key) / "versions"
         data = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
         with _writable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+            work = folder / _unused_name()
+            work.mkdir(parents=True)
             try:
                 _write_durably(work / "weights.safetensors", data)
                 number = max((_number(name) for name in self._taken(key)), default=0)
@@ -229,29 +233,41 @@ class ModelStore:
         folder = self._folder(key)
         line = {"at": time.time(), "from": self.current(key), "to": version, "reason": reason}
         with _writable(folder), (folder / "history.jsonl").open("a", encoding="utf-8") as history:
-            history.write(json.dumps(line) + "\n")
+            # A line of its own, even if a crash cut the last one short.
+            history.write(f"\n{json.dumps(line)}\n")
         _write_json(folder / "current.json", {"version": version})
         log.info("live project=%s version=%s reason=%s", key, version, reason)
 
     def history(self, key: str) -> list[dict[str, Any]]:
         """Moves of the pointer, oldest first."""
+        path = self._folder(key) / "history.jsonl"
         try:
-            lines = (self._folder(key) / "history.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise ModelStoreError(f"cannot read {key}/{path.name}: {error.strerror}") from error
         moves = []
         for line in lines:
-            with contextlib.suppress(ValueError):  # a line cut short by a crash
+            with contextlib.suppress(ValueError):  # empty, or cut short by a crash
                 moves.append(json.loads(line))
-        return moves
+        return [move for move in moves if isinstance(move, dict) and {"from", "to"} <= move.keys()]
 
     def previous(self, key: str) -> str | None:
-        """The version that was live before the current one and still exists."""
+        """The version that was live before the current one and still exists.
+
+        Going back twice goes back two versions: a move to a version that was live before undoes
+        what came after it.
+        """
         current, versions = self.current(key), set(self.versions(key))
-        for move in reversed(self.history(key)):
-            if move["to"] == current and move["from"] in versions and move["from"] != current:
-                return str(move["from"])
-        return None
+        live: list[str] = []
+        for move in self.history(key):
+            if move["to"] in live:
+                del live[live.index(move["to"]) + 1 :]
+            else:
+                live.append(str(move["to"]))
+        before = live[: live.index(current)] if current in live else live
+        return next((version for version in reversed(before) if version in versions), None)
 
     def check_writable(self) -> None:
         """Write and remove a file.
@@ -284,7 +300,6 @@ class ModelStore:
         try:
             return Project.from_json(data)
         except TypeError as error:
-            log.warning("unreadable project record %s: %s", path.parent.name, error)
             raise ModelStoreError(
                 f"the record of {path.parent.name} lacks fields: {error}"
             ) from error
@@ -304,7 +319,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         known = f"{path.parent.name}/{path.name}"
         raise UnknownVersionError(f"{known} does not exist in the model store") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:  # whose own text would name the whole path to whoever called
+        why = f"cannot read {path.parent.name}/{path.name}: {error.strerror}"
+        raise ModelStoreError(why) from error
+    except ValueError as error:
         raise ModelStoreError(f"cannot read {path.parent.name}/{path.name}: {error}") from error
     if not isinstance(data, dict):
         raise ModelStoreError(f"{path.parent.name}/{path.name} does not hold an object")
@@ -314,15 +332,18 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _write_json(path: Path, data: object) -> None:
     with _writable(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-        os.close(descriptor)
+        work = path.parent / _unused_name()
         try:
-            _write_durably(Path(name), _json(data))
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            _write_durably(work, _json(data))
+            work.replace(path)
+        finally:
+            work.unlink(missing_ok=True)
         _sync_folder(path.parent)
+
+
+def _unused_name() -> str:
+    """For what is being written; not of ``tempfile``, whose files no other user could read."""
+    return f".new-{secrets.token_hex(8)}"
 
 
 def _write_durably(path: Path, data: bytes) -> None:

@@ -12,6 +12,7 @@ from studio.client import BasicAuth, LabelStudio, Object
 from studio.errors import LabelConfigError, StudioError, StudioRefusedError, StudioUnavailableError
 from studio.labelconfig import parse_label_config
 from studio.wiring import (
+    OPEN_TABS,
     SAMPLING,
     at_address,
     backend_faults,
@@ -169,7 +170,8 @@ class _Checkup:
 
     def _tab(self) -> Finding:
         missing = missing_tabs(self.client.views(self.project))
-        what = 'The Data Manager has {} tab "Most useful first"'.format("no" if missing else "the")
+        names = " and ".join(f'"{tab["title"]}"' for tab in missing or OPEN_TABS)
+        what = f"The Data Manager {'lacks' if missing else 'has'} the tabs {names}"
         return Finding("tab", ok=not missing, what=what, mend=CONNECT if missing else "")
 
 

@@ -4,14 +4,15 @@ from xml.etree import ElementTree as ET
 
 from hierarchy import LabelTree
 
-#: Picture on the left and as high as the window, answer beside it: below a tall picture nobody finds it.
+#: Picture on the left, answer beside it: below a tall picture nobody finds it.
 STYLE = """
 .hrn { display: flex; gap: 16px; align-items: flex-start; }
 .hrn-picture { flex: 1 1 60%; min-width: 0; }
 .hrn-answer { flex: 1 1 320px; max-width: 460px; }
 """
 
-MOST_VISIBLE = "70vh"
+#: Greatest height of the picture, as CSS: part of the window, so that all of it is seen.
+PICTURE_HEIGHT = "70vh"
 
 
 def taxonomy_config(
@@ -32,7 +33,7 @@ def taxonomy_config(
     row = ET.SubElement(view, "View", className="hrn")
     picture = ET.SubElement(row, "View", className="hrn-picture")
     ET.SubElement(
-        picture, "Image", name="image", value=f"${image_key}", maxHeight=MOST_VISIBLE, zoom="true"
+        picture, "Image", name="image", value=f"${image_key}", maxHeight=PICTURE_HEIGHT, zoom="true"
     )
     answer = ET.SubElement(row, "View", className="hrn-answer")
     ET.SubElement(answer, "Header", value=title, size="4")
@@ -43,6 +44,7 @@ def taxonomy_config(
         toName="image",
         showFullPath="true",
         placeholder="As deep as you are sure",
+        minWidth="300px",
     )
     made: dict[int, ET.Element] = {-1: taxonomy}
     for level in range(tree.depth):

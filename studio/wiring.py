@@ -28,24 +28,31 @@ SAMPLING: Final = "Uncertainty sampling"
 #: What Label Studio itself shows as long as a project has no tab of its own.
 DEFAULT_TAB: Final[Mapping[str, object]] = {"title": "Default", "type": "list", "target": "tasks"}
 
-#: Lowest score first, in the Data Manager: tasks that nobody has answered.
-USEFUL_TAB: Final[Mapping[str, object]] = {
-    "title": "Most useful first",
-    "type": "list",
-    "target": "tasks",
-    "ordering": ["tasks:predictions_score"],
-    "filters": {
-        "conjunction": "and",
-        "items": [
-            {
-                "filter": "filter:tasks:total_annotations",
-                "operator": "equal",
-                "type": "Number",
-                "value": 0,
-            }
-        ],
-    },
+#: Tasks that nobody has answered.
+_OPEN: Final[Mapping[str, object]] = {
+    "conjunction": "and",
+    "items": [
+        {
+            "filter": "filter:tasks:total_annotations",
+            "operator": "equal",
+            "type": "Number",
+            "value": 0,
+        }
+    ],
 }
+
+
+def _tab(title: str, order: str) -> Mapping[str, object]:
+    kind = {"type": "list", "target": "tasks"}
+    return {"title": title, **kind, "ordering": [order], "filters": _OPEN}
+
+
+#: Open tasks in the Data Manager: lowest score first to teach the model, highest first to accept
+#: what it is sure of.
+OPEN_TABS: Final = (
+    _tab("Most useful first", "tasks:predictions_score"),
+    _tab("Surest first", "-tasks:predictions_score"),
+)
 
 
 def tidy(url: str) -> str:
@@ -132,9 +139,8 @@ def switches(settings: Mapping[str, Any], title: str) -> dict[str, object]:
 def missing_tabs(views: Sequence[Mapping[str, Any]]) -> list[Mapping[str, object]]:
     """The tabs to make; with one tab of its own a project no longer shows the default one."""
     titles = [(view.get("data") or {}).get("title") for view in views]
-    if USEFUL_TAB["title"] in titles:
-        return []
-    return [USEFUL_TAB] if views else [DEFAULT_TAB, USEFUL_TAB]
+    missing = [tab for tab in OPEN_TABS if tab["title"] not in titles]
+    return missing if views or not missing else [DEFAULT_TAB, *missing]
 
 
 def is_private(url: str) -> bool:

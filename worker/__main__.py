@@ -18,12 +18,15 @@ from worker.queue import FINE_TUNE, QUEUE_NAME, REFRESH
 from worker.reconcile import Reconciler
 from worker.settings import Settings
 
+#: Seconds after which a worker that was killed is no longer counted among those that serve.
+WORKER_LIFE: Final = 60
+
 #: Nothing else runs, whatever is written into the queue: RQ imports any dotted name it reads.
 ALLOWED: Final = frozenset({FINE_TUNE, REFRESH})
 
 
 class OurJob(Job):
-    """A job whose function is one of ours."""
+    """A job whose function is one of ours, and that calls nothing back."""
 
     @property
     def func(self) -> Callable[..., Any] | None:
@@ -36,6 +39,18 @@ class OurJob(Job):
             raise PermissionError(f"this worker runs {sorted(ALLOWED)}, not {self.func_name!r:.80}")
         function: Callable[..., Any] | None = super().func
         return function
+
+    @property
+    def success_callback(self) -> None:
+        """None, whatever the queue says: RQ would import and call it."""
+
+    @property
+    def failure_callback(self) -> None:
+        """None, for the same reason."""
+
+    @property
+    def stopped_callback(self) -> None:
+        """None, for the same reason."""
 
 
 def work(settings: Settings) -> None:
@@ -51,6 +66,7 @@ def work(settings: Settings) -> None:
         serializer="json",
         job_class=OurJob,
         maintenance_interval=30,
+        worker_ttl=WORKER_LIFE,
         job_monitoring_interval=5,
     ).work(logging_level="INFO", with_scheduler=False)
 

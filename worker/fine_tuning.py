@@ -77,19 +77,34 @@ def wanted(asked: bool | None, settings: Settings) -> bool:  # noqa: FBT001 - ye
     return settings.fine_tune == "on"
 
 
-def fit(
-    tree: LabelTree, gathered: "Gathered", parts: Parts, project: Project, progress: trainer.Report
+def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
+    tree: LabelTree,
+    gathered: "Gathered",
+    parts: Parts,
+    project: Project,
+    progress: trainer.Report,
+    recipe: TuneRecipe | None = None,
 ) -> "Made":
     """Fine-tune on all pictures but one part, which calibrates and judges.
 
+    Args:
+        tree: of the labels' nodes.
+        gathered: labelled pictures; their features only decide which are held out together.
+        parts: backbone and pictures come from here.
+        project: its target accuracy and depth limits are obeyed.
+        progress: told of every step; may raise to stop.
+        recipe: the settings; None for those that suit the device.
+
     Raises:
-        TooFewLabelsError: as for the head alone.
+        TooFewLabelsError: as for the head alone, or all pictures are one group.
+        PictureError: a picture is not to be had any more.
+        FloatingPointError: the loss is not finite.
     """
     from worker.training import Made
 
     trainer.check_enough(gathered.examples)
     device = "cuda" if parts.settings.device != "cpu" and torch.cuda.is_available() else "cpu"
-    recipe = TuneRecipe.for_device(device)
+    recipe = recipe or TuneRecipe.for_device(device)
     torch.manual_seed(recipe.seed)
     base = parts.galleries.backbone()
     backbone = copy.deepcopy(base.module).to(device)
@@ -98,6 +113,11 @@ def fit(
     )
     pixels = _pixels(gathered.refs, parts, base, progress)
     held = _held_out(gathered.examples, recipe)
+    if held[gathered.examples.picture].all():
+        raise trainer.TooFewLabelsError(
+            "all labelled pictures are one group, so none can be held out: label pictures of "
+            "another group, or choose another HRN_GROUP_FIELD"
+        )
     _train(backbone, head, tree, pixels, gathered.examples, ~held, base, recipe, progress)
     log_p = np.full((gathered.examples.pictures, len(tree)), np.nan)
     log_p[held] = _predict(backbone, head, tree, pixels, np.flatnonzero(held), base)
@@ -130,8 +150,8 @@ def _pixels(
     """``(P, 3, S, S)`` squares of the short side's length, on disk: memory holds what is in use."""
     side = base.preparation.resize
     whole = replace(base.preparation, crop=side)
-    store = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the array that maps it
-    pixels = np.memmap(store, np.uint8, "w+", shape=(len(refs), 3, side, side))
+    with tempfile.TemporaryFile() as store:  # its space is given back when the array goes
+        pixels = np.memmap(store, np.uint8, "w+", shape=(len(refs), 3, side, side))
     for at, (ref, task) in enumerate(refs):
         picture = parts.fetcher.fetch(ref, task_id=task)
         image = decode(picture.data, limits=PictureLimits(), at_least=side)

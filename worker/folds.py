@@ -18,8 +18,8 @@ def assign_folds(
     """Fold of each picture: whole groups, else clusters of look-alikes within a label.
 
     Random folds put near-duplicates on both sides: on Grocery they promised 97 % where other
-    stores' photos gave 72 %. Clusters within a label are about as far from the rest as those photos are
-    (nearest-neighbour cosine 0.56 against 0.55; random folds 0.73).
+    stores' photos gave 72 %. Clusters within a label are about as far from the rest as those
+    photos are (nearest-neighbour cosine 0.56 against 0.55; random folds 0.73).
 
     Args:
         features: ``(P, C)`` pooled features.

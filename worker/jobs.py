@@ -1,6 +1,7 @@
 """What the queue runs: plain data in, work done, a word on how it ended.
 
-A job is safe to run twice and to be killed at any line, since only publishing, its last act, changes anything.
+A job is safe to run twice and to be killed at any line, since only publishing, its last act,
+changes anything.
 """
 
 import logging
@@ -11,7 +12,7 @@ from typing import Any
 from rq import get_current_job
 
 from models.errors import ModelError
-from studio.errors import LabelConfigError, StudioError, StudioUnavailableError
+from studio.errors import StudioError, StudioUnavailableError
 from worker.errors import JobError
 from worker.order import Order
 from worker.parts import Parts
@@ -61,7 +62,9 @@ def train_once(order: Order, parts: Parts, job_id: str) -> dict[str, Any]:
         board.finished(order.project, job_id)
 
 
-def _record(board: Board, order: Order, job_id: str, started: float, ended: Ended) -> dict[str, Any]:
+def _record(
+    board: Board, order: Order, job_id: str, started: float, ended: Ended
+) -> dict[str, Any]:
     outcome = {
         "job": job_id,
         "reason": order.reason,
@@ -90,7 +93,7 @@ def _guarded(order: Order, parts: Parts, progress: Progress) -> Ended:
         return _later(order, parts, str(error))
     except JobError as error:
         return Ended(type(error).__name__.removesuffix("Error").lower(), str(error))
-    except (StudioError, ModelError, FloatingPointError, LabelConfigError) as error:
+    except (StudioError, ModelError, FloatingPointError) as error:
         log.warning("training failed project=%s: %s", order.project, error)
         return Ended("failed", str(error))
 

@@ -15,6 +15,7 @@ class Order:
         force: train even if no label is new, as when settings changed.
         fine_tune: train the backbone too; None leaves it to the server's setting.
         attempt: how often it was postponed because Label Studio could not be reached.
+        crashes: how often its process died.
     """
 
     project: str
@@ -22,6 +23,12 @@ class Order:
     force: bool = False
     fine_tune: bool | None = None
     attempt: int = 0
+    crashes: int = 0
+
+    def covers(self, other: Self) -> bool:
+        """Does fulfilling this wish fulfil the other one too?"""
+        backbone = other.fine_tune is None or other.fine_tune == self.fine_tune
+        return backbone and (self.force or not other.force)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the queue."""

@@ -1,8 +1,10 @@
-"""The real parts, put together from settings; opened when first used, so that what is not needed
-cannot fail.
+"""The real parts, put together from settings.
+
+Each is opened when first used, so that what is not needed cannot fail.
 """
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from models.galleries import Galleries
 from models.predictor import Predictors
@@ -10,8 +12,10 @@ from models.store import ModelStore
 from studio.client import LabelStudio
 from studio.pictures import Picture, PictureFetcher, PictureLimits
 from worker.errors import MisconfiguredError
-from worker.queue import Board, connect
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.queue import Board
 
 
 class Parts:
@@ -26,7 +30,7 @@ class Parts:
         return ModelStore(self.settings.store)
 
     @cached_property
-    def board(self) -> Board:
+    def board(self) -> "Board":
         """Wishes and progress in Redis; connects at the first call.
 
         Raises:
@@ -36,6 +40,8 @@ class Parts:
             raise MisconfiguredError(
                 "REDIS_URL is not set: set it, or use `hrn up`, which brings a Redis of its own"
             )
+        from worker.queue import Board, connect  # predictions also run where no queue is installed
+
         return Board(connect(self.settings.redis_url))
 
     @cached_property
@@ -43,16 +49,20 @@ class Parts:
         """Label Studio's API.
 
         Raises:
-            MisconfiguredError: its address or token is not set.
+            MisconfiguredError: its address or token is not set, or cannot be one.
         """
         if not self.settings.label_studio_url or not self.settings.label_studio_token:
             raise MisconfiguredError(
                 "LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY are needed to read labels: set both "
                 "(the token is made in Label Studio under Account & Settings)"
             )
-        return LabelStudio(
-            self.settings.label_studio_url, self.settings.label_studio_token.reveal()
-        )
+        url, token = self.settings.label_studio_url, self.settings.label_studio_token.reveal()
+        try:
+            return LabelStudio(url, token)
+        except ValueError as error:
+            raise MisconfiguredError(
+                f"LABEL_STUDIO_URL or LABEL_STUDIO_API_KEY: {error}"
+            ) from error
 
     @cached_property
     def fetcher(self) -> PictureFetcher:

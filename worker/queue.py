@@ -20,7 +20,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from redis import Redis
@@ -28,8 +28,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from rq import Queue, Worker
-from rq.exceptions import NoSuchJobError
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
 
 from worker.order import Order
 
@@ -47,6 +48,9 @@ REFRESH_TIMEOUT: Final = 6 * 3600
 
 #: A job whose heartbeat is older than this, in seconds, is dead.
 HEARTBEAT_LIFE: Final = 45
+
+#: Times that a training whose process died is tried again: what kills it may be the job itself.
+CRASHES_FORGIVEN: Final = 2
 
 #: Runs remembered for a project.
 RUNS_KEPT: Final = 100
@@ -80,7 +84,7 @@ def connect(url: str, *, timeout: float = 2.0) -> Redis:
 
 def queue(connection: Redis) -> Queue:
     """The one queue, in JSON: bytes read from Redis never run as code."""
-    return Queue(QUEUE_NAME, connection=connection, serializer="json")
+    return Queue(QUEUE_NAME, connection=connection, serializer=JSONSerializer)
 
 
 class Board:
@@ -104,26 +108,30 @@ class Board:
             if job is None or status not in _PENDING:
                 return Asked(self._enqueue(order, _new_id("train")), "queued")
             if status != JobStatus.STARTED:
+                if not self._order_of(job, order.project).covers(order):
+                    self._forget(job)
+                    self._enqueue(order, job.id)  # the wider wish takes the narrower one's place
                 return Asked(job.id, "waiting")
-            known = self._get(order.project, "again")
-            wish = known or {"id": _new_id("train"), "order": order.to_json()}
-            if known and order.force and not known["order"].get("force"):
-                wish = {"id": known["id"], "order": order.to_json()}  # the wider wish wins
-            self._set(order.project, "again", wish)
+            wish = self._get(order.project, "again") or {"id": _new_id("train"), "order": None}
+            if wish["order"] is None or not Order.from_json(wish["order"]).covers(order):
+                wish["order"] = order.to_json()
+                self._set(order.project, "again", wish)
             return Asked(str(wish["id"]), "waiting")
 
     def finished(self, project: str, job: str) -> None:
         """Called as a training's last act: what waits behind it goes into the queue."""
         with self._locked(project):
             if self._text(project, "job") == job:
-                self.redis.delete(self._key(project, "job"))
-            self.redis.delete(self._key(project, "progress"), self._key(project, "alive"))
+                self.redis.delete(self._key(project, "job"), self._key(project, "progress"))
+            if self._text(project, "alive") == job:  # else it is the heart of the one that runs now
+                self.redis.delete(self._key(project, "alive"))
             self._next(project)
 
     def revive(self, project: str) -> str | None:
         """Put a dead job's work back into the queue; what happened, in words, or None.
 
-        A job is dead when it says it runs and its heartbeat has stopped, or when Redis forgot it.
+        A job is dead when its heartbeat has stopped although it never said how it ended. Its work
+        is tried again, but not for ever: it may be what kills its process.
         """
         with self._locked(project):
             name = self._text(project, "job")
@@ -131,28 +139,26 @@ class Board:
                 return self._next(project) and "what waited behind a job that is gone was queued"
             job = self._job(project)
             status = None if job is None else job.get_status(refresh=True)
-            if status == JobStatus.STARTED and not self.is_alive(project, name):
-                order = self._order_of(job, project)
-                with contextlib.suppress(Exception):
-                    job.delete()  # type: ignore[union-attr]
-                self._enqueue(order, _new_id("train"))
-                return f"the worker of {name} died: its work was queued again"
+            if job is not None and status in (JobStatus.STARTED, JobStatus.FAILED):
+                return None if self.is_alive(project, name) else self._bury(project, job)
             if status in _PENDING:
                 return None
             self.redis.delete(self._key(project, "job"))
             return self._next(project) and f"{name} ended without a word: what waited was queued"
 
     def cancel(self, project: str) -> str | None:
-        """Stop the project's training, running or waiting; its id, or None if there is none."""
+        """Stop a project's training: running, waiting or postponed; what was stopped, or None."""
         with self._locked(project):
             job = self._job(project)
-            self.redis.delete(self._key(project, "again"), self._key(project, "later"))
-            if job is None:
-                return None
-            if job.get_status(refresh=True) == JobStatus.STARTED:
+            status = None if job is None else job.get_status(refresh=True)
+            names = (self._key(project, "again"), self._key(project, "later"))
+            dropped = self.redis.delete(*names)
+            if job is None or status not in _PENDING:
+                return "the training that was put off" if dropped else None
+            if status == JobStatus.STARTED:
                 self.redis.set(self._key(project, "cancel"), job.id, ex=3600)
             else:
-                job.delete()
+                self._forget(job)
                 self.redis.delete(self._key(project, "job"))
                 self.log_run(project, {"job": job.id, "state": "cancelled", "why": "asked to stop"})
             return str(job.id)
@@ -171,7 +177,7 @@ class Board:
         return Order.from_json(later["order"])
 
     def note_attempt(self, project: str, through: str) -> None:
-        """Labels up to ``through`` were read; if they led to nothing, reading them again will not."""
+        """Labels up to ``through`` were read; what they led to, they would lead to again."""
         self.redis.set(self._key(project, "attempted"), through)
 
     def attempted(self, project: str) -> str:
@@ -189,7 +195,7 @@ class Board:
         rest = f"-{uuid.uuid4().hex[:6]}" if again else ""
         job_id = f"refresh-{project}-{version}{rest}".replace(".", "-")
         with contextlib.suppress(NoSuchJobError):
-            known = Job.fetch(job_id, connection=self.redis, serializer="json")
+            known = Job.fetch(job_id, connection=self.redis, serializer=JSONSerializer)
             if known.get_status(refresh=True) in _PENDING:
                 return
             known.delete()
@@ -219,7 +225,7 @@ class Board:
         if self._text(project, "alive") == job:
             return True
         with contextlib.suppress(NoSuchJobError):
-            started = Job.fetch(job, connection=self.redis, serializer="json").started_at
+            started = Job.fetch(job, connection=self.redis, serializer=JSONSerializer).started_at
             return started is not None and time.time() - started.timestamp() < HEARTBEAT_LIFE
         return False
 
@@ -295,7 +301,7 @@ class Board:
                 "host": worker.hostname,
                 "pid": worker.pid,
             }
-            for worker in Worker.all(queue=self.queue, serializer="json")
+            for worker in Worker.all(queue=self.queue, serializer=JSONSerializer)
         ]
 
     def depth(self) -> int:
@@ -318,6 +324,27 @@ class Board:
         log.info("queued job=%s project=%s reason=%s", job_id, order.project, order.reason)
         return job_id
 
+    def _bury(self, project: str, job: Job) -> str:
+        """Queue a dead job's work under a new name, by which the two can be told apart."""
+        order = self._order_of(job, project)
+        order = replace(order, crashes=order.crashes + 1)
+        self._forget(job)
+        self.redis.delete(self._key(project, "job"), self._key(project, "progress"))
+        ended = {"job": job.id, "reason": order.reason}
+        if order.crashes > CRASHES_FORGIVEN:
+            why = f"its process died {order.crashes} times: memory? the worker's log may say"
+            self.log_run(project, {**ended, "state": "failed", "why": why})
+            self._next(project)
+            return f"{job.id} failed: {why}"
+        again = self._enqueue(order, _new_id("train"))
+        why = f"its process died: queued again as {again}"
+        self.log_run(project, {**ended, "state": "died", "why": why, "again": again})
+        return f"the worker of {job.id} died: its work was queued again"
+
+    def _forget(self, job: Job) -> None:
+        with contextlib.suppress(NoSuchJobError, InvalidJobOperation):
+            job.delete()
+
     def _next(self, project: str) -> str | None:
         wish = self._get(project, "again")
         if wish is None or self._text(project, "job") is not None:
@@ -330,14 +357,14 @@ class Board:
         if name is None:
             return None
         try:
-            return Job.fetch(name, connection=self.redis, serializer="json")
+            return Job.fetch(name, connection=self.redis, serializer=JSONSerializer)
         except NoSuchJobError:
             return None
 
-    def _order_of(self, job: Job | None, project: str) -> Order:
+    def _order_of(self, job: Job, project: str) -> Order:
         try:
-            return Order.from_json(job.args[0])  # type: ignore[union-attr]
-        except Exception:  # noqa: BLE001 - whatever is wrong with its data, the wish itself is known
+            return Order.from_json(job.args[0])
+        except Exception:  # noqa: BLE001 - whatever is wrong with its data, the wish is known
             return Order(project, reason="after a crash")
 
     @contextlib.contextmanager

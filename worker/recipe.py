@@ -17,7 +17,8 @@ class Recipe:
         dropout: share of pooled features dropped.
         epochs: passes over the labels.
         least_steps: but at least so many optimiser steps, for projects with few labels.
-        batch: labels a step.
+        batch: labels a step, half of it up to ``cross_fit_up_to`` labels: as good there in half the
+            time.
         rate: AdamW's peak learning rate, cosine to 0.
         decay: AdamW's weight decay, on matrices only.
         folds: parts for cross-fitting.
@@ -35,7 +36,7 @@ class Recipe:
     rate: float = 1e-3
     decay: float = 1.0
     folds: int = 4
-    cross_fit_up_to: int = 1000
+    cross_fit_up_to: int = 600
     seed: int = 0
 
     def to_json(self) -> dict[str, Any]:

@@ -5,16 +5,18 @@ Every couple of seconds it looks at the hints in Redis, every minute at the trut
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from models.errors import ModelError
 from models.store import Project
 from studio.annotations import read_task
 from studio.connection import announce
+from studio.contract import project_key
 from studio.errors import StudioError
-from studio.labelconfig import parse_label_config
+from studio.labelconfig import LabelConfig, parse_label_config
 from worker.errors import MisconfiguredError
 from worker.order import Order
 from worker.parts import Parts
@@ -87,6 +89,8 @@ class Reconciler:
                 return
             except (StudioError, ModelError, MisconfiguredError) as error:
                 log.warning("project=%s: %s", project.key, error)
+            except Exception:  # a fault of ours must not cost the other projects their training
+                log.exception("unexpected project=%s", project.key)
 
     def _hints(self, project: Project) -> None:
         board = self._parts.board
@@ -108,7 +112,10 @@ class Reconciler:
 
         Raises:
             StudioError: it could not be reached, or refused.
+            MisconfiguredError: the project with this number is not the one that called.
         """
+        settings = self._parts.studio.settings(project.number)
+        _check_same(project, settings)
         version = self._parts.store.current(project.key)
         if version and self._parts.settings.backend_url:
             for change in announce(
@@ -117,20 +124,21 @@ class Reconciler:
                 log.info("project=%s: %s", project.key, change)
         if version and self._refreshed.get(project.key) != version:
             # Once a version and process: it reads every open task, and hints tell of the rest.
-            self._refreshed[project.key] = version
             self._parts.board.ask_refresh(project.key, version)
-        new, last = self._unlearnt(project, version)
+            self._refreshed[project.key] = version
+        config = parse_label_config(str(settings["label_config"]))
+        new, last = self._unlearnt(project, version, config)
         if reason := self._policy.reason(new, last, time.time()):
             self._parts.board.ask(Order(project.key, reason))
 
-    def _unlearnt(self, project: Project, version: str | None) -> tuple[int, float | None]:
+    def _unlearnt(
+        self, project: Project, version: str | None, config: LabelConfig
+    ) -> tuple[int, float | None]:
         """Labels that no attempt has read yet, and when the last of them came."""
         through = self._parts.board.attempted(project.key)
         if version:
             manifest = self._parts.store.manifest(project.key, version)
             through = max(through, str(manifest.get("trained_through", "")))
-        settings = self._parts.studio.settings(project.number)
-        config = parse_label_config(str(settings["label_config"]))
         tasks = self._parts.studio.tasks(
             project.number, annotated_only=True, updated_after=through or None
         )
@@ -141,6 +149,16 @@ class Reconciler:
             if label.updated_at > through
         ]
         return len(times), _seconds(max(times)) if times else None
+
+
+def _check_same(project: Project, settings: Mapping[str, Any]) -> None:
+    """Numbers repeat between installations and after a reset; creation times do not."""
+    there = project_key(project.number, str(settings["created_at"]))
+    if there != project.project:
+        raise MisconfiguredError(
+            f"project {project.number} in Label Studio is {there}, not {project.project}, which "
+            "belongs to another Label Studio or was deleted: nothing is trained for it"
+        )
 
 
 def _seconds(stamp: str) -> float | None:

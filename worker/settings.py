@@ -1,12 +1,15 @@
 """Settings, read once from the environment into one frozen value. Nothing else looks there."""
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
+from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
+Device = Literal["auto", "cpu", "cuda"]
 Switch = Literal["auto", "on", "off"]
 
 
@@ -22,7 +25,7 @@ class Secret:
         Secret('***')
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str = "") -> None:
         self._text = text
 
     def reveal(self) -> str:
@@ -72,16 +75,16 @@ class Settings:
     """
 
     home: Path = Path("var")
-    redis_url: str = ""
+    redis_url: str = field(default="", repr=False)  # it may carry a password
     label_studio_url: str = ""
-    label_studio_token: Secret = Secret("")
+    label_studio_token: Secret = field(default_factory=Secret)
     backend_url: str = ""
     user: str = "label-studio"
-    password: Secret = Secret("")
+    password: Secret = field(default_factory=Secret)
     host: str = "127.0.0.1"
     port: int = 9090
     threads: int = 16
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     backbone: str = "tf_efficientnet_lite0"
     backbone_weights: Path | None = None
     target_accuracy: float = 0.9
@@ -115,7 +118,7 @@ class Settings:
             threads=read(
                 "HRN_THREADS", "a number from 2 to 256", _within(int, 2, 256), cls.threads
             ),
-            device=read("HRN_DEVICE", "auto, cpu or cuda", _one_of("auto", "cpu", "cuda"), "auto"),  # type: ignore[arg-type]
+            device=read("HRN_DEVICE", "auto, cpu or cuda", _one_of(_DEVICES), cls.device),
             backbone=environ.get("HRN_BACKBONE") or cls.backbone,
             backbone_weights=read("HRN_BACKBONE_WEIGHTS", "a file that exists", _file, None),
             target_accuracy=read(
@@ -133,12 +136,12 @@ class Settings:
                 _within(float, 0.01, 1e6),
                 cls.train_after,
             ),
-            fine_tune=read(
-                "HRN_FINE_TUNE", "auto, on or off", _one_of("auto", "on", "off"), "auto"
-            ),  # type: ignore[arg-type]
+            fine_tune=read("HRN_FINE_TUNE", "auto, on or off", _one_of(_SWITCHES), cls.fine_tune),
             group_field=environ.get("HRN_GROUP_FIELD", ""),
-            allowed_hosts=frozenset(environ.get("HRN_ALLOWED_HOSTS", "").replace(",", " ").split()),
-            allow_private=read("HRN_ALLOW_PRIVATE", "true or false", _flag, False),  # noqa: FBT003
+            allowed_hosts=read(
+                "HRN_ALLOWED_HOSTS", "names of hosts, without http://", _hosts, cls.allowed_hosts
+            ),
+            allow_private=read("HRN_ALLOW_PRIVATE", "true or false", _flag, cls.allow_private),
             local_files=read("HRN_LOCAL_FILES", "a folder that exists", _folder, None),
             cache_gb=read(
                 "HRN_CACHE_GB", "gigabytes above 0", _within(float, 0.01, 1e6), cls.cache_gb
@@ -167,7 +170,8 @@ class _Reader:
         try:
             return parse(text)
         except (ValueError, OSError) as error:
-            raise SettingError(f"{name}: expected {expected}, got {text!r}") from error
+            shown = re.sub(r"//[^/@]*@", "//***@", text)  # a password in an address stays unseen
+            raise SettingError(f"{name}: expected {expected}, got {shown!r}") from error
 
 
 N = TypeVar("N", int, float)
@@ -183,11 +187,18 @@ def _within(kind: Callable[[str], N], low: N, high: N) -> Callable[[str], N]:
     return parse
 
 
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError
-        return text
+W = TypeVar("W", bound=str)
+
+_DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
+_SWITCHES: tuple[Switch, ...] = ("auto", "on", "off")
+
+
+def _one_of(words: tuple[W, ...]) -> Callable[[str], W]:
+    def parse(text: str) -> W:
+        for word in words:
+            if text == word:
+                return word
+        raise ValueError
 
     return parse
 
@@ -200,9 +211,18 @@ def _flag(text: str) -> bool:
 
 
 def _url(text: str) -> str:
-    if not text.startswith(("http://", "https://")):
+    address = urlsplit(text)
+    if address.scheme not in ("http", "https") or not address.hostname:
         raise ValueError
+    _ = address.port  # raises if it cannot be one
     return text.rstrip("/")
+
+
+def _hosts(text: str) -> frozenset[str]:
+    hosts = frozenset(text.replace(",", " ").split())
+    if any("/" in host for host in hosts):
+        raise ValueError
+    return hosts
 
 
 def _redis_url(text: str) -> str:

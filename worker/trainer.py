@@ -111,6 +111,7 @@ def train(  # noqa: PLR0913 - the examples, and each choice that a project may m
 
     Raises:
         TooFewLabelsError: fewer than two different nodes named, or fewer than four pictures.
+        FloatingPointError: feature maps or the loss are not finite.
     """
     check_enough(examples)
     torch.manual_seed(recipe.seed)
@@ -121,6 +122,9 @@ def train(  # noqa: PLR0913 - the examples, and each choice that a project may m
     runs = sorted(set(folds.tolist()) - {-1})
     for number, fold in enumerate(runs):
         learn = folds[examples.picture] != fold
+        if learn.sum() < 2:  # all pictures are one group
+            log.warning("nothing can be held out: the pictures are one group, or nearly so")
+            continue
         head = _new_head(tree, weight, bias, recipe, device)
         _fit(
             head,
@@ -164,9 +168,7 @@ def fit_reduction(examples: Examples, recipe: Recipe, report: Report) -> tuple[T
     sample = generator.permutation(examples.pictures)[:REDUCTION_SAMPLE]
     count, total, products = 0, None, None
     for start in range(0, len(sample), CHUNK):
-        maps = torch.from_numpy(
-            examples.read(sample[start : start + CHUNK].tolist(), False)
-        ).float()
+        maps = _read(examples, sample[start : start + CHUNK].tolist(), mirrored=False)
         vectors = maps.movedim(1, -1).flatten(0, 2)  # (positions, C)
         count += len(vectors)
         total = vectors.sum(0).double() + (0 if total is None else total)
@@ -182,13 +184,25 @@ def fit_reduction(examples: Examples, recipe: Recipe, report: Report) -> tuple[T
     return weight.float(), -(weight @ mean).float()
 
 
+def _read(examples: Examples, positions: Sequence[int], *, mirrored: bool) -> Tensor:
+    """``(len, C, H, W)`` float32 maps, all of them finite."""
+    maps = torch.from_numpy(examples.read(positions, mirrored)).float()
+    finite = maps.isfinite().flatten(1).all(1).tolist()
+    if not all(finite):
+        raise FloatingPointError(
+            f"the features of picture {positions[finite.index(False)]} are not finite numbers: "
+            "the backbone does not work here, `hrn doctor` says more"
+        )
+    return maps
+
+
 def reduce_all(examples: Examples, weight: Tensor, bias: Tensor, report: Report) -> Reduced:
     """Every picture's map through the reduction, in chunks."""
     halves: dict[bool, list[Tensor]] = {False: [], True: []}
     for start in range(0, examples.pictures, CHUNK):
         positions = range(start, min(start + CHUNK, examples.pictures))
         for mirrored, parts in halves.items():
-            maps = torch.from_numpy(examples.read(positions, mirrored)).float()
+            maps = _read(examples, positions, mirrored=mirrored)
             flat = torch.einsum("dc,bchw->bdhw", weight, maps) + bias[:, None, None]
             parts.append(flat.bfloat16())
         report("reducing", positions.stop, examples.pictures)
@@ -286,7 +300,8 @@ def _fit(  # noqa: PLR0913 - one loop's inputs
     rows = torch.from_numpy(np.flatnonzero(learn))
     picture, target = torch.from_numpy(examples.picture), torch.from_numpy(examples.target)
     weight = torch.from_numpy(examples.weight)
-    batch = min(recipe.batch, len(rows))
+    small = len(rows) <= recipe.cross_fit_up_to
+    batch = min(recipe.batch // 2 if small else recipe.batch, len(rows))
     steps_an_epoch = math.ceil(len(rows) / batch)
     epochs = max(recipe.epochs, math.ceil(recipe.least_steps / steps_an_epoch))
     optimiser, schedule = _optimiser(head, recipe, epochs * steps_an_epoch)

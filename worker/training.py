@@ -18,7 +18,7 @@ from hierarchy.choice import candidates
 from models.answers import maps_of
 from models.errors import ModelError
 from models.gallery import Gallery
-from models.predictor import BACKBONE, EVIDENCE, Predictor
+from models.predictor import BACKBONE, EVIDENCE
 from models.store import Project
 from studio.annotations import read_task
 from studio.connection import announce
@@ -26,11 +26,9 @@ from studio.errors import PictureError, StudioError
 from studio.labelconfig import LabelConfig, parse_label_config
 from worker import fine_tuning, trainer
 from worker.errors import MisconfiguredError
-from worker.gate import Verdict, compare, compare_figures
+from worker.gate import LEAST, Verdict, compare, compare_figures
 from worker.order import Order
 from worker.parts import Parts
-from worker.progress import Progress
-from worker.queue import RedisError
 from worker.recipe import Recipe
 from worker.snapshot import Snapshot, agreed, take
 
@@ -63,18 +61,38 @@ class Ended:
         }
 
 
-def run(order: Order, parts: Parts, progress: Progress) -> Ended:
-    """Train, compare, publish, point, announce.
+def run(order: Order, parts: Parts, progress: trainer.Report) -> Ended:
+    """Read the labels, learn from them, and tell everyone of a version that went live.
 
     Raises:
         TooFewLabelsError, StudioError, ModelError, JobError: see ``worker.jobs``.
     """
-    started = time.monotonic()
     project = _known(order.project, parts)
     progress("reading labels", 0, 1)
     parts.board.events_read(project.key)
     project, config, snapshot = read_labels(project, parts)
     parts.board.note_attempt(project.key, snapshot.trained_through)
+    ended = learn(order, project, config, snapshot, parts, progress)
+    if ended.state == "published" and ended.version:
+        go_live(parts, project, ended.version)
+        parts.galleries.prune(int(parts.settings.cache_gb * 1e9))
+    return ended
+
+
+def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
+    order: Order,
+    project: Project,
+    config: LabelConfig,
+    snapshot: Snapshot,
+    parts: Parts,
+    progress: trainer.Report,
+) -> Ended:
+    """Train, compare, publish, point. Needs no queue, and Label Studio only for its pictures.
+
+    Raises:
+        TooFewLabelsError, StudioError, ModelError, JobError: see ``worker.jobs``.
+    """
+    started = time.monotonic()
     live = parts.store.current(project.key)
     if live and not order.force and _same_labels(parts, project, live, snapshot):
         return Ended("nothing new", f"{live} has learnt from all {len(snapshot.labels)} labels")
@@ -103,8 +121,6 @@ def run(order: Order, parts: Parts, progress: Progress) -> Ended:
         )
     progress("publishing", 1, 1)  # a last chance to notice that this job was cancelled or replaced
     parts.store.point(project.key, version, reason=f"{order.reason}: {verdict.why}")
-    go_live(parts, project, version)
-    parts.galleries.prune(int(parts.settings.cache_gb * 1e9))
     return Ended("published", verdict.why, version, figures)
 
 
@@ -136,6 +152,8 @@ def read_labels(project: Project, parts: Parts) -> tuple[Project, LabelConfig, S
 
 def go_live(parts: Parts, project: Project, version: str) -> None:
     """Tell Label Studio, and ask for new pre-labels; neither may undo that the version is live."""
+    from worker.queue import RedisError  # `learn` also runs where no queue is installed
+
     if parts.settings.backend_url:
         try:
             announce(parts.studio, project.number, parts.settings.backend_url, version)
@@ -143,7 +161,7 @@ def go_live(parts: Parts, project: Project, version: str) -> None:
             log.warning("not announced yet project=%s version=%s: %s", project.key, version, error)
     try:
         parts.board.ask_refresh(project.key, version)
-    except RedisError as error:
+    except (RedisError, MisconfiguredError) as error:
         log.warning("refresh not asked for yet project=%s: %s", project.key, error)
 
 
@@ -188,7 +206,7 @@ class Made:
 def gather(
     snapshot: Snapshot, gallery: Gallery, group_field: str, progress: trainer.Report
 ) -> Gathered:
-    """Fetch every labelled picture and see to its features; what fails is skipped with its reason."""
+    """Fetch every labelled picture and see to its features; skip what fails, with its reason."""
     tasks = [task for task in snapshot.tasks if task.picture is not None]
     items = [(str(task.picture), task.task_id) for task in tasks]
     skipped = Counter[str]()
@@ -248,7 +266,7 @@ def _same_labels(parts: Parts, project: Project, live: str, snapshot: Snapshot) 
 
 
 def _fit_head(
-    tree: LabelTree, gathered: Gathered, parts: Parts, project: Project, progress: Progress
+    tree: LabelTree, gathered: Gathered, parts: Parts, project: Project, progress: trainer.Report
 ) -> Made:
     """The frozen backbone's head; on the CPU, where its maps are and it takes seconds."""
     recipe = Recipe()
@@ -301,7 +319,7 @@ def _gate(  # noqa: PLR0913 - both versions and what they are compared on
         if number not in seen_before and truth[at] >= 0 and not np.isnan(held_out[at, 0])
     ]
     figures = predictor.manifest.get("metrics", {})
-    if known is None or len(fresh) < 10:
+    if known is None or len(fresh) < LEAST:
         checked = min(trained.metrics["leaf_checked"], figures.get("leaf_checked") or 0)
         return compare_figures(
             trained.metrics["leaf_accuracy"], figures.get("leaf_accuracy"), checked, live
@@ -369,4 +387,13 @@ def _manifest(  # noqa: PLR0913 - everything there is to say of a version
     }
 
 
-__all__ = ["Ended", "Gathered", "Made", "Predictor", "gather", "go_live", "read_labels", "run"]
+__all__ = [
+    "Ended",
+    "Gathered",
+    "Made",
+    "gather",
+    "go_live",
+    "learn",
+    "read_labels",
+    "run",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,7 +34,10 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What is answered; anything but bytes is sent as JSON. Status 0 drops the connection."""
+    """What is answered; anything but bytes is sent as JSON. Status 0 drops the connection.
+
+    A header `X-Drip` sends the body byte by byte, with that many seconds after each.
+    """
 
     content: object = dataclasses.field(default_factory=dict)
     status: int = 200
@@ -86,7 +90,10 @@ def serving(answer: Callable[[Request], Reply]) -> Iterator[Server]:
                 for name, value in {**headers, "Content-Length": str(len(data))}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                pause = float(headers.get("X-Drip", 0))
+                for piece in [data[n : n + 1] for n in range(len(data))] if pause else [data]:
+                    self.wfile.write(piece)
+                    time.sleep(pause)
             except OSError:  # the caller has gone
                 self.close_connection = True
 

@@ -9,7 +9,7 @@ import pytest
 from studio.client import BasicAuth, LabelStudio
 from studio.connection import Finding, checks, connect
 from studio.errors import StudioRequestError
-from studio.transport import Patience
+from studio.wiring import ACTIONS
 from tests.end_to_end.label_studio import RunningLabelStudio, free_port
 from tests.studio.backend import PASSWORD, USER, RecordingBackend, running_backend
 from tests.studio.servers import Reply, Request, script, serving
@@ -17,7 +17,6 @@ from tests.studio.test_client import CONFIG
 
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
 AUTH = BasicAuth(USER, PASSWORD)
-QUICK = Patience(backoff=0.01)
 
 
 def wrong(findings: tuple[Finding, ...]) -> dict[str, Finding]:
@@ -183,6 +182,14 @@ def test_a_webhook_without_password(
     assert set(found) == {"webhook"}
     assert "carries no password" in found["webhook"].what
     assert "not sent for ANNOTATION_CREATED" in found["webhook"].what
+
+
+@pytest.mark.label_studio
+def test_a_second_webhook(client: LabelStudio, project: int, backend: RecordingBackend) -> None:
+    url = client.webhooks(project)[0]["url"]
+    client.create_webhook(project, url=url, actions=ACTIONS, headers={})
+    found = wrong(checks(client, project, backend.url))
+    assert "there are 2 of them" in found["webhook"].what
 
 
 @pytest.mark.label_studio

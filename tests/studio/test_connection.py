@@ -76,6 +76,7 @@ def test_connecting_sets_everything_up(
     assert [view["data"]["title"] for view in client.views(project)] == [
         "Default",
         "Most useful first",
+        "Surest first",
     ]
 
 
@@ -192,6 +193,16 @@ def test_double_webhooks_are_removed(
     assert [row["id"] for row in client.webhooks(project) if row["url"] != url] == [other["id"]]
 
 
+def test_a_version_that_came_meanwhile_becomes_the_title(
+    client: LabelStudio, project: int, backend: RecordingBackend
+) -> None:
+    connected(client, project, backend)
+    backend.version = "v1"
+    (change,) = connected(client, project, backend)
+    assert "it was called 'untrained'" in change
+    assert client.settings(project)["model_version"] == "v1"
+
+
 def test_a_new_password_is_taken_over(
     client: LabelStudio, project: int, backend: RecordingBackend
 ) -> None:
@@ -228,6 +239,7 @@ def test_tabs_of_others_stay(client: LabelStudio, project: int, backend: Recordi
     assert [view["data"]["title"] for view in client.views(project)] == [
         "Mine",
         "Most useful first",
+        "Surest first",
     ]
 
 

@@ -121,6 +121,21 @@ def test_a_revoked_personal_token_is_named_as_such() -> None:
     assert PERSONAL not in str(error)
 
 
+def test_an_access_token_that_does_not_tell_its_end_is_used() -> None:
+    """Then it is taken to live as long as Label Studio's do."""
+    with serving(script(Reply({"access": "opaque"}), Reply([1]))) as server:
+        transport = Transport(server.url, PERSONAL, QUICK)
+        assert [transport.send(WHO), transport.send(WHO)] == [[1], [1]]
+    assert [request.token for request in server.requests[1:]] == ["Bearer opaque"] * 2
+
+
+@pytest.mark.parametrize("reply", [{}, {"access": None}, ["access"]])
+def test_a_trade_without_an_access_token_is_told(reply: object) -> None:
+    error = fails(script(Reply(reply)), token=PERSONAL)
+    assert isinstance(error, StudioRequestError)
+    assert "gave no access token" in str(error)
+
+
 def test_threads_share_one_access_token() -> None:
     studio = Studio()
     with serving(studio) as server:
@@ -286,6 +301,16 @@ def test_a_slow_answer_is_given_up() -> None:
         Transport(server.url, LEGACY, Patience(timeout=0.1, retries=0)).send(WHO)
 
 
+def test_an_answer_that_drips_is_given_up() -> None:
+    """Each piece comes in time, the whole does not."""
+    reply = Reply(b"x" * 8, headers={"X-Drip": "0.1"})
+    with (
+        serving(script(reply)) as server,
+        pytest.raises(StudioUnavailableError, match="no complete answer came in time"),
+    ):
+        Transport(server.url, LEGACY, Patience(timeout=0.3, retries=0)).send(WHO)
+
+
 def test_a_port_nobody_listens_on_is_tried_again_even_for_a_post() -> None:
     transport = Transport(f"http://127.0.0.1:{free_port()}", LEGACY, QUICK)
     with pytest.raises(StudioUnavailableError, match=r"nothing listens there.* 4 tries"):
@@ -375,6 +400,14 @@ def test_field_errors_are_told_with_their_fields() -> None:
     assert isinstance(error, StudioRequestError)
     assert error.status == 400
     assert str(error).endswith("with 400: title: too short; title: dull; no way; b: 1")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(["a", "b"], "['a', 'b']"), ({}, "no detail given"), (b"\x00\x01", "2 bytes of")],
+)
+def test_a_refusal_in_another_form_is_told(content: object, words: str) -> None:
+    assert words in str(fails(script(Reply(content, 400))))
 
 
 def test_a_missing_page_keeps_its_status() -> None:

@@ -10,7 +10,7 @@ from studio.client import BasicAuth, Object
 from studio.wiring import (
     ACTIONS,
     DEFAULT_TAB,
-    USEFUL_TAB,
+    OPEN_TABS,
     at_address,
     authorization,
     backend_faults,
@@ -114,9 +114,10 @@ def test_only_wrong_switches_are_set() -> None:
 
 
 def test_tabs_are_made_once_and_the_default_one_is_kept() -> None:
-    assert missing_tabs([]) == [DEFAULT_TAB, USEFUL_TAB]
-    assert missing_tabs([{"data": {"title": "Mine"}}, {"data": None}]) == [USEFUL_TAB]
-    assert missing_tabs([{"data": dict(USEFUL_TAB)}]) == []
+    assert missing_tabs([]) == [DEFAULT_TAB, *OPEN_TABS]
+    assert missing_tabs([{"data": {"title": "Mine"}}, {"data": None}]) == list(OPEN_TABS)
+    assert missing_tabs([{"data": dict(OPEN_TABS[0])}]) == [OPEN_TABS[1]]
+    assert missing_tabs([{"data": dict(tab)} for tab in OPEN_TABS]) == []
 
 
 @pytest.mark.parametrize(

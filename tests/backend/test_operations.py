@@ -1,0 +1,57 @@
+"""GET /ready and /metrics: what operators look at."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flask.testing import FlaskClient
+from rq import Worker
+
+from worker.order import Order
+from worker.queue import Board
+
+
+def test_ready_when_store_redis_and_a_worker_are_there(client: FlaskClient, board: Board) -> None:
+    worker = Worker([board.queue], connection=board.redis, serializer="json")
+    worker.register_birth()
+    reply = client.get("/ready")
+    assert reply.status_code == 200
+    told = {"ready": True, "store": "writable", "redis": "reachable", "workers": "1"}
+    assert reply.get_json() == told
+
+
+def test_not_ready_without_a_worker(client: FlaskClient, board: Board) -> None:
+    reply = client.get("/ready")
+    assert reply.status_code == 503
+    assert "hrn work" in reply.get_json()["workers"]
+
+
+def test_not_ready_without_redis(without_redis: FlaskClient) -> None:
+    reply = without_redis.get("/ready")
+    assert reply.status_code == 503
+    assert reply.get_json()["redis"] == "not reachable"
+    assert reply.get_json()["store"] == "writable"
+
+
+def test_not_ready_where_the_store_cannot_be_written(
+    bare: Callable[..., FlaskClient], tmp_path: Path
+) -> None:
+    (tmp_path / "models").write_text("a file where the folder should be", encoding="utf-8")
+    reply = bare().get("/ready")
+    assert reply.status_code == 503
+    assert reply.get_json()["store"] == "not writable"
+    assert str(tmp_path) not in reply.text
+
+
+def test_metrics_count_requests_and_what_waits(client: FlaskClient, board: Board) -> None:
+    board.ask(Order("studio-1-1"))
+    client.get("/nowhere")
+    text = client.get("/metrics").text
+    assert "hrn_queue_depth 1.0" in text
+    assert "hrn_workers 0.0" in text
+    assert 'hrn_request_seconds_count{route="unknown",status="404"}' in text
+
+
+def test_metrics_say_that_nothing_is_known_while_redis_is_away(without_redis: FlaskClient) -> None:
+    reply = without_redis.get("/metrics")
+    assert reply.status_code == 200
+    assert "hrn_queue_depth NaN" in reply.text

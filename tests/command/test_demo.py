@@ -1,0 +1,46 @@
+"""The demo's pure parts: what it remembers and how its annotator answers."""
+
+import random
+import socket
+from pathlib import Path
+
+import pytest
+
+from command.demo import Demo, _answer, _free_port, run
+from command.samples import Quality, Sample
+from command.supervisor import StartError
+
+
+def test_a_demo_is_made_once_and_found_again(tmp_path: Path) -> None:
+    first = Demo.load(tmp_path, None, (8080, 9090))
+    first.save(tmp_path)
+    assert Demo.load(tmp_path, None, (1, 2)) == first
+    assert Demo.load(tmp_path / "other", None, (8080, 9090)).password != first.password
+    assert (tmp_path / "demo.json").stat().st_mode & 0o077 == 0
+
+
+def test_another_folder_of_pictures_wants_another_home(tmp_path: Path) -> None:
+    Demo.load(tmp_path, None, (8080, 9090)).save(tmp_path)
+    with pytest.raises(StartError, match="made from the sample pictures"):
+        run(tmp_path, tmp_path, ports=(8080, 9090), label_studio=None)
+
+
+def test_a_taken_port_is_passed_over() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        if port < 65_000:
+            assert port < _free_port(port) < port + 50
+
+
+@pytest.mark.parametrize(("quality", "depth"), [("sharp", 2), ("unknown", 1)])
+def test_a_demos_annotator_names_what_a_careful_person_could(quality: Quality, depth: int) -> None:
+    sample = Sample(Path("a.jpg"), ("Cat", "Siamese", "Blue"), quality, 2)
+    depths = set()
+    draw = random.Random(0)
+    for _ in range(50):
+        (result,) = _answer(sample, draw)
+        depths.add(len(result["value"]["taxonomy"][0]))
+    assert min(depths) == depth
+    assert max(depths) == 2

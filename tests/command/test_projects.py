@@ -1,0 +1,196 @@
+"""What the commands do to one project."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from command import projects
+from command.projects import UsageError
+from models.errors import ModelError
+from models.store import Project
+from tests.published import TREE, manifest, project, publish
+from worker.errors import MisconfiguredError
+from worker.order import Order
+from worker.parts import Parts
+from worker.queue import Board
+from worker.settings import Settings
+
+
+@pytest.fixture
+def parts(settings: Settings) -> Parts:
+    return Parts(settings)
+
+
+@pytest.fixture
+def known(parts: Parts) -> Project:
+    return parts.store.register(project("http://studio:8080"))
+
+
+# --- which one ---
+
+
+def test_the_only_project_is_meant_where_none_is_named(parts: Parts, known: Project) -> None:
+    assert projects.find(parts, None) == known
+
+
+@pytest.mark.parametrize("wanted", ["1", "1.1795440233", "studio-8080-1-1795440233"])
+def test_a_project_is_found_by_all_its_names(parts: Parts, known: Project, wanted: str) -> None:
+    parts.store.register(project("http://studio:8080", "2.5"))
+    assert projects.find(parts, wanted) == known
+
+
+def test_a_project_that_is_not_there_is_answered_with_those_that_are(
+    parts: Parts, known: Project
+) -> None:
+    with pytest.raises(UsageError, match=re.escape("no project fits '7': give --project")) as told:
+        projects.find(parts, "7")
+    assert known.key in str(told.value)
+
+
+def test_several_that_fit_are_named(parts: Parts, known: Project) -> None:
+    parts.store.register(project("http://other", "1.5"))
+    with pytest.raises(UsageError, match="more than one project fits"):
+        projects.find(parts, "1")
+
+
+def test_where_there_is_none_that_is_said(parts: Parts) -> None:
+    with pytest.raises(UsageError, match="with one of: none"):
+        projects.find(parts, None)
+
+
+def test_connecting_needs_our_own_address(parts: Parts) -> None:
+    with pytest.raises(MisconfiguredError, match="HRN_BACKEND_URL"):
+        projects.connect_project(parts, 1)
+
+
+# --- status ---
+
+
+def test_the_status_of_an_untrained_project(parts: Parts, known: Project) -> None:
+    told = projects.status(parts)
+    assert (told["workers"], told["waiting_jobs"]) == ([], 0)
+    (row,) = told["projects"]
+    assert (row["project"], row["version"], row["training"]) == (1, None, "idle")
+    assert "untrained" in projects.describe(row)
+
+
+def test_the_status_of_a_project_in_training(parts: Parts, known: Project, board: Board) -> None:
+    publish(parts.store, known)
+    board.log_run(known.key, {"job": "a", "state": "refused", "why": "worse than v1"})
+    board.note_event(known.key)
+    asked = projects.ask_training(parts, known, Order(known.key))
+    told = projects.project_status(parts, known)
+    assert (told["version"], told["training"], told["job"]) == ("v1", "queued", asked["job"])
+    words = projects.describe(told)
+    assert "shown labels are 90% right by estimate" in words
+    assert "1 of 20 shown labels were wrong" in words
+    assert "level 1 90% of 10, level 2 90% of 10 right" in words
+    assert "training: queued" in words
+    assert "1 annotation events since labels were last read" in words
+    assert "last training: refused" in words
+    board.report(known.key, {"stage": "fitting", "done": 3, "total": 9, "seconds_left": 6.2})
+    running = projects.describe(projects.project_status(parts, known))
+    assert "training: fitting 3/9, 6 s left in this stage" in running
+
+
+def test_the_status_without_redis_is_still_told(settings: Settings, known: Project) -> None:
+    lame = Parts(Settings(home=settings.home))
+    told = projects.status(lame)
+    assert "Redis cannot be reached" in told["waiting_jobs"]
+    assert "unknown" in projects.describe(told["projects"][0])
+
+
+@pytest.mark.parametrize(
+    ("standing", "words"), [("certified", "90% right, certified"), ("none", "no label is shown")]
+)
+def test_what_is_promised_is_told_with_its_grounds(standing: str, words: str) -> None:
+    calibration = manifest(TREE, 1.0, "x")["calibration"] | {"standing": standing}
+    assert words in projects.promise(calibration)
+
+
+# --- versions ---
+
+
+def test_versions_are_listed_and_the_live_one_marked(parts: Parts, known: Project) -> None:
+    publish(parts.store, known)
+    publish(parts.store, known)
+    first, second = projects.versions(parts, known)
+    assert (first["version"], first["live"], second["live"]) == ("v1", False, True)
+    assert projects.describe_version(second).startswith("* v2")
+    assert "20 labels" in projects.describe_version(first)
+
+
+def test_a_version_that_cannot_be_read_is_listed_with_its_problem(
+    parts: Parts, known: Project
+) -> None:
+    publish(parts.store, known)
+    folder = parts.settings.store / "projects" / known.key / "versions" / "v1"
+    (folder / "manifest.json").write_text("{", encoding="utf-8")
+    (row,) = projects.versions(parts, known)
+    assert "cannot read v1/manifest.json" in projects.describe_version(row)
+    assert "cannot read" in projects.describe(projects.project_status(parts, known))
+
+
+def test_promoting_makes_live_and_follows_new_ones_again(parts: Parts, known: Project) -> None:
+    publish(parts.store, known)
+    publish(parts.store, known)
+    assert projects.rollback(parts, known) == "v1"
+    now = projects.find(parts, None)
+    assert (parts.store.current(known.key), now.pinned) == ("v1", True)
+    assert "chosen by hand" in projects.describe(projects.project_status(parts, now))
+    projects.promote(parts, now, "v2", pin=False)
+    assert (parts.store.current(known.key), projects.find(parts, None).pinned) == ("v2", False)
+
+
+def test_a_version_gone_live_gets_its_pre_labels(
+    parts: Parts, known: Project, board: Board
+) -> None:
+    publish(parts.store, known)
+    projects.promote(parts, known, "v1", pin=False)
+    assert board.queue.job_ids == [f"refresh-{known.key}-v1"]
+
+
+@pytest.mark.parametrize("version", ["v9", "../v1", ""])
+def test_a_version_that_is_not_there_is_not_promoted(
+    parts: Parts, known: Project, version: str
+) -> None:
+    publish(parts.store, known)
+    with pytest.raises(ModelError):
+        projects.promote(parts, known, version, pin=False)
+    assert parts.store.current(known.key) == "v1"
+
+
+def test_there_is_nothing_to_go_back_to_from_the_first(parts: Parts, known: Project) -> None:
+    publish(parts.store, known)
+    with pytest.raises(UsageError, match="no other live version"):
+        projects.rollback(parts, known)
+
+
+# --- predicting files ---
+
+
+def test_an_untrained_project_predicts_nothing(parts: Parts, known: Project) -> None:
+    with pytest.raises(UsageError, match="untrained"):
+        projects.predict(parts, known, [Path("cat.jpg")])
+
+
+@pytest.mark.slow
+def test_files_are_answered_and_a_missing_one_is_told(
+    settings: Settings, known: Project, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    from tests.backend.conftest import jpeg
+
+    parts = Parts(replace(settings, backbone=Settings.backbone))
+    publish(parts.store, known, fingerprint=parts.galleries.backbone().fingerprint)
+    (tmp_path / "cat?1.jpg").write_bytes(jpeg())
+    (tmp_path / "text.jpg").write_bytes(b"no picture")
+    names = ("cat?1.jpg", "text.jpg", "missing.jpg")
+    good, text, missing = projects.predict(parts, known, [tmp_path / name for name in names])
+    assert tuple(good["answer"]) in TREE.paths
+    assert good["version"] == "v1"
+    assert 0 < good["confidence"] < 1
+    assert text["problem"]
+    assert "No such file" in missing["problem"]

@@ -1,0 +1,69 @@
+"""The web server: its settings, its caution, and the process itself."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from command.serve import Server, authority, check_exposure
+from command.services import answers_http, as_environment
+from tests.end_to_end.label_studio import free_port
+from worker.settings import Secret, SettingError, Settings
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "::1", "localhost"])
+def test_loopback_needs_no_password(host: str) -> None:
+    check_exposure(Settings(host=host))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "backend.example"])
+def test_a_network_needs_one(host: str) -> None:
+    with pytest.raises(SettingError, match="HRN_PASSWORD is not set"):
+        check_exposure(Settings(host=host))
+    check_exposure(Settings(host=host, password=Secret("x")))
+
+
+def test_addresses_of_both_kinds_can_be_listened_on() -> None:
+    assert authority("127.0.0.1", 90) == "127.0.0.1:90"
+    assert authority("::1", 90) == "[::1]:90"
+
+
+def test_one_process_answers_with_threads(tmp_path: Path) -> None:
+    config = Server(Settings(home=tmp_path, port=1234, threads=5)).cfg
+    assert config.bind == ["127.0.0.1:1234"]
+    assert (config.workers, config.threads) == (1, 5)
+    assert config.timeout > 100  # Label Studio's own patience
+
+
+@pytest.mark.slow
+def test_the_process_answers_health_and_ends_when_told(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, port=free_port(), redis_url="redis://127.0.0.1:1/0")
+    url = f"http://127.0.0.1:{settings.port}"
+    environment = {**os.environ, **as_environment(settings)}
+    command = [sys.executable, "-m", "command", "serve"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
+    try:
+        deadline = time.monotonic() + 60
+        while not answers_http(f"{url}/health"):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        body = b'{"project": "1.2", "schema": "<View>\\u6c49</View>"}'
+        headers = {"Content-Type": "application/json"}
+        with pytest.raises(urllib.error.HTTPError) as told:
+            urllib.request.urlopen(urllib.request.Request(f"{url}/setup", body, headers))
+        told.value.close()
+        assert told.value.code == 400
+        assert "Image" in told.value.reason or "Taxonomy" in told.value.reason
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait(10)

@@ -1,0 +1,84 @@
+"""The processes of a server: what they are told, and when they are ready."""
+
+from pathlib import Path
+
+import pytest
+
+from command import redis_server, services
+from command.supervisor import StartError, Supervisor
+from tests.redis import running
+from tests.studio.servers import Reply, serving
+from worker.settings import Secret, Settings
+
+
+def test_a_child_reads_back_the_settings_it_is_given(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    settings = Settings(
+        home=tmp_path.resolve(),
+        redis_url="unix:///run/r.sock",
+        label_studio_url="http://studio",
+        label_studio_token=Secret("token"),
+        backend_url="http://backend",
+        user="me",
+        password=Secret("a=b é"),
+        host="0.0.0.0",
+        port=1234,
+        threads=4,
+        device="cuda",
+        backbone="resnet18",
+        backbone_weights=weights.resolve(),
+        target_accuracy=0.75,
+        train_every=7,
+        train_after=0.25,
+        fine_tune="off",
+        group_field="store",
+        allowed_hosts=frozenset({"a", "b"}),
+        allow_private=True,
+        local_files=tmp_path.resolve(),
+        cache_gb=1.5,
+    )
+    assert Settings.from_environ(services.as_environment(settings)) == settings
+    services.write_environment(tmp_path, settings)
+    assert Settings.from_environ(services.read_environment(tmp_path)) == settings
+
+
+def test_what_other_commands_find_is_for_this_user_alone(tmp_path: Path) -> None:
+    path = tmp_path / "home" / services.ENVIRONMENT_FILE
+    path.parent.mkdir()
+    path.touch(mode=0o666)
+    services.write_environment(tmp_path / "home", Settings(password=Secret("secret")))
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_where_no_server_was_nothing_is_found(tmp_path: Path) -> None:
+    assert services.read_environment(tmp_path / "absent") == {}
+
+
+def test_the_redis_that_is_set_goes_before_the_embedded_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    assert services.redis_url(tmp_path) == redis_server.url(tmp_path)
+    monkeypatch.setenv("REDIS_URL", "redis://elsewhere")
+    assert services.redis_url(tmp_path) == "redis://elsewhere"
+
+
+def test_a_second_server_in_one_home_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two Redis servers would write into one file."""
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    with (
+        running(tmp_path) as address,
+        Supervisor(tmp_path / "logs") as supervisor,
+        pytest.raises(StartError, match="a server runs already"),
+    ):
+        services.start_all(supervisor, Settings(home=tmp_path, redis_url=address))
+
+
+@pytest.mark.parametrize(("status", "well"), [(200, True), (204, True), (401, False), (500, False)])
+def test_a_server_is_there_when_it_answers_well(status: int, *, well: bool) -> None:
+    with serving(lambda _: Reply(status=status)) as server:
+        assert services.answers_http(server.url) is well
+    assert not services.answers_http(server.url)

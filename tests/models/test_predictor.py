@@ -1,0 +1,289 @@
+"""A version answers as it was trained to, under the tree and the wishes of today."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hierarchy import LabelTree, log_marginals
+from hierarchy.calibration import Evidence, fit_rule
+from hierarchy.choice import candidates, choose_depth, corrected
+from hierarchy.network import UNSEEN_SCORE
+from models.errors import ModelStoreError, UnknownVersionError
+from models.predictor import Predictors, build_head, load_predictor, read_evidence
+from models.store import ModelStore
+from tests.models.small import CHANNELS, FROZEN, head_of, project, publish, seen
+
+TREE = LabelTree.from_paths([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)])
+OTHER = LabelTree.from_paths([("Animal", "Cat", "Lion"), ("Animal", "Dog"), ("Plant",)])
+
+#: Each level's best node came true for all of these: the deepest node is always shown.
+EASY = Evidence(np.full((300, 2), 0.6), np.ones((300, 2), dtype=np.int64))
+
+RESIDUAL = {"kind": "residual", "channels": CHANNELS, "inner": 4, "features": 4}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "models")
+
+
+@pytest.fixture(scope="module")
+def maps() -> NDArray[np.float16]:
+    draw = np.random.default_rng(0)
+    return np.tile(draw.normal(size=(70, CHANNELS, 1, 1)) * 4, (1, 1, 3, 3)).astype(np.float16)
+
+
+@pytest.mark.parametrize("network", [FROZEN, RESIDUAL])
+def test_a_loaded_version_scores_what_the_trained_head_scored(
+    store: ModelStore, maps: NDArray[np.float16], network: dict[str, Any]
+) -> None:
+    head = head_of(TREE, network)
+    version = publish(store, project(), TREE, head, network=network)
+    predictor = load_predictor(store, project(), version)
+    with torch.inference_mode():
+        scores = head(torch.from_numpy(maps).float())
+    expected = log_marginals(scores.double(), TREE).numpy()
+    np.testing.assert_allclose(predictor.log_probabilities(maps), expected, atol=1e-5)
+
+
+def test_answers_follow_the_rule(store: ModelStore, maps: NDArray[np.float16]) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    predictor = load_predictor(store, project(), version)
+    found = candidates(predictor.log_probabilities(maps), TREE)
+    sure = corrected(found.probability, predictor.rule.platt)
+    depth = choose_depth(sure, predictor.rule)
+    assert len(set(depth.tolist())) > 1
+    for row, answer in enumerate(predictor.answer(maps)):
+        level = int(depth[row])
+        assert len(answer.path or ()) == level
+        if level:
+            assert answer.path == TREE.paths[found.nodes[row, level - 1]]
+        assert answer.probability == pytest.approx(sure[row, max(level - 1, 0)])
+        assert answer.leaf == TREE.paths[found.leaf[row]]
+        assert answer.confidence == pytest.approx(found.confidence[row])
+
+
+def test_without_evidence_nothing_is_answered(store: ModelStore, maps: NDArray[np.float16]) -> None:
+    nothing = Evidence(np.empty((0, 2)), np.empty((0, 2), dtype=np.int64))
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=nothing)
+    answers = load_predictor(store, project(), version).answer(maps)
+    assert {answer.path for answer in answers} == {None}
+    assert all(0 < answer.probability < 1 for answer in answers)
+
+
+def test_no_maps_get_no_answers(store: ModelStore) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN))
+    predictor = load_predictor(store, project(), version)
+    empty = np.empty((0, CHANNELS, 3, 3), np.float16)
+    assert predictor.answer(empty) == []
+    assert predictor.log_probabilities(empty).shape == (0, len(TREE))
+
+
+def test_projects_with_other_trees_share_a_server(
+    store: ModelStore, maps: NDArray[np.float16]
+) -> None:
+    first, second = project("one-1-1"), project("two-2-2")
+    publish(store, first, TREE, head_of(TREE, FROZEN))
+    publish(store, second, OTHER, head_of(OTHER, FROZEN))
+    predictors = Predictors(store)
+    assert predictors.get(first, "v1").log_probabilities(maps).shape == (len(maps), len(TREE))
+    assert predictors.get(second, "v1").log_probabilities(maps).shape == (len(maps), len(OTHER))
+    assert {answer.leaf for answer in predictors.get(second, "v1").answer(maps)} <= set(OTHER.paths)
+
+
+# The tree changed since training
+
+TODAY = LabelTree.from_paths(
+    [("Bread", "Rye"), ("Milk",), ("Fruit", "Pear"), ("Fruit", "Apple", "Gala"), ("Fruit", "Kiwi")]
+)
+
+
+def test_nodes_that_stay_are_scored_as_before(store: ModelStore, maps: NDArray[np.float16]) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN))
+    before = load_predictor(store, project(), version)
+    after = load_predictor(store, project(), version, tree=TODAY)
+    same = [TODAY.index(path) for path in TREE.paths]
+    np.testing.assert_allclose(
+        after.log_probabilities(maps)[:, same], before.log_probabilities(maps), atol=1e-4
+    )
+
+
+def test_answers_with_nodes_that_stay_are_unchanged(
+    store: ModelStore, maps: NDArray[np.float16]
+) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    before = load_predictor(store, project(), version).answer(maps)
+    after = load_predictor(store, project(), version, tree=TODAY).answer(maps)
+    assert {answer.path for answer in before} >= {("Milk",), ("Fruit", "Apple"), ("Fruit",)}
+    assert [answer.path for answer in after] == [answer.path for answer in before]
+
+
+def test_what_is_not_learnt_is_never_shown(store: ModelStore, maps: NDArray[np.float16]) -> None:
+    """Even by a rule that shows the deepest level whatever its probability is.
+
+    Its correction turns everything into certainty, the e^-15 of a new node as well.
+    """
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    predictor = load_predictor(store, project(), version, tree=TODAY)
+    predictor.rule = replace(predictor.rule, price=0.5, platt=((0.05, 9.0),))
+    shown = {answer.path for answer in predictor.answer(maps)}
+    assert shown
+    assert shown <= set(TREE.paths)
+
+
+def test_a_tree_without_a_common_node_answers_nothing(
+    store: ModelStore, maps: NDArray[np.float16]
+) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    predictor = load_predictor(store, project(), version, tree=OTHER)
+    assert (predictor.log_probabilities(maps) < UNSEEN_SCORE).all()
+    answers = predictor.answer(maps)
+    assert {answer.path for answer in answers} == {None}
+    assert {answer.probability for answer in answers} == {0.0}
+
+
+def test_a_level_that_went_is_not_answered(store: ModelStore, maps: NDArray[np.float16]) -> None:
+    flat = LabelTree.from_paths([("Milk",), ("Fruit",)])
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    answers = load_predictor(store, project(), version, tree=flat).answer(maps)
+    assert {answer.path for answer in answers} <= {("Milk",), ("Fruit",), None}
+    assert ("Fruit",) in {answer.leaf for answer in answers}
+
+
+# What the project asks for
+
+
+def test_the_rule_of_the_version_is_used_as_it_is(store: ModelStore) -> None:
+    known = seen()
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=known)
+    for owner in (project(), project(target_accuracy=0.9)):
+        predictor = load_predictor(store, owner, version)
+        assert predictor.rule == fit_rule(known, target=0.9).rule
+
+
+@pytest.mark.parametrize("target", [0.7, 0.85, 0.95])
+def test_another_target_is_fitted_anew_from_the_evidence(store: ModelStore, target: float) -> None:
+    known = seen(2000)
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=known)
+    rule = load_predictor(store, project(target_accuracy=target), version).rule
+    expected = fit_rule(known, target=target).rule
+    assert rule.target == target
+    assert rule.price == pytest.approx(expected.price)  # the evidence is kept as float32
+    np.testing.assert_allclose(rule.platt, expected.platt, atol=1e-4)
+    assert rule.price != fit_rule(known, target=0.9).rule.price
+
+
+def test_a_target_beyond_the_evidence_shows_nothing(
+    store: ModelStore, maps: NDArray[np.float16]
+) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=seen(50))
+    predictor = load_predictor(store, project(target_accuracy=0.999), version)
+    assert predictor.rule.price is None
+    assert {answer.path for answer in predictor.answer(maps)} == {None}
+
+
+def test_other_limits_are_fitted_anew_too(store: ModelStore) -> None:
+    """What is right on the whole need not be on level 2 alone."""
+    known = seen(500)
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=known)
+    rule = load_predictor(store, project(minimum_depth=2, maximum_depth=2), version).rule
+    assert (rule.minimum, rule.maximum) == (2, 2)
+    assert rule.price == pytest.approx(fit_rule(known, target=0.9, minimum=2, maximum=2).rule.price)
+
+
+def test_without_evidence_a_higher_target_is_not_promised(store: ModelStore) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=None)
+    lower = load_predictor(store, project(target_accuracy=0.8), version).rule
+    assert lower.price == load_predictor(store, project(), version).rule.price is not None
+    assert load_predictor(store, project(target_accuracy=0.95), version).rule.price is None
+
+
+# Not whole
+
+
+def test_an_unknown_version_is_told_as_such(store: ModelStore) -> None:
+    with pytest.raises(UnknownVersionError):
+        load_predictor(store, project(), "v1")
+
+
+def test_damaged_weights_are_refused(store: ModelStore) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN))
+    file = store.root / "projects" / project().key / "versions" / version / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(ModelStoreError, match="not those published"):
+        load_predictor(store, project(), version)
+
+
+def test_weights_of_another_tree_are_refused(store: ModelStore) -> None:
+    version = publish(store, project(), TREE, head_of(OTHER, FROZEN))
+    with pytest.raises(ModelStoreError, match="weights of v1 do not fit its manifest"):
+        load_predictor(store, project(), version)
+
+
+def test_a_kind_of_network_of_another_release_is_refused() -> None:
+    with pytest.raises(ModelStoreError, match="'quantum' is not known to this release"):
+        build_head(TREE, {"kind": "quantum", "channels": 3})
+
+
+def test_evidence_survives_the_file(store: ModelStore) -> None:
+    known = seen(100)
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=known)
+    found = read_evidence(store.weights(project().key, version))
+    assert found is not None
+    assert found.right.tolist() == known.right.tolist()
+    np.testing.assert_allclose(found.probability, known.probability, atol=1e-7)
+
+
+# In memory
+
+
+def test_a_version_is_read_once(store: ModelStore) -> None:
+    publish(store, project(), TREE, head_of(TREE, FROZEN))
+    predictors = Predictors(store)
+    found: list[nn.Module] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(predictors.get(project(), "v1").head))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len({id(head) for head in found}) == 1
+
+
+def test_another_tree_or_wish_is_another_predictor(store: ModelStore) -> None:
+    publish(store, project(), TREE, head_of(TREE, FROZEN))
+    predictors = Predictors(store)
+    asks = [
+        predictors.get(project(), "v1"),
+        predictors.get(project(), "v1", TODAY),
+        predictors.get(project(target_accuracy=0.8), "v1"),
+        predictors.get(project(minimum_depth=2), "v1"),
+    ]
+    assert len({id(predictor) for predictor in asks}) == 4
+
+
+def test_the_least_recently_used_makes_room(store: ModelStore) -> None:
+    for _ in range(3):
+        publish(store, project(), TREE, head_of(TREE, FROZEN))
+    predictors = Predictors(store, keep=2)
+    for name in ("v1", "v2", "v1", "v3"):
+        predictors.get(project(), name)
+    assert predictors.loaded() == ["somewhere-1-17/v1", "somewhere-1-17/v3"]
+
+
+def test_a_failed_load_is_tried_again(store: ModelStore) -> None:
+    predictors = Predictors(store)
+    with pytest.raises(UnknownVersionError):
+        predictors.get(project(), "v1")
+    publish(store, project(), TREE, head_of(TREE, FROZEN))
+    assert predictors.get(project(), "v1").version == "v1"

@@ -1,0 +1,413 @@
+"""Versions are complete or not there, the pointer moves in one step, and names stay names."""
+
+import json
+import multiprocessing
+import os
+import signal
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.errors import ModelStoreError, UnknownVersionError
+from models.store import KEY, ModelStore, Project, project_key
+
+WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1], dtype=torch.int64)}
+
+HOSTILE = [
+    "../x",
+    "v1/../../etc",
+    "..",
+    ".",
+    "",
+    "v1/",
+    "/etc/passwd",
+    "v1\n",
+    "v1\0",
+    "V1",
+    "v",
+    "v-1",
+    "v1.2",
+    "v٣",
+    "v1234567890",
+]
+
+#: Spawned, not forked: a fork would take torch's threads along, half of them.
+PROCESSES = multiprocessing.get_context("spawn")
+
+
+def project(key: str = "localhost-8080-1-17") -> Project:
+    return Project(key, 1, "1.17", "http://localhost:8080", "<View/>", title="Groceries")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    found = ModelStore(tmp_path / "models")
+    found.save_project(project())
+    return found
+
+
+KEY_OF = project().key
+
+
+def publish(store: ModelStore, **more: Any) -> str:
+    return store.publish(KEY_OF, {"parent": None, **more}, WEIGHTS)
+
+
+def folder(store: ModelStore) -> Path:
+    return store.root / "projects" / KEY_OF
+
+
+# Versions
+
+
+def test_a_version_comes_back_as_it_was_published(store: ModelStore) -> None:
+    name = publish(store, metrics={"levels": [1, None], "title": "Äpfel"})
+    manifest, weights = store.manifest(KEY_OF, name), store.weights(KEY_OF, name)
+    assert manifest["version"] == name == "v1"
+    assert manifest["metrics"] == {"levels": [1, None], "title": "Äpfel"}
+    assert weights.keys() == WEIGHTS.keys()
+    assert all(torch.equal(weights[key], value) for key, value in WEIGHTS.items())
+    assert all(weights[key].dtype == value.dtype for key, value in WEIGHTS.items())
+
+
+def test_tensors_that_share_memory_or_are_turned_can_be_published(store: ModelStore) -> None:
+    turned = WEIGHTS["a"].t()
+    name = store.publish(KEY_OF, {}, {"turned": turned, "part": turned[:, :1]})
+    weights = store.weights(KEY_OF, name)
+    assert torch.equal(weights["turned"], turned)
+    assert torch.equal(weights["part"], turned[:, :1])
+
+
+def test_versions_count_up_and_sort_as_numbers(store: ModelStore) -> None:
+    names = [publish(store) for _ in range(11)]
+    assert names == [f"v{number}" for number in range(1, 12)]
+    assert store.versions(KEY_OF) == names
+
+
+def test_a_name_that_was_given_up_in_the_middle_is_not_used_again(store: ModelStore) -> None:
+    publish(store)
+    publish(store)
+    (folder(store) / "versions" / "v1" / "manifest.json").unlink()
+    assert store.versions(KEY_OF) == ["v2"]
+    assert publish(store) == "v3"
+
+
+def test_an_untrained_project_has_nothing(store: ModelStore) -> None:
+    assert store.versions(KEY_OF) == []
+    assert store.current(KEY_OF) is None
+    assert store.history(KEY_OF) == []
+    assert store.previous(KEY_OF) is None
+
+
+def publish_many(root: Path, count: int, ready: Any, done: Any) -> None:
+    store = ModelStore(root)
+    ready.wait(60)
+    done.put([publish(store, by=os.getpid()) for _ in range(count)])
+
+
+def test_two_processes_that_publish_at_once_get_names_of_their_own(store: ModelStore) -> None:
+    ready, done = PROCESSES.Barrier(2), PROCESSES.Queue()
+    workers = [
+        PROCESSES.Process(target=publish_many, args=(store.root, 15, ready, done)) for _ in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    named = [done.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join(60)
+    assert sorted(named[0] + named[1], key=lambda name: int(name[1:])) == store.versions(KEY_OF)
+    assert len(store.versions(KEY_OF)) == 30
+    for names in named:  # each is the one that its process wrote
+        assert len({store.manifest(KEY_OF, name)["by"] for name in names}) == 1
+    assert not list((folder(store) / "versions").glob(".*"))
+
+
+def publish_and_die(root: Path) -> None:
+    """Killed at the last moment: everything is written, nothing is renamed."""
+
+    class Doomed(ModelStore):
+        def _taken(self, key: str) -> Any:
+            yield from super()._taken(key)
+            original = Path.rename
+
+            def killed(path: Path, target: Path) -> Path:
+                os.kill(os.getpid(), signal.SIGKILL)
+                return original(path, target)
+
+            Path.rename = killed  # type: ignore[assignment, method-assign]
+
+    publish(Doomed(root))
+
+
+def test_a_kill_before_the_rename_leaves_nothing_to_see(store: ModelStore) -> None:
+    publish(store)
+    victim = PROCESSES.Process(target=publish_and_die, args=(store.root,))
+    victim.start()
+    victim.join(120)
+    assert victim.exitcode == -signal.SIGKILL
+    [left] = (folder(store) / "versions").glob(".new-*")
+    assert {file.name for file in left.iterdir()} == {"manifest.json", "weights.safetensors"}
+    assert store.versions(KEY_OF) == ["v1"]
+    assert publish(store) == "v2"
+
+
+def test_other_users_of_the_disk_can_read_what_is_published(store: ModelStore) -> None:
+    """Server and worker may run as two users; the umask decides, not the store."""
+    before = os.umask(0o022)
+    try:
+        name = publish(store)
+        store.point(KEY_OF, name, reason="test")
+    finally:
+        os.umask(before)
+    version = folder(store) / "versions" / name
+    assert stat.S_IMODE(version.stat().st_mode) == 0o755
+    for file in (*version.iterdir(), folder(store) / "current.json"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o644
+
+
+def test_changed_weights_are_refused(store: ModelStore) -> None:
+    name = publish(store)
+    file = folder(store) / "versions" / name / "weights.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(
+        ModelStoreError, match=r"not those published.*restore the file or roll back"
+    ):
+        store.weights(KEY_OF, name)
+
+
+def test_lost_weights_are_told_with_the_reason(store: ModelStore) -> None:
+    name = publish(store)
+    (folder(store) / "versions" / name / "weights.safetensors").unlink()
+    with pytest.raises(ModelStoreError, match="cannot read the weights of v1: No such file"):
+        store.weights(KEY_OF, name)
+
+
+def rewrite(store: ModelStore, name: str, **changes: Any) -> None:
+    file = folder(store) / "versions" / name / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_manifest_without_its_checksum_is_refused(store: ModelStore) -> None:
+    name = publish(store)
+    rewrite(store, name, weights_sha256=None)
+    with pytest.raises(ModelStoreError, match="not those published"):
+        store.weights(KEY_OF, name)
+
+
+@pytest.mark.parametrize("known", [2, 0, "1", None])
+def test_a_format_of_another_release_is_refused(store: ModelStore, known: Any) -> None:
+    name = publish(store)
+    rewrite(store, name, format=known)
+    with pytest.raises(ModelStoreError, match=r"manifest format .*, this release reads 1"):
+        store.manifest(KEY_OF, name)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\xff"])
+def test_a_damaged_manifest_is_an_error_of_the_store(store: ModelStore, text: str) -> None:
+    name = publish(store)
+    (folder(store) / "versions" / name / "manifest.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ModelStoreError, match=r"v1/manifest\.json"):
+        store.manifest(KEY_OF, name)
+
+
+def test_an_unknown_version_is_told_as_such(store: ModelStore) -> None:
+    with pytest.raises(UnknownVersionError, match="does not exist"):
+        store.manifest(KEY_OF, "v9")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_version_names_cannot_leave_the_folder(store: ModelStore, name: str) -> None:
+    """A complete version lies where each of them would lead."""
+    publish(store)
+    for call in (store.manifest, store.weights):
+        with pytest.raises(UnknownVersionError, match="is not a version name"):
+            call(KEY_OF, name)
+    with pytest.raises(UnknownVersionError):
+        store.point(KEY_OF, name, reason="test")
+    assert store.current(KEY_OF) is None
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../../b", "", ".", "..", "A", "/etc", "a\n", "x" * 200])
+def test_project_keys_cannot_leave_the_folder(store: ModelStore, key: str) -> None:
+    calls = (store.project, store.versions, store.current, store.history)
+    for call in calls:
+        with pytest.raises(ModelStoreError, match="is not a project key"):
+            call(key)
+    with pytest.raises(ModelStoreError, match="is not a project key"):
+        store.save_project(project(key))
+
+
+# The pointer
+
+
+def live(store: ModelStore, *names: str) -> None:
+    for name in names:
+        store.point(KEY_OF, name, reason=f"to {name}")
+
+
+def test_pointing_makes_a_version_live_for_every_reader(store: ModelStore) -> None:
+    live(store, publish(store))
+    assert ModelStore(store.root).current(KEY_OF) == "v1"
+
+
+def test_history_tells_every_move_with_its_reason(store: ModelStore) -> None:
+    live(store, publish(store), publish(store))
+    moves = [(move["from"], move["to"], move["reason"]) for move in store.history(KEY_OF)]
+    assert moves == [(None, "v1", "to v1"), ("v1", "v2", "to v2")]
+
+
+def test_going_back_again_goes_further_back(store: ModelStore) -> None:
+    live(store, publish(store), publish(store), publish(store))
+    assert store.previous(KEY_OF) == "v2"
+    live(store, "v2")
+    assert store.previous(KEY_OF) == "v1"
+    live(store, "v1")
+    assert store.previous(KEY_OF) is None
+
+
+def test_what_was_rolled_back_is_not_gone_back_to(store: ModelStore) -> None:
+    live(store, publish(store), publish(store), "v1", publish(store))
+    assert store.previous(KEY_OF) == "v1"
+
+
+def test_pointing_twice_at_a_version_is_one_stop(store: ModelStore) -> None:
+    live(store, publish(store), publish(store), "v2")
+    assert store.previous(KEY_OF) == "v1"
+
+
+def test_a_version_that_is_gone_is_passed_over(store: ModelStore) -> None:
+    live(store, publish(store), publish(store), publish(store))
+    (folder(store) / "versions" / "v2" / "manifest.json").unlink()
+    assert store.previous(KEY_OF) == "v1"
+
+
+def test_an_incomplete_version_cannot_go_live(store: ModelStore) -> None:
+    live(store, publish(store))
+    (folder(store) / "versions" / "v2").mkdir()
+    with pytest.raises(UnknownVersionError):
+        store.point(KEY_OF, "v2", reason="test")
+    assert store.current(KEY_OF) == "v1"
+    assert len(store.history(KEY_OF)) == 1
+
+
+def test_a_history_line_cut_short_costs_itself_only(store: ModelStore) -> None:
+    live(store, publish(store), publish(store))
+    file = folder(store) / "history.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    live(store, publish(store))
+    assert [move["to"] for move in store.history(KEY_OF)] == ["v1", "v3"]
+    assert store.previous(KEY_OF) == "v1"
+
+
+@pytest.mark.parametrize("text", ['{"version": "../../x"}', '{"version": 3}', "{}"])
+def test_a_pointer_that_names_no_version_points_nowhere(store: ModelStore, text: str) -> None:
+    (folder(store) / "current.json").write_text(text)
+    assert store.current(KEY_OF) is None
+
+
+# Projects
+
+
+def test_a_project_comes_back_as_it_was_saved(store: ModelStore) -> None:
+    full = replace(
+        project(), target_accuracy=0.95, minimum_depth=2, maximum_depth=3, pinned=True, title="日本"
+    )
+    store.save_project(full)
+    assert store.project(full.key) == full
+    assert store.projects() == [full]
+
+
+def test_registering_again_keeps_what_people_set(store: ModelStore) -> None:
+    store.save_project(replace(project(), target_accuracy=0.95, pinned=True))
+    found = store.register(replace(project(), label_config="<View>new</View>", title=""))
+    assert (found.target_accuracy, found.pinned, found.title) == (0.95, True, "Groceries")
+    assert store.project(KEY_OF) == found
+    assert found.label_config == "<View>new</View>"
+
+
+def test_registering_what_is_known_writes_nothing(store: ModelStore) -> None:
+    file = folder(store) / "project.json"
+    before = file.stat()
+    store.register(project())
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_record_of_a_newer_release_is_read(store: ModelStore) -> None:
+    file = folder(store) / "project.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"colour": "blue"}))
+    assert store.project(KEY_OF) == project()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"key": "a"}'])
+def test_unreadable_records_are_logged_and_left_out(
+    store: ModelStore, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = store.root / "projects" / "broken"
+    broken.mkdir()
+    (broken / "project.json").write_text(text)
+    assert store.projects() == [project()]
+    assert "broken" in caplog.text
+    with pytest.raises(ModelStoreError, match="broken"):
+        store.project("broken")
+
+
+def test_an_empty_store_has_no_projects(tmp_path: Path) -> None:
+    assert ModelStore(tmp_path / "nowhere").projects() == []
+
+
+def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    """A file where the folder should be: as good as a read-only disk, for any user."""
+    (tmp_path / "models").write_text("")
+    store = ModelStore(tmp_path / "models")
+    for call in (store.check_writable, lambda: store.save_project(project())):
+        with pytest.raises(ModelStoreError, match=r"cannot write to the model store at .*models"):
+            call()
+
+
+def test_publishing_where_nothing_can_be_written_leaves_the_reason(store: ModelStore) -> None:
+    (folder(store) / "versions").write_text("")
+    with pytest.raises(ModelStoreError, match=r"cannot write .*: (Not a directory|File exists)"):
+        publish(store)
+
+
+def test_checking_leaves_nothing_behind(store: ModelStore) -> None:
+    before = sorted(store.root.rglob("*"))
+    store.check_writable()
+    assert sorted(store.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("address", "number", "expected"),
+    [
+        ("http://localhost:8080/", "12.1795440233", "localhost-8080-12-1795440233"),
+        ("localhost:8080", "12.1795440233", "localhost-8080-12-1795440233"),
+        ("https://Labels.Example.org/studio/", "3.5", "labels-example-org-studio-3-5"),
+        ("http://user:secret@host:80", "3.5", "host-80-3-5"),
+        ("http://[::1]:8080", "3.5", "1-8080-3-5"),
+    ],
+)
+def test_project_keys_by_example(address: str, number: str, expected: str) -> None:
+    assert project_key(address, number) == expected
+
+
+def test_long_addresses_keep_projects_apart() -> None:
+    keys = {project_key(f"http://{'a.' * 100}example", f"{n}.1795440233") for n in range(3)}
+    assert len(keys) == 3
+
+
+@given(st.from_regex(r"https?://[a-z0-9.:/@-]{1,150}", fullmatch=True), st.integers(0, 10**12))
+def test_every_address_gives_a_legal_key(address: str, number: int) -> None:
+    try:
+        key = project_key(address, f"{number}.1795440233")
+    except ValueError:  # no address at all, such as http://[
+        return
+    assert KEY.fullmatch(key)
+    assert key.endswith(f"{number}-1795440233")

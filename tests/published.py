@@ -1,0 +1,65 @@
+"""Small real versions in a store: fresh weights on the real backbone, no training."""
+
+from typing import Any
+
+import torch
+
+from hierarchy import LabelTree
+from hierarchy.calibration import Fitted
+from hierarchy.choice import DepthRule
+from hierarchy.network import FrozenHead
+from models.store import ModelStore, Project, project_key
+
+#: A price so low that the deepest node is answered however unsure the network is.
+BOLD = 1e-6
+
+TREE = LabelTree.from_paths([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)])
+OTHER = LabelTree.from_paths([("Cat", "Siamese", "Blue"), ("Dog",)])
+
+
+def project(label_studio: str, name: str = "1.1795440233", xml: str = "") -> Project:
+    """A project of that Label Studio, not yet in any store."""
+    key = project_key(label_studio, name)
+    return Project(key, int(name.split(".", maxsplit=1)[0]), name, label_studio, xml)
+
+
+def manifest(
+    tree: LabelTree, price: float | None, fingerprint: str, trained_through: str = ""
+) -> dict[str, Any]:
+    """What a training would write."""
+    rule = DepthRule(0.9, price, ((1.0, 0.0),) * tree.depth)
+    levels = [
+        {"level": level + 1, "accuracy": 0.9, "checked": 10, "nodes": 2}
+        for level in range(tree.depth)
+    ]
+    return {
+        "project": "1.1795440233",
+        "tree": tree.to_json(),
+        "network": {"kind": "frozen", "channels": 1280, "reduced": 8, "width": 8, "projection": 4},
+        "backbone": {"name": "tf_efficientnet_lite0", "fingerprint": fingerprint},
+        "calibration": Fitted(rule, "estimated", 20, 1, 0.8, 1.5).to_json(),
+        "metrics": {"levels": levels, "leaf_accuracy": 0.8, "leaf_checked": 10},
+        "labels": {"labels": 20, "digest": "none"},
+        "trained_through": trained_through,
+        "parent": None,
+        "gate": {"passed": True, "why": "the first version"},
+        "seconds": 1.0,
+    }
+
+
+def publish(
+    store: ModelStore,
+    known: Project,
+    tree: LabelTree = TREE,
+    *,
+    price: float | None = BOLD,
+    trained_through: str = "",
+    fingerprint: str = "tf_efficientnet_lite0-unknown",
+) -> str:
+    """Publish a version and make it live; its name. Without a price it shows nothing."""
+    torch.manual_seed(0)
+    head = FrozenHead(tree, 1280, reduced=8, width=8, projection=4)
+    told = manifest(tree, price, fingerprint, trained_through)
+    version = store.publish(known.key, told, head.state_dict())
+    store.point(known.key, version, reason="test")
+    return version

@@ -1,0 +1,99 @@
+"""A server that stands where Label Studio is: one project, its tasks, in the recorded shapes."""
+
+import json
+import threading
+from typing import Any, Final
+
+from tests.published import TREE
+from tests.studio.configs import taxonomy_xml
+from tests.studio.servers import Reply, Request, Server
+
+LEGACY: Final = "0123456789abcdef0123456789abcdef01234567"
+
+#: What Label Studio makes `1.1795440233` of.
+CREATED: Final = "2026-11-23T13:23:53.513743Z"
+
+NUMBER: Final = 1
+
+
+def annotation(number: int, path: list[str], updated_at: str) -> dict[str, Any]:
+    """An answer as the API gives it."""
+    value = {"taxonomy": [path]}
+    return {
+        "id": number,
+        "result": [{"from_name": "label", "to_name": "image", "type": "taxonomy", "value": value}],
+        "was_cancelled": False,
+        "ground_truth": False,
+        "updated_at": updated_at,
+        "completed_by": 1,
+        "parent_prediction": None,
+    }
+
+
+class Stand:
+    """Answers what the reconciler and the jobs ask.
+
+    Attributes:
+        tasks: with their annotations.
+        created_at: when the project was made.
+        label_config: the project's.
+        away: answer 503 to everything.
+        free: while it is not set, a list of tasks is not answered.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: list[dict[str, Any]] = []
+        self.created_at = CREATED
+        self.label_config = taxonomy_xml(TREE)
+        self.away = False
+        self.free = threading.Event()
+        self.free.set()
+        self.stored: list[dict[str, Any]] = []
+        self.server: Server | None = None
+
+    @property
+    def url(self) -> str:
+        assert self.server is not None
+        return self.server.url
+
+    def label(self, count: int, minute: int) -> None:
+        """So many tasks more, each with an answer of that minute."""
+        for _ in range(count):
+            number = len(self.tasks) + 1
+            when = f"2026-11-23T14:{minute:02d}:{number % 60:02d}.000001Z"
+            answer = annotation(number, ["Fruit", "Apple"], when)
+            data = {"image": f"/data/upload/1/{number}.jpg"}
+            self.tasks.append(
+                {"id": number, "data": data, "annotations": [answer], "predictions": []}
+            )
+
+    def __call__(self, request: Request) -> Reply:
+        if self.away:
+            return Reply({"detail": "starting"}, 503)
+        if request.path == "/api/projects/":
+            settings = {
+                "id": NUMBER,
+                "title": "Fruit",
+                "created_at": self.created_at,
+                "label_config": self.label_config,
+                "model_version": None,
+            }
+            return Reply({"results": [settings]})
+        if request.path == "/api/tasks":
+            self.free.wait(20)
+            return self._tasks(request)
+        if request.path.endswith("/import/predictions"):
+            self.stored += request.json
+            return Reply({"created": len(request.json)})
+        return Reply({"detail": request.path}, 404)
+
+    def _tasks(self, request: Request) -> Reply:
+        items = json.loads(request.params["query"])["filters"]["items"]
+        asked = {(item["filter"].rpartition(":")[2], item["operator"]) for item in items}
+        last = next(item["value"] for item in items if item["filter"] == "filter:tasks:id")
+        rows = [task for task in self.tasks if task["id"] > last]
+        if ("total_annotations", "greater") in asked:
+            rows = [task for task in rows if task["annotations"]]
+        if ("total_annotations", "equal") in asked:
+            rows = [task for task in rows if not task["annotations"]]
+        return Reply({"total": len(rows), "tasks": rows})

@@ -1,0 +1,151 @@
+"""What the queue runs: every way a training ends is recorded in words for people."""
+
+import pytest
+
+from command.services import as_environment
+from models.store import Project
+from studio.client import LabelStudio
+from studio.transport import Patience
+from tests.published import publish
+from tests.worker.stand import LEGACY, Stand
+from worker import jobs
+from worker.order import Order
+from worker.parts import Parts
+from worker.queue import FINE_TUNE, REFRESH, Board
+from worker.settings import Settings
+
+QUICK = Patience(backoff=0.01)
+
+
+@pytest.fixture
+def away(parts: Parts, stand: Stand) -> Parts:
+    """Parts whose Label Studio does not answer, and a client that soon gives up."""
+    stand.away = True
+    vars(parts)["studio"] = LabelStudio(stand.url, LEGACY, retries=0, patience=QUICK)
+    return parts
+
+
+def test_label_studio_down_puts_a_training_off_for_growing_times_then_fails_it(
+    away: Parts, known: Project, board: Board
+) -> None:
+    pauses = []
+    order = Order(known.key, "asked")
+    for attempt, pause in enumerate(jobs.PAUSES):
+        outcome = jobs.train_once(order, away, f"train-{attempt}")
+        assert outcome["state"] == "postponed"
+        assert outcome["why"].endswith(f"tried again in {pause:.0f} s")
+        later = board._get(known.key, "later")
+        assert later is not None
+        pauses.append(later["not_before"])
+        board._set(known.key, "later", later | {"not_before": 0})
+        taken = board.take_due(known.key)
+        assert taken is not None
+        order = taken
+    assert pauses == sorted(pauses)
+    outcome = jobs.train_once(order, away, "train-last")
+    assert outcome["state"] == "failed"
+    assert "503" in outcome["why"]
+    assert "tried 6 times" in outcome["why"]
+    assert board.take_due(known.key) is None
+    assert board.runs(known.key)[0]["why"] == outcome["why"]
+
+
+def test_a_project_that_never_called_is_told_to_connect(parts: Parts, board: Board) -> None:
+    outcome = jobs.train_once(Order("studio-9-9"), parts, "train-1")
+    assert outcome["state"] == "misconfigured"
+    assert "connect it first" in outcome["why"]
+
+
+@pytest.mark.slow
+def test_too_few_labels_are_told_and_count_as_read(
+    parts: Parts, known: Project, board: Board, stand: Stand
+) -> None:
+    stand.label(1, minute=7)
+    outcome = jobs.train_once(Order(known.key, "asked"), parts, "train-1")
+    assert outcome["state"] == "too few labels"
+    (run,) = board.runs(known.key)
+    assert (run["job"], run["reason"], run["state"]) == ("train-1", "asked", "too few labels")
+    assert board.attempted(known.key) == stand.tasks[0]["annotations"][0]["updated_at"]
+
+
+def test_a_label_config_without_a_tree_fails_a_training_with_its_reason(
+    parts: Parts, known: Project, board: Board, stand: Stand
+) -> None:
+    stand.label_config = "<View/>"
+    outcome = jobs.train_once(Order(known.key), parts, "train-1")
+    assert outcome["state"] == "failed"
+    assert "Taxonomy" in outcome["why"]
+
+
+def test_a_cancelled_training_says_so(parts: Parts, known: Project, board: Board) -> None:
+    board.redis.set(f"hrn:{known.key}:cancel", "train-1")
+    assert jobs.train_once(Order(known.key), parts, "train-1")["state"] == "cancelled"
+
+
+def test_an_unexpected_error_is_recorded_and_raised(
+    parts: Parts, known: Project, board: Board, stand: Stand
+) -> None:
+    vars(parts)["studio"] = None
+    with pytest.raises(AttributeError):
+        jobs.train_once(Order(known.key), parts, "train-1")
+    (run,) = board.runs(known.key)
+    assert run["state"] == "failed"
+    assert "unexpected AttributeError" in run["why"]
+    assert "train-1" in run["why"]
+
+
+def test_what_waits_is_queued_however_a_training_ends(
+    parts: Parts, known: Project, board: Board
+) -> None:
+    vars(parts)["studio"] = None
+    board._set(known.key, "again", {"id": "train-2", "order": Order(known.key).to_json()})
+    with pytest.raises(AttributeError):
+        jobs.train_once(Order(known.key), parts, "train-1")
+    assert board.state(known.key) == ("queued", "train-2")
+
+
+def test_a_refresh_of_a_version_that_is_not_live_does_nothing(
+    known: Project, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment(parts.settings, monkeypatch)
+    assert jobs.refresh(known.key, "v1") == {"state": "outdated", "stored": 0}
+
+
+def test_a_refresh_with_nothing_open_loads_nothing(
+    known: Project, parts: Parts, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(parts.store, known)
+    stand.label(2, minute=0)
+    environment(parts.settings, monkeypatch)
+    assert jobs.refresh(known.key, "v1") == {"state": "done", "stored": 0}
+
+
+def test_a_refresh_that_label_studio_refuses_stops_with_its_reason(
+    known: Project, parts: Parts, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(parts.store, known)
+    environment(parts.settings, monkeypatch)
+    monkeypatch.setenv("LABEL_STUDIO_URL", f"{stand.url}/nowhere")
+    outcome = jobs.refresh(known.key, "v1")
+    assert outcome["state"] == "stopped"
+    assert "404" in outcome["why"] or "/nowhere" in outcome["why"]
+
+
+def test_a_queue_entry_reads_its_settings_from_the_environment(
+    known: Project, parts: Parts, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment(parts.settings, monkeypatch)
+    stand.label_config = "<View/>"
+    outcome = jobs.fine_tune(Order(known.key).to_json())
+    assert (outcome["job"], outcome["state"]) == ("by-hand", "failed")
+
+
+def environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables that make these settings."""
+    for name, value in as_environment(settings).items():
+        monkeypatch.setenv(name, value)
+
+
+def test_jobs_are_named_as_the_queue_asks_for_them() -> None:
+    names = {f"{job.__module__}.{job.__name__}" for job in (jobs.fine_tune, jobs.refresh)}
+    assert names == {FINE_TUNE, REFRESH}

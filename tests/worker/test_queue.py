@@ -1,0 +1,300 @@
+"""The board on a real Redis: however often asked, one runs and one waits."""
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from rq.job import Job, JobStatus
+
+from worker import queue
+from worker.order import Order
+from worker.queue import Board, RedisError, connect
+
+KEY = "studio-1-1"
+ORDER = Order(KEY, "asked")
+
+
+def job_of(board: Board, name: str) -> Job:
+    return Job.fetch(name, connection=board.redis, serializer="json")
+
+
+def start(board: Board, name: str) -> None:
+    """What a worker does with a job before it runs it."""
+    board.queue.remove(name)
+    job_of(board, name).set_status(JobStatus.STARTED)
+
+
+def long_ago(board: Board, name: str, status: JobStatus = JobStatus.STARTED) -> None:
+    """A job that began an hour ago and whose heart does not beat."""
+    board.queue.remove(name)
+    job = job_of(board, name)
+    job.started_at = datetime.now(UTC) - timedelta(hours=1)
+    job.save()
+    job.set_status(status)
+
+
+# --- asking ---
+
+
+def test_however_often_asked_one_waits(board: Board) -> None:
+    first = board.ask(ORDER)
+    assert first.state == "queued"
+    assert {board.ask(ORDER) for _ in range(5)} == {queue.Asked(first.job, "waiting")}
+    assert board.depth() == 1
+
+
+def test_however_often_asked_one_runs_and_one_waits(board: Board) -> None:
+    first = board.ask(ORDER)
+    start(board, first.job)
+    waiting = {board.ask(ORDER) for _ in range(5)}
+    assert len(waiting) == 1
+    assert waiting.pop().job != first.job
+    assert board.state(KEY) == ("running", first.job)
+    assert board.depth() == 0
+
+
+def test_projects_do_not_wait_for_each_other(board: Board) -> None:
+    assert board.ask(ORDER).state == board.ask(Order("studio-2-1")).state == "queued"
+    assert board.depth() == 2
+
+
+def test_what_waits_behind_a_running_job_is_queued_when_it_has_finished(board: Board) -> None:
+    first = board.ask(ORDER)
+    start(board, first.job)
+    second = board.ask(Order(KEY, "again"))
+    board.finished(KEY, first.job)
+    assert board.state(KEY) == ("queued", second.job)
+    assert board.queue.job_ids == [second.job]
+    assert job_of(board, second.job).args[0]["reason"] == "again"
+
+
+def test_a_finish_with_nothing_behind_leaves_nothing(board: Board) -> None:
+    first = board.ask(ORDER)
+    start(board, first.job)
+    board.report(KEY, {"stage": "fitting"})
+    board.finished(KEY, first.job)
+    assert board.state(KEY) == ("idle", None)
+    assert board.progress(KEY) is None
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["queued", "behind a running one"])
+def test_a_wider_wish_takes_a_narrower_ones_place(board: Board, *, running: bool) -> None:
+    first = board.ask(ORDER)
+    if running:
+        start(board, first.job)
+        board.ask(ORDER)
+    asked = board.ask(Order(KEY, "hrn train", force=True))
+    assert board.ask(ORDER) == asked
+    board.finished(KEY, first.job if running else "another")
+    assert job_of(board, asked.job).args[0]["force"] is True
+    assert board.depth() == 1
+
+
+def test_a_job_is_plain_json_with_a_limit_of_its_own(board: Board) -> None:
+    asked = board.ask(ORDER)
+    raw = board.redis.hget(f"rq:job:{asked.job}", "data")
+    assert isinstance(raw, bytes)
+    assert b"worker.jobs.fine_tune" in raw or raw.startswith(b"x\x9c")
+    assert not raw.startswith(b"\x80")  # how a pickle begins
+    assert job_of(board, asked.job).timeout == queue.TRAINING_TIMEOUT
+
+
+def test_asking_without_redis_says_so() -> None:
+    board = Board(connect("redis://127.0.0.1:1/0"))
+    with pytest.raises(RedisError):
+        board.ask(ORDER)
+
+
+# --- death and revival ---
+
+
+@pytest.mark.parametrize("status", [JobStatus.STARTED, JobStatus.FAILED])
+def test_a_dead_jobs_work_is_queued_again_under_a_new_name(board: Board, status: JobStatus) -> None:
+    first = board.ask(ORDER)
+    long_ago(board, first.job, status)
+    told = board.revive(KEY)
+    assert told is not None
+    assert "queued again" in told
+    state, second = board.state(KEY)
+    assert state == "queued"
+    assert second not in (None, first.job)
+    (run,) = board.runs(KEY)
+    assert (run["job"], run["state"], run["again"]) == (first.job, "died", second)
+    assert board.revive(KEY) is None
+
+
+def test_a_job_that_kills_its_process_each_time_is_given_up(board: Board) -> None:
+    board.ask(ORDER)
+    for _ in range(queue.CRASHES_FORGIVEN + 1):
+        name = board.state(KEY)[1]
+        assert name is not None
+        long_ago(board, name)
+        assert board.revive(KEY)
+    assert board.state(KEY) == ("idle", None)
+    assert [run["state"] for run in board.runs(KEY)] == ["failed", "died", "died"]
+    assert "died 3 times" in board.runs(KEY)[0]["why"]
+
+
+def test_what_waits_behind_a_job_that_is_given_up_gets_its_turn(board: Board) -> None:
+    first = board.ask(Order(KEY, crashes=queue.CRASHES_FORGIVEN))
+    start(board, first.job)
+    second = board.ask(ORDER)
+    long_ago(board, first.job)
+    board.revive(KEY)
+    assert board.state(KEY) == ("queued", second.job)
+
+
+def test_a_job_whose_heart_beats_is_left_alone(board: Board) -> None:
+    first = board.ask(ORDER)
+    long_ago(board, first.job)
+    assert board.beat(KEY, first.job)
+    assert board.revive(KEY) is None
+
+
+def test_a_job_that_has_only_begun_is_left_alone(board: Board) -> None:
+    first = board.ask(ORDER)
+    board.queue.remove(first.job)
+    job = job_of(board, first.job)
+    job.started_at = datetime.now(UTC)
+    job.save()
+    job.set_status(JobStatus.STARTED)
+    assert board.revive(KEY) is None
+
+
+def test_a_waiting_job_is_left_alone(board: Board) -> None:
+    board.ask(ORDER)
+    assert board.revive(KEY) is None
+    assert board.depth() == 1
+
+
+def test_a_job_that_redis_forgot_lets_the_next_one_through(board: Board) -> None:
+    first = board.ask(ORDER)
+    start(board, first.job)
+    second = board.ask(ORDER)
+    job_of(board, first.job).delete()
+    assert board.revive(KEY)
+    assert board.state(KEY) == ("queued", second.job)
+
+
+def test_a_job_that_was_replaced_does_not_stop_its_successors_heart(board: Board) -> None:
+    """It ends late; were the new one's signs of life removed, it would count as dead too."""
+    first = board.ask(ORDER)
+    long_ago(board, first.job)
+    board.revive(KEY)
+    second = board.state(KEY)[1]
+    assert second is not None
+    long_ago(board, second)
+    board.beat(KEY, second)
+    board.report(KEY, {"stage": "fitting"})
+    assert not board.beat(KEY, first.job)
+    board.finished(KEY, first.job)
+    assert board.is_alive(KEY, second)
+    assert board.progress(KEY) == {"stage": "fitting"}
+    assert board.revive(KEY) is None
+
+
+# --- cancelling ---
+
+
+def test_cancelling_a_waiting_job_removes_it(board: Board) -> None:
+    asked = board.ask(ORDER)
+    assert board.cancel(KEY) == asked.job
+    assert board.depth() == 0
+    assert board.state(KEY) == ("idle", None)
+    assert board.runs(KEY)[0]["state"] == "cancelled"
+
+
+def test_cancelling_a_running_job_tells_it_and_drops_what_waits(board: Board) -> None:
+    asked = board.ask(ORDER)
+    start(board, asked.job)
+    behind = board.ask(ORDER)
+    assert board.cancel(KEY) == asked.job
+    assert board.is_cancelled(KEY, asked.job)
+    assert not board.is_cancelled(KEY, behind.job)
+    board.finished(KEY, asked.job)
+    assert board.state(KEY) == ("idle", None)
+
+
+def test_cancelling_drops_a_training_that_was_put_off(board: Board) -> None:
+    board.postpone(ORDER, -1)
+    assert board.cancel(KEY) == "the training that was put off"
+    assert board.take_due(KEY) is None
+
+
+def test_cancelling_nothing_says_so(board: Board) -> None:
+    assert board.cancel(KEY) is None
+
+
+# --- putting off ---
+
+
+def test_a_postponed_order_comes_back_once_when_its_time_has_come(board: Board) -> None:
+    board.postpone(ORDER, 0.05)
+    assert board.take_due(KEY) is None
+    time.sleep(0.06)
+    due = board.take_due(KEY)
+    assert due == Order(KEY, "asked", attempt=1)
+    assert board.take_due(KEY) is None
+
+
+# --- refreshes ---
+
+
+def test_one_refresh_a_version_waits(board: Board) -> None:
+    for _ in range(3):
+        board.ask_refresh(KEY, "v1")
+    assert board.depth() == 1
+    board.ask_refresh(KEY, "v2")
+    assert board.depth() == 2
+
+
+def test_a_refresh_asks_for_what_it_leaves_beside_itself(board: Board) -> None:
+    board.ask_refresh(KEY, "v1")
+    board.ask_refresh(KEY, "v1", again=True)
+    assert board.depth() == 2
+
+
+def test_a_refresh_that_failed_can_be_asked_for_again(board: Board) -> None:
+    board.ask_refresh(KEY, "v1")
+    (name,) = board.queue.job_ids
+    board.queue.remove(name)
+    job_of(board, name).set_status(JobStatus.FAILED)
+    board.ask_refresh(KEY, "v1")
+    assert board.queue.job_ids == [name]
+
+
+def test_a_training_goes_before_a_refresh(board: Board) -> None:
+    board.ask_refresh(KEY, "v1")
+    asked = board.ask(ORDER)
+    assert board.queue.job_ids[0] == asked.job
+
+
+# --- what is remembered ---
+
+
+def test_runs_are_remembered_newest_first_up_to_a_number(board: Board) -> None:
+    for number in range(queue.RUNS_KEPT + 5):
+        board.log_run(KEY, {"job": number, "state": "published"})
+    runs = board.runs(KEY)
+    assert [run["job"] for run in runs[:2]] == [queue.RUNS_KEPT + 4, queue.RUNS_KEPT + 3]
+    assert len(runs) == queue.RUNS_KEPT
+    assert runs[0]["ended_at"] <= time.time()
+
+
+def test_events_are_counted_until_labels_are_read(board: Board) -> None:
+    assert board.events(KEY) == (0, None)
+    before = time.time()
+    board.note_event(KEY)
+    board.note_event(KEY)
+    count, last = board.events(KEY)
+    assert count == 2
+    assert last is not None
+    assert before <= last <= time.time()
+    board.events_read(KEY)
+    assert board.events(KEY)[0] == 0
+
+
+def test_an_attempt_is_remembered(board: Board) -> None:
+    assert board.attempted(KEY) == ""
+    board.note_attempt(KEY, "2026-11-23T14:00:00Z")
+    assert board.attempted(KEY) == "2026-11-23T14:00:00Z"

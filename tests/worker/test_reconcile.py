@@ -1,0 +1,205 @@
+"""Wanted against done: the policy on paper, and what is asked for when every hint is lost."""
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from models.store import Project
+from tests.published import project, publish
+from tests.worker.stand import Stand
+from worker import reconcile
+from worker.order import Order
+from worker.parts import Parts
+from worker.queue import Board, connect
+from worker.reconcile import Policy, Reconciler
+
+
+@pytest.mark.parametrize(
+    ("new", "last", "now", "reason"),
+    [
+        (0, None, 0.0, None),
+        (0, 0.0, 1e9, None),
+        (19, 1000.0, 1299.0, None),
+        (19, None, 1e9, None),
+        (20, 1000.0, 1000.0, "20 new labels"),
+        (21, None, 0.0, "21 new labels"),
+        (1, 1000.0, 1300.0, "1 new labels, the last one 5 minutes ago"),
+    ],
+)
+def test_the_policy(new: int, last: float | None, now: float, reason: str | None) -> None:
+    assert Policy(every=20, after=300).reason(new, last, now) == reason
+
+
+def queued(parts: Parts, known: Project) -> dict[str, Any] | None:
+    """The order of the project's waiting job."""
+    jobs = [job for job in parts.board.queue.jobs if job.id.startswith("train-")]
+    return jobs[0].args[0] if jobs and jobs[0].args[0]["project"] == known.key else None
+
+
+# --- the truth in Label Studio ---
+
+
+def test_labels_are_found_where_every_hint_was_lost(
+    parts: Parts, known: Project, stand: Stand, board: Board
+) -> None:
+    stand.label(20, minute=0)
+    board.redis.flushdb()
+    Reconciler(parts).glance()
+    order = queued(parts, known)
+    assert order is not None
+    assert order["reason"] == "20 new labels"
+
+
+def test_few_labels_are_learnt_from_when_none_has_come_for_a_while(
+    parts: Parts, known: Project, stand: Stand
+) -> None:
+    stand.label(3, minute=0)
+    Reconciler(parts).glance()
+    order = queued(parts, known)
+    assert order is not None
+    assert order["reason"].startswith("3 new labels, the last one")
+
+
+def test_few_labels_of_just_now_can_wait(parts: Parts, known: Project, stand: Stand) -> None:
+    stand.label(3, minute=0)
+    for task in stand.tasks:
+        task["annotations"][0]["updated_at"] = datetime.now(UTC).isoformat()
+    Reconciler(parts).glance()
+    assert queued(parts, known) is None
+
+
+def test_nothing_is_asked_twice_for_labels_that_an_attempt_has_read(
+    parts: Parts, known: Project, stand: Stand, board: Board
+) -> None:
+    stand.label(20, minute=0)
+    newest = max(task["annotations"][0]["updated_at"] for task in stand.tasks)
+    board.note_attempt(known.key, newest)
+    Reconciler(parts).glance()
+    assert queued(parts, known) is None
+    stand.label(20, minute=5)
+    Reconciler(parts).glance()
+    assert queued(parts, known) is not None
+
+
+def test_nothing_is_asked_for_labels_that_the_live_version_has_learnt_from(
+    parts: Parts, known: Project, stand: Stand
+) -> None:
+    stand.label(20, minute=0)
+    newest = max(task["annotations"][0]["updated_at"] for task in stand.tasks)
+    publish(parts.store, known, trained_through=newest)
+    Reconciler(parts).glance()
+    assert queued(parts, known) is None
+
+
+def test_a_version_wants_its_pre_labels_once(parts: Parts, known: Project, board: Board) -> None:
+    publish(parts.store, known)
+    ours = Reconciler(parts)
+    ours.look(known)
+    assert board.queue.job_ids == [f"refresh-{known.key}-v1"]
+    board.queue.empty()
+    ours.look(known)
+    assert board.queue.job_ids == []
+
+
+def test_another_project_with_the_same_number_is_not_taken_for_this_one(
+    parts: Parts, known: Project, stand: Stand, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a reset of Label Studio: its numbers begin anew, its creation times do not."""
+    stand.label(20, minute=0)
+    stand.created_at = "2027-01-01T00:00:00Z"
+    Reconciler(parts).glance()
+    assert queued(parts, known) is None
+    assert "belongs to another Label Studio or was deleted" in caplog.text
+
+
+def test_label_studio_is_not_asked_at_every_glance(
+    parts: Parts, known: Project, stand: Stand
+) -> None:
+    ours = Reconciler(parts)
+    for _ in range(3):
+        ours.glance()
+    assert stand.server is not None
+    assert stand.server.paths().count("/api/tasks") == 1
+
+
+# --- hints ---
+
+
+def test_events_are_enough_to_ask(parts: Parts, known: Project, board: Board) -> None:
+    for _ in range(20):
+        board.note_event(known.key)
+    Reconciler(parts).glance()
+    assert queued(parts, known) is not None
+    assert board.events(known.key)[0] == 0
+
+
+def test_a_postponed_order_is_asked_again(parts: Parts, known: Project, board: Board) -> None:
+    board.postpone(Order(known.key, "asked", force=True), -1)
+    Reconciler(parts).glance()
+    order = queued(parts, known)
+    assert order is not None
+    assert (order["attempt"], order["force"]) == (1, True)
+
+
+def test_new_tasks_get_pre_labels(parts: Parts, known: Project, board: Board) -> None:
+    ours = Reconciler(parts)
+    ours.glance()
+    publish(parts.store, known)
+    board.note_tasks(known.key)
+    ours.glance()
+    assert board.queue.job_ids == [f"refresh-{known.key}-v1"]
+
+
+# --- what fails ---
+
+
+def test_one_project_that_fails_does_not_stop_the_others(
+    parts: Parts, known: Project, stand: Stand, board: Board, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = project(stand.url, "0.1700000000", known.label_config)  # comes first by its key
+    parts.store.register(first)
+    stand.label(20, minute=0)
+    with caplog.at_level(logging.WARNING):
+        Reconciler(parts).glance()
+    assert first.key in caplog.text
+    assert queued(parts, known) is not None
+
+
+def test_a_fault_of_ours_in_one_project_does_not_stop_the_others(
+    parts: Parts, known: Project, stand: Stand, board: Board, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = project(stand.url, "0.1700000000", known.label_config)
+    parts.store.register(first)
+    board.redis.set(f"hrn:{first.key}:later", "no JSON")
+    stand.label(20, minute=0)
+    Reconciler(parts).glance()
+    assert f"unexpected project={first.key}" in caplog.text
+    assert queued(parts, known) is not None
+
+
+def test_it_goes_on_while_label_studio_is_away(
+    parts: Parts, known: Project, board: Board, monkeypatch: pytest.MonkeyPatch, stand: Stand
+) -> None:
+    stand.created_at = "nonsense"
+    rounds = iter([False, False, True])
+    monkeypatch.setattr(reconcile, "GLANCE", 0.01)
+    board.note_event(known.key)
+    Reconciler(parts).run(lambda: next(rounds))
+    assert next(rounds, None) is None
+
+
+def test_it_goes_on_while_redis_is_away(
+    parts: Parts, known: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    lame = Parts(parts.settings)
+    vars(lame)["board"] = Board(connect("redis://127.0.0.1:1/0"))
+    Reconciler(lame).glance()
+    assert "redis is away" in caplog.text
+
+
+def test_a_stamp_without_an_offset_is_utc() -> None:
+    assert reconcile._seconds("1970-01-01T00:01:00") == 60
+    assert reconcile._seconds("1970-01-01T01:01:00+01:00") == 60
+    assert reconcile._seconds("yesterday") is None

@@ -1,0 +1,113 @@
+"""Settings: every variable read, and each told apart when it is wrong."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.settings import Secret, SettingError, Settings
+
+WRONG = [
+    ("REDIS_URL", "localhost:6379", "redis://"),
+    ("LABEL_STUDIO_URL", "studio.example", "http://"),
+    ("LABEL_STUDIO_URL", "http://", "http://"),
+    ("LABEL_STUDIO_URL", "http://studio:port", "http://"),
+    ("HRN_BACKEND_URL", "ftp://backend", "http://"),
+    ("HRN_USER", "a:b", "without ':'"),
+    ("HRN_PORT", "0", "1 to 65535"),
+    ("HRN_PORT", "http", "1 to 65535"),
+    ("HRN_THREADS", "1", "2 to 256"),
+    ("HRN_DEVICE", "gpu", "auto, cpu or cuda"),
+    ("HRN_BACKBONE_WEIGHTS", "no/such/file", "a file that exists"),
+    ("HRN_TARGET_ACCURACY", "95", "a share"),
+    ("HRN_TARGET_ACCURACY", "nan", "a share"),
+    ("HRN_TRAIN_EVERY", "0", "from 1"),
+    ("HRN_TRAIN_EVERY", "2.5", "from 1"),
+    ("HRN_TRAIN_AFTER_MINUTES", "0", "above 0"),
+    ("HRN_FINE_TUNE", "yes", "auto, on or off"),
+    ("HRN_ALLOWED_HOSTS", "https://pictures.example", "without http://"),
+    ("HRN_ALLOW_PRIVATE", "maybe", "true or false"),
+    ("HRN_LOCAL_FILES", "no/such/folder", "a folder that exists"),
+    ("HRN_CACHE_GB", "-1", "above 0"),
+]
+
+RIGHT: dict[str, tuple[str, str, Any]] = {
+    "REDIS_URL": ("redis_url", "unix:///run/redis.sock", "unix:///run/redis.sock"),
+    "LABEL_STUDIO_URL": ("label_studio_url", "http://studio/", "http://studio"),
+    "LABEL_STUDIO_API_KEY": ("label_studio_token", " key\n", Secret("key")),
+    "HRN_BACKEND_URL": ("backend_url", "https://b:1/x/", "https://b:1/x"),
+    "HRN_HOME": ("home", "/data", Path("/data")),
+    "HRN_USER": ("user", "ls", "ls"),
+    "HRN_PASSWORD": ("password", " é ", Secret(" é ")),
+    "HRN_HOST": ("host", "0.0.0.0", "0.0.0.0"),
+    "HRN_PORT": ("port", "80", 80),
+    "HRN_THREADS": ("threads", "4", 4),
+    "HRN_DEVICE": ("device", "cuda", "cuda"),
+    "HRN_BACKBONE": ("backbone", "resnet18", "resnet18"),
+    "HRN_BACKBONE_WEIGHTS": ("backbone_weights", __file__, Path(__file__)),
+    "HRN_TARGET_ACCURACY": ("target_accuracy", "0.95", 0.95),
+    "HRN_TRAIN_EVERY": ("train_every", "5", 5),
+    "HRN_TRAIN_AFTER_MINUTES": ("train_after", "0.5", 0.5),
+    "HRN_FINE_TUNE": ("fine_tune", "on", "on"),
+    "HRN_GROUP_FIELD": ("group_field", "store", "store"),
+    "HRN_ALLOWED_HOSTS": ("allowed_hosts", "a.example, b.example", {"a.example", "b.example"}),
+    "HRN_ALLOW_PRIVATE": ("allow_private", "TRUE", True),
+    "HRN_LOCAL_FILES": ("local_files", str(Path(__file__).parent), Path(__file__).parent),
+    "HRN_CACHE_GB": ("cache_gb", "0.5", 0.5),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), WRONG)
+def test_a_wrong_setting_is_named_with_its_text_and_what_was_expected(
+    name: str, text: str, expected: str
+) -> None:
+    with pytest.raises(SettingError) as told:
+        Settings.from_environ({name: text})
+    message = str(told.value)
+    assert message.startswith(f"{name}: expected ")
+    assert expected in message
+    assert repr(text) in message
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_variable_is_read(name: str) -> None:
+    field, text, value = RIGHT[name]
+    assert getattr(Settings.from_environ({name: text}), field) == value
+
+
+def test_every_field_has_its_variable_in_the_docstring_and_here() -> None:
+    lines = re.findall(r"^ +(\w+): ([A-Z_]+) - ", Settings.__doc__ or "", re.MULTILINE)
+    assert [field.name for field in dataclasses.fields(Settings)] == [field for field, _ in lines]
+    assert {name: RIGHT[name][0] for _, name in lines} == {name: field for field, name in lines}
+
+
+def test_nothing_set_is_the_defaults() -> None:
+    assert Settings.from_environ({}) == Settings()
+    assert Settings.from_environ(dict.fromkeys(RIGHT, "")) == Settings()
+
+
+def test_secrets_are_not_shown() -> None:
+    environ = {
+        "HRN_PASSWORD": "s3cret",
+        "LABEL_STUDIO_API_KEY": "s3cret",
+        "REDIS_URL": "redis://:s3cret@host",
+    }
+    settings = Settings.from_environ(environ)
+    assert "s3cret" not in f"{settings!r} {settings} {settings.password} {[settings.password]}"
+    assert settings.password.reveal() == "s3cret"
+
+
+def test_a_password_in_a_wrong_address_is_not_shown() -> None:
+    with pytest.raises(SettingError) as told:
+        Settings.from_environ({"REDIS_URL": "http://me:s3cret@host/0"})
+    assert "http://***@host/0" in str(told.value)
+    assert "s3cret" not in str(told.value)
+
+
+def test_equal_secrets_are_equal() -> None:
+    assert Secret("a") == Secret("a") != Secret("b")
+    assert hash(Secret("a")) == hash(Secret("a"))
+    assert Secret("a") != "a"
+    assert not Secret()
