@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 #: The layout of a manifest; a release that cannot read an older one says so instead of guessing.
 FORMAT = 1
 
+#: Seconds after which an unfinished version is rubbish.
+LEFTOVER_AGE = 24 * 3600
+
 VERSION_NAME = re.compile(r"v[0-9]{1,9}")
 KEY = re.compile(r"[a-z0-9][a-z0-9.-]{0,120}")
 
@@ -187,6 +190,7 @@ class ModelStore:
         with _writable(folder):
             work = folder / _unused_name()
             work.mkdir(parents=True)
+            _remove_leftovers(folder)
             try:
                 _write_durably(work / "weights.safetensors", data)
                 number = max((_number(name) for name in self._taken(key)), default=0)
@@ -231,7 +235,10 @@ class ModelStore:
         """
         self.manifest(key, version)
         folder = self._folder(key)
-        line = {"at": time.time(), "from": self.current(key), "to": version, "reason": reason}
+        before = None
+        with contextlib.suppress(ModelStoreError):  # a pointer that is damaged is mended by this
+            before = self.current(key)
+        line = {"at": time.time(), "from": before, "to": version, "reason": reason}
         with _writable(folder), (folder / "history.jsonl").open("a", encoding="utf-8") as history:
             # A line of its own, even if a crash cut the last one short.
             history.write(f"\n{json.dumps(line)}\n")
@@ -339,6 +346,14 @@ def _write_json(path: Path, data: object) -> None:
         finally:
             work.unlink(missing_ok=True)
         _sync_folder(path.parent)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What publishers that were killed left; a day is longer than any of them writes."""
+    for path in folder.glob(".new-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _unused_name() -> str:

@@ -18,7 +18,7 @@ class Snapshot:
     Attributes:
         tree: what the labels' targets are nodes of.
         tasks: those with at least one label and a picture.
-        trained_through: the newest ``updated_at`` among all annotations that were read.
+        trained_through: the newest ``updated_at`` among the labels.
         digest: of what the labels say: two snapshots with one digest teach the same.
         ignored: reasons for which annotations teach nothing, counted.
     """

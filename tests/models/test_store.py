@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import stat
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -411,3 +412,27 @@ def test_every_address_gives_a_legal_key(address: str, number: int) -> None:
         return
     assert KEY.fullmatch(key)
     assert key.endswith(f"{number}-1795440233")
+
+
+def test_a_damaged_pointer_is_mended_by_pointing(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    version = store.publish("studio-1-1", {}, {"weight": torch.zeros(1)})
+    store.point("studio-1-1", version, reason="first")
+    (tmp_path / "projects" / "studio-1-1" / "current.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ModelStoreError):
+        store.current("studio-1-1")
+    store.point("studio-1-1", version, reason="again")
+    assert store.current("studio-1-1") == version
+
+
+def test_leftovers_of_killed_publishers_go_after_a_day(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    store.publish("studio-1-1", {}, {"weight": torch.zeros(1)})
+    folder = tmp_path / "projects" / "studio-1-1" / "versions"
+    old, fresh = folder / ".new-old", folder / ".new-fresh"
+    old.mkdir()
+    fresh.mkdir()
+    os.utime(old, (time.time() - 2 * 86400,) * 2)
+    store.publish("studio-1-1", {}, {"weight": torch.zeros(1)})
+    assert not old.exists()
+    assert fresh.exists()

@@ -13,8 +13,6 @@ LEGACY: Final = "0123456789abcdef0123456789abcdef01234567"
 #: What Label Studio makes `1.1795440233` of.
 CREATED: Final = "2026-11-23T13:23:53.513743Z"
 
-NUMBER: Final = 1
-
 
 def annotation(number: int, path: list[str], updated_at: str) -> dict[str, Any]:
     """An answer as the API gives it."""
@@ -31,7 +29,7 @@ def annotation(number: int, path: list[str], updated_at: str) -> dict[str, Any]:
 
 
 class Stand:
-    """Answers what the reconciler and the jobs ask.
+    """Answers what the reconciler and the jobs ask, whatever project's number they name.
 
     Attributes:
         tasks: with their annotations.
@@ -72,7 +70,7 @@ class Stand:
             return Reply({"detail": "starting"}, 503)
         if request.path == "/api/projects/":
             settings = {
-                "id": NUMBER,
+                "id": int(request.params["ids"]),
                 "title": "Fruit",
                 "created_at": self.created_at,
                 "label_config": self.label_config,

@@ -78,6 +78,13 @@ class Worker:
         made = project(self.stand.url, f"{number}.1795440233", taxonomy_xml(TREE))
         return ModelStore(self.settings.store).register(made)
 
+    def wait_until_held(self) -> None:
+        """A job reads labels, and waits for a Label Studio that does not answer."""
+        server = self.stand.server
+        assert server is not None
+        until(lambda: "/api/tasks" in server.paths())
+        server.requests.clear()
+
     def ended(self, job: Job) -> Job:
         """The job when the worker has done with it."""
         until(lambda: job.get_status(refresh=True) in (JobStatus.FAILED, JobStatus.FINISHED))
@@ -136,7 +143,7 @@ def test_a_job_killed_in_the_middle_is_run_again_and_ends(
     worker.stand.free.clear()
     asked = board.ask(Order(known.key, "asked"))
     told = until(lambda: board.progress(known.key))
-    until(lambda: "/api/tasks" in (worker.stand.server.paths() if worker.stand.server else []))
+    worker.wait_until_held()
     os.kill(int(told["worker"].rpartition(":")[2]), signal.SIGKILL)
     monkeypatch.setattr(queue, "HEARTBEAT_LIFE", 0.1)  # its last beat is long ago
     board.redis.delete(f"hrn:{known.key}:alive")
@@ -158,6 +165,7 @@ def test_a_worker_killed_with_its_job_leaves_the_work_to_be_queued_again(
     worker.stand.free.clear()
     board.ask(Order(known.key, "asked"))
     told = until(lambda: board.progress(known.key))
+    worker.wait_until_held()
     worker.process.kill()
     os.kill(int(told["worker"].rpartition(":")[2]), signal.SIGKILL)
     worker.process.wait(10)

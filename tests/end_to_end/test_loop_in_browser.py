@@ -72,6 +72,7 @@ def shown(campaign: Campaign) -> dict[int, NodePath]:
 def open_task(page: Page, campaign: Campaign, task: int) -> None:
     page.goto(f"{campaign.studio.url}/projects/{campaign.project}/data?task={task}")
     expect(page.get_by_role("button", name="Submit")).to_be_visible()
+    expect(page.locator(".ant-select-selection-item-content").first).to_be_visible()
 
 
 def chips(page: Page) -> list[str]:
@@ -127,7 +128,6 @@ def test_a_coarse_pre_label_is_seen_and_accepted(
     leaves = {campaign.tree.paths[leaf] for leaf in campaign.tree.leaves}
     task, path = next((t, p) for t, p in shown.items() if p not in leaves)
     open_task(page, campaign, task)
-    expect(page.locator(".ant-select-selection-item-content").first).to_contain_text(path[-1])
     assert chips(page) == [path[-1]]
     page.wait_for_timeout(500)  # the picture's fade-in
     page.screenshot(path=artefacts / "pre-label.png")
@@ -162,7 +162,8 @@ def test_a_pre_label_is_answered_coarser(
     tick(page, path[:1])
     page.screenshot(path=artefacts / "coarser.png")
     submit(page)
-    assert only_label(campaign, task) == (path[:1], "prediction-changed")
+    # Label Studio forgets where an answer began once every tick was taken away.
+    assert only_label(campaign, task) == (path[:1], "manual")
     del shown[task]
 
 
