@@ -48,6 +48,30 @@ class LevelScores(nn.Module):
         return torch.cat(scores, dim=1)[:, self.column]
 
 
+class SeededDropout(nn.Module):
+    """Dropout that draws from a generator of its own.
+
+    PyTorch's draws from one that all threads of a process share, so heads that train side by side
+    would come out differently each time.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self._draw = torch.Generator()
+
+    def seed(self, seed: int) -> None:
+        """Start the draws anew."""
+        self._draw.manual_seed(seed)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(B, width)`` -> the same, a ``share`` of it 0 and the rest scaled up, in training."""
+        if not self.training or not self.share:
+            return features
+        kept = torch.rand(features.shape, generator=self._draw) >= self.share
+        return features * kept.to(features.device) / (1 - self.share)
+
+
 class FrozenHead(nn.Module):
     """The head that learns on features of a backbone that stays as it is.
 
@@ -71,7 +95,7 @@ class FrozenHead(nn.Module):
         self.convolve = nn.Conv2d(reduced, width, 3, bias=False)
         self.normalise_map = nn.BatchNorm2d(width)
         self.normalise = nn.BatchNorm1d(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = SeededDropout(dropout)
         self.scores = LevelScores(tree, width, projection)
 
     def set_reduction(self, weight: Tensor, bias: Tensor) -> None:

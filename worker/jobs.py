@@ -11,8 +11,8 @@ from typing import Any
 
 from rq import get_current_job
 
-from models.errors import ModelError
-from studio.errors import StudioError, StudioUnavailableError
+from models.errors import ModelError, ModelStoreError
+from studio.errors import PictureError, StudioError, StudioRefusedError, StudioUnavailableError
 from worker.errors import JobError
 from worker.order import Order
 from worker.parts import Parts
@@ -25,7 +25,10 @@ from worker.training import Ended, run
 
 log = logging.getLogger(__name__)
 
-#: Seconds before a training that could not reach Label Studio is tried again, time after time.
+#: What a person or time may mend: the wish is kept, with its reason shown.
+MAY_PASS = (StudioUnavailableError, StudioRefusedError, PictureError, ModelStoreError)
+
+#: Seconds before such a training is tried again, time after time.
 PAUSES = (30.0, 60.0, 120.0, 300.0, 600.0)
 
 
@@ -89,7 +92,7 @@ def _guarded(order: Order, parts: Parts, progress: Progress) -> Ended:
         return run(order, parts, progress)
     except TooFewLabelsError as error:
         return Ended("too few labels", str(error))
-    except StudioUnavailableError as error:
+    except MAY_PASS as error:
         return _later(order, parts, str(error))
     except JobError as error:
         return Ended(type(error).__name__.removesuffix("Error").lower(), str(error))

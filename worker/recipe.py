@@ -31,7 +31,7 @@ class Recipe:
     projection: int = 128
     dropout: float = 0.5
     epochs: int = 16
-    least_steps: int = 200
+    least_steps: int = 120
     batch: int = 64
     rate: float = 1e-3
     decay: float = 1.0

@@ -5,19 +5,18 @@ Every couple of seconds it looks at the hints in Redis, every minute at the trut
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from models.errors import ModelError
 from models.store import Project
 from studio.annotations import read_task
 from studio.connection import announce
-from studio.contract import project_key
 from studio.errors import StudioError
 from studio.labelconfig import LabelConfig, parse_label_config
 from worker.errors import MisconfiguredError
+from worker.identity import check_same
 from worker.order import Order
 from worker.parts import Parts
 from worker.queue import RedisError
@@ -115,7 +114,7 @@ class Reconciler:
             MisconfiguredError: the project with this number is not the one that called.
         """
         settings = self._parts.studio.settings(project.number)
-        _check_same(project, settings)
+        check_same(project, settings)
         version = self._parts.store.current(project.key)
         if version and self._parts.settings.backend_url:
             for change in announce(
@@ -149,16 +148,6 @@ class Reconciler:
             if label.updated_at > through
         ]
         return len(times), _seconds(max(times)) if times else None
-
-
-def _check_same(project: Project, settings: Mapping[str, Any]) -> None:
-    """Numbers repeat between installations and after a reset; creation times do not."""
-    there = project_key(project.number, str(settings["created_at"]))
-    if there != project.project:
-        raise MisconfiguredError(
-            f"project {project.number} in Label Studio is {there}, not {project.project}, which "
-            "belongs to another Label Studio or was deleted: nothing is trained for it"
-        )
 
 
 def _seconds(stamp: str) -> float | None:

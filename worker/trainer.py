@@ -6,7 +6,10 @@ channels before and after the reduction, H x W the grid.
 
 import logging
 import math
+import os
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -118,28 +121,15 @@ def train(  # noqa: PLR0913 - the examples, and each choice that a project may m
     weight, bias = fit_reduction(examples, recipe, report)
     reduced = reduce_all(examples, weight, bias, report)
     folds = _folds(examples, reduced, recipe)
+    parts = [
+        part for part in sorted(set(folds.tolist()) - {-1}) if _learnable(part, folds, examples)
+    ]
+    heads = _fit_all(tree, (weight, bias), reduced, examples, recipe, folds, parts, report, device)
     held_out = np.full((examples.pictures, len(tree)), np.nan)
-    runs = sorted(set(folds.tolist()) - {-1})
-    for number, fold in enumerate(runs):
-        learn = folds[examples.picture] != fold
-        if learn.sum() < 2:  # all pictures are one group
-            log.warning("nothing can be held out: the pictures are one group, or nearly so")
-            continue
-        head = _new_head(tree, weight, bias, recipe, device)
-        _fit(
-            head,
-            tree,
-            reduced,
-            examples,
-            learn,
-            recipe,
-            _staged(report, "checking", number, len(runs)),
-        )
-        judged = np.flatnonzero(folds == fold)
-        held_out[judged] = log_probabilities(head, tree, reduced.plain[torch.from_numpy(judged)])
-    head = _new_head(tree, weight, bias, recipe, device)
-    everything = np.ones(len(examples.target), dtype=bool)
-    _fit(head, tree, reduced, examples, everything, recipe, _staged(report, "fitting", 0, 1))
+    for part, checked in zip(parts, heads, strict=False):
+        judged = np.flatnonzero(folds == part)
+        held_out[judged] = log_probabilities(checked, tree, reduced.plain[torch.from_numpy(judged)])
+    head = heads[-1]
     report("calibrating", 0, 1)
     seen, metrics = judge(tree, examples, held_out)
     fitted = fit_rule(seen, target=target, minimum=minimum, maximum=maximum)
@@ -277,13 +267,86 @@ def _new_head(
     return head.to(device)
 
 
-def _staged(report: Report, stage: str, number: int, runs: int) -> Callable[..., None]:
-    """Several equal runs as one bar."""
+def _learnable(part: int, folds: NDArray[np.int64], examples: Examples) -> bool:
+    """Is there anything left to learn from when this part is held out?"""
+    if (folds[examples.picture] != part).sum() >= 2:
+        return True
+    log.warning("nothing can be held out: the pictures are one group, or nearly so")
+    return False
 
-    def tell(done: int, total: int, **figures: float) -> None:
-        report(stage, number * total + done, runs * total, **figures)
 
-    return tell
+def _fit_all(  # noqa: PLR0913 - what all the runs share
+    tree: LabelTree,
+    reduction: tuple[Tensor, Tensor],
+    reduced: Reduced,
+    examples: Examples,
+    recipe: Recipe,
+    folds: NDArray[np.int64],
+    parts: Sequence[int],
+    report: Report,
+    device: str,
+) -> list[FrozenHead]:
+    """One head without each part, and last the one that learns from everything.
+
+    The runs are independent, so each gets a core: one run on all cores gains little, as its steps
+    are small, and loses eightfold when something else wants a core.
+    """
+    masks = [folds[examples.picture] != part for part in parts]
+    masks.append(np.ones(len(examples.target), dtype=bool))
+    heads = []
+    for _ in masks:  # built in turn: fresh weights come from the generator that threads share
+        torch.manual_seed(recipe.seed)
+        heads.append(_new_head(tree, *reduction, recipe, device))
+    tally = Tally(report, "fitting", len(masks))
+    side_by_side = (
+        1 if device != "cpu" else max(1, (os.cpu_count() or 1) // torch.get_num_threads())
+    )
+    with ThreadPoolExecutor(side_by_side, thread_name_prefix="fit") as pool:
+        runs = [
+            pool.submit(_fit, heads[n], tree, reduced, examples, masks[n], recipe, tally.voice(n))
+            for n in reversed(range(len(masks)))  # the one whose curve is shown begins
+        ]
+    wrong = [error for run in runs if (error := run.exception()) is not None]
+    for error in wrong:
+        if not isinstance(error, StoppedError):
+            raise error
+    return heads
+
+
+class StoppedError(Exception):
+    """Another run of the same training failed or was stopped."""
+
+
+class Tally:
+    """Several runs side by side, told as one; the figures are those of the last run.
+
+    When telling raises, which is how a job is cancelled, or a run fails, the others stop.
+    """
+
+    def __init__(self, report: Report, stage: str, runs: int) -> None:
+        self._report = report
+        self._stage = stage
+        self._share = [0.0] * runs
+        self._lock = threading.Lock()
+        self.stop = threading.Event()
+
+    def voice(self, number: int) -> Callable[..., None]:
+        """What run ``number`` calls with what it has done, of how much, and its figures."""
+
+        def tell(done: int, total: int, **figures: float) -> None:
+            last = number == len(self._share) - 1
+            with self._lock:
+                if self.stop.is_set():
+                    raise StoppedError
+                self._share[number] = done / total
+                percent = math.floor(100 * sum(self._share) / len(self._share) + 1e-9)
+                try:
+                    self._report(self._stage, percent, 100, **(figures if last else {}))
+                except BaseException:
+                    self.stop.set()
+                    raise
+
+        return tell
 
 
 def _fit(  # noqa: PLR0913 - one loop's inputs
@@ -306,13 +369,12 @@ def _fit(  # noqa: PLR0913 - one loop's inputs
     epochs = max(recipe.epochs, math.ceil(recipe.least_steps / steps_an_epoch))
     optimiser, schedule = _optimiser(head, recipe, epochs * steps_an_epoch)
     draw = torch.Generator().manual_seed(recipe.seed)
+    head.dropout.seed(recipe.seed)
     head.train()
     for epoch in range(epochs):
         sum_loss = 0.0
         for chosen in rows[torch.randperm(len(rows), generator=draw)].split(batch):
-            if (
-                len(chosen) < 2 and batch > 1
-            ):  # batch norm needs two; the row comes again next epoch
+            if len(chosen) < 2:  # batch norm needs two; the row comes again next epoch
                 continue
             at = picture[chosen]
             turned = torch.rand(len(at), generator=draw) < 0.5

@@ -27,6 +27,7 @@ from studio.labelconfig import LabelConfig, parse_label_config
 from worker import fine_tuning, trainer
 from worker.errors import MisconfiguredError
 from worker.gate import LEAST, Verdict, compare, compare_figures
+from worker.identity import check_same
 from worker.order import Order
 from worker.parts import Parts
 from worker.recipe import Recipe
@@ -112,7 +113,8 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
             version,
             figures,
         )
-    if project.pinned:
+    now, live = parts.store.project(project.key) or project, parts.store.current(project.key)
+    if now.pinned:  # also by a rollback while this was training
         return Ended(
             "kept back",
             f"{version} is ready; {live} was chosen by hand and stays live",
@@ -130,8 +132,10 @@ def read_labels(project: Project, parts: Parts) -> tuple[Project, LabelConfig, S
     Raises:
         LabelConfigError: the config of today has no tree.
         StudioError: Label Studio could not be reached, or refused.
+        MisconfiguredError: the number belongs to another project now.
     """
     settings = parts.studio.settings(project.number)
+    check_same(project, settings)
     xml = str(settings["label_config"])
     project = parts.store.register(
         Project(

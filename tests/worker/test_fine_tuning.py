@@ -254,8 +254,8 @@ def test_a_version_chosen_by_hand_stays_live(parts: Parts) -> None:
     project = owner(parts, "pinned-1-17")
     order = Order(project.key, fine_tune=False)
     learn(order, project, CONFIG, labelled(12), parts, silent)
-    pinned = replace(project, pinned=True)
-    ended = learn(order, pinned, CONFIG, labelled(24), parts, silent)
+    parts.store.save_project(replace(project, pinned=True))  # as a rollback during the training
+    ended = learn(order, project, CONFIG, labelled(24), parts, silent)
     assert ended.state in {"kept back", "refused"}
     assert parts.store.versions(project.key) == ["v1", "v2"]
     assert parts.store.current(project.key) == "v1"

@@ -266,15 +266,17 @@ def test_progress_only_goes_forward(plain: Examples) -> None:
 
     train(TREE, plain, SMALL, target=0.9, report=report)
     by_stage = [(stage, list(rows)) for stage, rows in itertools.groupby(told, lambda row: row[0])]
-    assert [stage for stage, _ in by_stage] == ["reducing", "checking", "fitting", "calibrating"]
+    assert [stage for stage, _ in by_stage] == ["reducing", "fitting", "calibrating"]
     for _, rows in by_stage:
         shares = [share for _, share, _ in rows]
         assert shares == sorted(shares)
         assert shares[-1] == 1
-    assert all(figures["loss"] > 0 for stage, _, figures in told if stage == "fitting")
+    losses = [figures["loss"] for _, _, figures in told if figures]
+    assert losses
+    assert min(losses) > 0
 
 
-@pytest.mark.parametrize("stage", ["reducing", "checking", "fitting", "calibrating"])
+@pytest.mark.parametrize("stage", ["reducing", "fitting", "calibrating"])
 def test_raising_in_the_report_stops_the_run(plain: Examples, stage: str) -> None:
     calls = []
 

@@ -1,0 +1,22 @@
+"""Is a project in Label Studio still the one that versions were trained for?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.store import Project
+from studio.contract import project_key
+from worker.errors import MisconfiguredError
+
+
+def check_same(project: Project, settings: Mapping[str, Any]) -> None:
+    """Numbers repeat between installations and after a reset; creation times do not.
+
+    Raises:
+        MisconfiguredError: the project of that number is another one.
+    """
+    there = project_key(project.number, str(settings["created_at"]))
+    if there != project.project:
+        raise MisconfiguredError(
+            f"project {project.number} in Label Studio is {there}, not {project.project}, which "
+            "belongs to another Label Studio or was deleted: nothing is trained for it"
+        )
