@@ -1,1 +1,1 @@
-"""All that is known about Label Studio. Text and JSON in, our types out; client and pictures do the I/O."""
+"""All that is known about Label Studio: text and JSON in, our types out."""

@@ -119,7 +119,7 @@ class RunningBackend:
             f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs
         )
 
-    def until(self, happened: Callable[[], T], seconds: float, what: str) -> T:
+    def until(self, happened: Callable[[], T | None], seconds: float, what: str) -> T:
         """Wait for something to be true and return it.
 
         Raises:

@@ -173,6 +173,6 @@ def test_the_answers_arrive_in_the_next_version(campaign: Campaign) -> None:
 
     def learnt_all() -> bool:
         now = campaign.status()
-        return now["labels"]["labels"] == learnt and now["training"] == "idle"
+        return bool(now["labels"]["labels"] == learnt and now["training"] == "idle")
 
     campaign.backend.until(learnt_all, 120, "a version with the browser's answers")
