@@ -8,7 +8,7 @@ import copy
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +25,10 @@ from models.store import Project
 from studio.pictures import PictureLimits, decode
 from worker import trainer
 from worker.folds import assign_folds
+from worker.gathering import Gathered
+from worker.making import Made
 from worker.parts import Parts
 from worker.settings import Settings
-
-if TYPE_CHECKING:
-    from worker.training import Gathered, Made
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,12 @@ def wanted(asked: bool | None, settings: Settings) -> bool:  # noqa: FBT001 - ye
 
 def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
     tree: LabelTree,
-    gathered: "Gathered",
+    gathered: Gathered,
     parts: Parts,
     project: Project,
     progress: trainer.Report,
     recipe: TuneRecipe | None = None,
-) -> "Made":
+) -> Made:
     """Fine-tune on all pictures but one part, which calibrates and judges.
 
     Args:
@@ -100,8 +99,6 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
         PictureError: a picture is not to be had any more.
         FloatingPointError: the loss is not finite.
     """
-    from worker.training import Made
-
     trainer.check_enough(gathered.examples)
     device = "cuda" if parts.settings.device != "cpu" and torch.cuda.is_available() else "cpu"
     recipe = recipe or TuneRecipe.for_device(device)

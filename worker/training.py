@@ -1,10 +1,8 @@
 """One training of one project, from reading labels to pointing at the new version."""
 
-import hashlib
 import logging
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,21 +15,21 @@ from hierarchy import LabelTree
 from hierarchy.choice import candidates
 from models.answers import maps_of
 from models.errors import ModelError
-from models.gallery import Gallery
 from models.predictor import BACKBONE, EVIDENCE
 from models.store import Project
 from studio.annotations import read_task
 from studio.connection import announce
-from studio.errors import PictureError, StudioError
+from studio.errors import StudioError
 from studio.labelconfig import LabelConfig, parse_label_config
 from worker import fine_tuning, trainer
 from worker.errors import MisconfiguredError
 from worker.gate import LEAST, Verdict, compare, compare_figures
+from worker.gathering import Gathered, gather
 from worker.identity import check_same
+from worker.making import Made, fit_head
 from worker.order import Order
 from worker.parts import Parts
-from worker.recipe import Recipe
-from worker.snapshot import Snapshot, agreed, take
+from worker.snapshot import Snapshot, take
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +98,7 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
     gallery = parts.galleries.base()
     gathered = gather(snapshot, gallery, parts.settings.group_field, progress)
     tune = fine_tuning.wanted(order.fine_tune, parts.settings)
-    made = (fine_tuning.fit if tune else _fit_head)(config.tree, gathered, parts, project, progress)
+    made = (fine_tuning.fit if tune else fit_head)(config.tree, gathered, parts, project, progress)
     verdict = _gate(parts, project, live, config, gathered, made.trained)
     progress("publishing", 0, 1)
     manifest = _manifest(project, live, config, snapshot, gathered, made, verdict, started)
@@ -169,92 +167,6 @@ def go_live(parts: Parts, project: Project, version: str) -> None:
         log.warning("refresh not asked for yet project=%s: %s", project.key, error)
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """Labelled pictures whose features are at hand.
-
-    Attributes:
-        examples: for the trainer.
-        refs: address and task of each picture, in the examples' order.
-        marks: ``(P,)`` a number for each picture, by which versions remember what they learnt from.
-        newest: ``(P,)`` when each picture's labels last changed, as Label Studio writes it.
-        skipped: reasons for which pictures could not be used, counted.
-    """
-
-    examples: trainer.Examples
-    refs: Sequence[tuple[str, int]]
-    marks: NDArray[np.int64]
-    newest: Sequence[str]
-    skipped: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Made:
-    """A trained network as it will be published.
-
-    Attributes:
-        trained: head, rule and figures.
-        network: the manifest's description of the head.
-        backbone: name and fingerprint.
-        recipe: its settings.
-        backbone_weights: of a fine-tuned backbone, else empty.
-    """
-
-    trained: trainer.Trained
-    network: dict[str, Any]
-    backbone: dict[str, str]
-    recipe: dict[str, Any]
-    backbone_weights: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-def gather(
-    snapshot: Snapshot, gallery: Gallery, group_field: str, progress: trainer.Report
-) -> Gathered:
-    """Fetch every labelled picture and see to its features; skip what fails, with its reason."""
-    tasks = [task for task in snapshot.tasks if task.picture is not None]
-    items = [(str(task.picture), task.task_id) for task in tasks]
-    skipped = Counter[str]()
-    kept: list[int] = []
-    for done, (position, result) in enumerate(gallery.stream_pairs(items)):  # fills the cache
-        if isinstance(result, PictureError):
-            skipped[result.reason] += 1
-        else:
-            kept.append(position)
-        progress("fetching pictures", done + 1, len(items))
-    kept.sort()
-    tasks, refs = [tasks[i] for i in kept], [items[i] for i in kept]
-    rows = [(at, label) for at, task in enumerate(tasks) for label in task.labels]
-
-    def read(positions: Sequence[int], mirrored: bool) -> trainer.Maps:  # noqa: FBT001
-        return maps_of(gallery, [refs[i] for i in positions], mirrored=mirrored)
-
-    def group(data: Mapping[str, object]) -> str | None:
-        value = data.get(group_field) if group_field else None
-        return None if value is None else str(value)
-
-    examples = trainer.Examples(
-        read=read,
-        pictures=len(tasks),
-        picture=np.array([at for at, _ in rows], dtype=np.int64),
-        target=np.array([label.target for _, label in rows], dtype=np.int64),
-        weight=np.array([1 / len(tasks[at].labels) for at, _ in rows], dtype=np.float32),
-        truth=np.array([agreed(task, snapshot.tree) for task in tasks], dtype=np.int64),
-        groups=[group(task.data) for task in tasks],
-    )
-    return Gathered(
-        examples,
-        refs,
-        np.array([mark(ref) for ref, _ in refs], dtype=np.int64),
-        [max(label.updated_at for label in task.labels) for task in tasks],
-        dict(skipped),
-    )
-
-
-def mark(ref: str) -> int:
-    """A number for a picture's address, stable between versions."""
-    return int.from_bytes(hashlib.sha256(ref.encode()).digest()[:8], "big", signed=True)
-
-
 def _known(key: str, parts: Parts) -> Project:
     project = parts.store.project(key)
     if project is None:
@@ -267,36 +179,6 @@ def _same_labels(parts: Parts, project: Project, live: str, snapshot: Snapshot) 
         return bool(parts.store.manifest(project.key, live)["labels"]["digest"] == snapshot.digest)
     except (ModelError, KeyError):
         return False
-
-
-def _fit_head(
-    tree: LabelTree, gathered: Gathered, parts: Parts, project: Project, progress: trainer.Report
-) -> Made:
-    """The frozen backbone's head; on the CPU, where its maps are and it takes seconds."""
-    recipe = Recipe()
-    trained = trainer.train(
-        tree,
-        gathered.examples,
-        recipe,
-        target=project.target_accuracy or parts.settings.target_accuracy,
-        minimum=project.minimum_depth,
-        maximum=project.maximum_depth,
-        report=progress,
-    )
-    backbone = parts.galleries.backbone()
-    network = {
-        "kind": "frozen",
-        "channels": backbone.channels,
-        "reduced": min(recipe.reduced, backbone.channels),
-        "width": recipe.width,
-        "projection": recipe.projection,
-    }
-    return Made(
-        trained,
-        network,
-        {"name": backbone.name, "fingerprint": backbone.fingerprint},
-        recipe.to_json(),
-    )
 
 
 def _gate(  # noqa: PLR0913 - both versions and what they are compared on

@@ -17,12 +17,13 @@ from tests.models.small import NAME, png, weights_file
 from tests.studio.configs import taxonomy_xml, tree_of
 from worker import fine_tuning, trainer, training
 from worker.fine_tuning import TuneRecipe, wanted
+from worker.gathering import Gathered, gather, mark
 from worker.order import Order
 from worker.parts import Parts
 from worker.recipe import Recipe
 from worker.settings import Settings
 from worker.snapshot import Snapshot, take
-from worker.training import Gathered, gather, learn
+from worker.training import learn
 
 CONFIG: LabelConfig = parse_label_config(
     taxonomy_xml(tree_of([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)]))
@@ -262,5 +263,5 @@ def test_a_version_chosen_by_hand_stays_live(parts: Parts) -> None:
 
 
 def test_marks_of_pictures_do_not_change() -> None:
-    assert training.mark("a.png") == training.mark("a.png") != training.mark("b.png")
-    assert -(2**63) <= training.mark("a.png") < 2**63
+    assert mark("a.png") == mark("a.png") != mark("b.png")
+    assert -(2**63) <= mark("a.png") < 2**63

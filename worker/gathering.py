@@ -1,0 +1,82 @@
+"""From labels to examples: every labelled picture fetched, its features at hand."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.answers import maps_of
+from models.gallery import Gallery
+from studio.errors import PictureError
+from worker import trainer
+from worker.snapshot import Snapshot, agreed
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Labelled pictures whose features are at hand.
+
+    Attributes:
+        examples: for the trainer.
+        refs: address and task of each picture, in the examples' order.
+        marks: ``(P,)`` a number for each picture, by which versions remember what they learnt from.
+        newest: ``(P,)`` when each picture's labels last changed, as Label Studio writes it.
+        skipped: reasons for which pictures could not be used, counted.
+    """
+
+    examples: trainer.Examples
+    refs: Sequence[tuple[str, int]]
+    marks: NDArray[np.int64]
+    newest: Sequence[str]
+    skipped: dict[str, int]
+
+
+def gather(
+    snapshot: Snapshot, gallery: Gallery, group_field: str, progress: trainer.Report
+) -> Gathered:
+    """Fetch every labelled picture and see to its features; skip what fails, with its reason."""
+    tasks = [task for task in snapshot.tasks if task.picture is not None]
+    items = [(str(task.picture), task.task_id) for task in tasks]
+    skipped = Counter[str]()
+    kept: list[int] = []
+    for done, (position, result) in enumerate(gallery.stream_pairs(items)):  # fills the cache
+        if isinstance(result, PictureError):
+            skipped[result.reason] += 1
+        else:
+            kept.append(position)
+        progress("fetching pictures", done + 1, len(items))
+    kept.sort()
+    tasks, refs = [tasks[i] for i in kept], [items[i] for i in kept]
+    rows = [(at, label) for at, task in enumerate(tasks) for label in task.labels]
+
+    def read(positions: Sequence[int], mirrored: bool) -> trainer.Maps:  # noqa: FBT001
+        return maps_of(gallery, [refs[i] for i in positions], mirrored=mirrored)
+
+    def group(data: Mapping[str, object]) -> str | None:
+        value = data.get(group_field) if group_field else None
+        return None if value is None else str(value)
+
+    examples = trainer.Examples(
+        read=read,
+        pictures=len(tasks),
+        picture=np.array([at for at, _ in rows], dtype=np.int64),
+        target=np.array([label.target for _, label in rows], dtype=np.int64),
+        weight=np.array([1 / len(tasks[at].labels) for at, _ in rows], dtype=np.float32),
+        truth=np.array([agreed(task, snapshot.tree) for task in tasks], dtype=np.int64),
+        groups=[group(task.data) for task in tasks],
+    )
+    return Gathered(
+        examples,
+        refs,
+        np.array([mark(ref) for ref, _ in refs], dtype=np.int64),
+        [max(label.updated_at for label in task.labels) for task in tasks],
+        dict(skipped),
+    )
+
+
+def mark(ref: str) -> int:
+    """A number for a picture's address, stable between versions."""
+    return int.from_bytes(hashlib.sha256(ref.encode()).digest()[:8], "big", signed=True)
