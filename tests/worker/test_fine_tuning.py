@@ -15,7 +15,7 @@ from studio.annotations import Label, TaskLabels
 from studio.labelconfig import LabelConfig, parse_label_config
 from tests.models.small import NAME, png, weights_file
 from tests.studio.configs import taxonomy_xml, tree_of
-from worker import fine_tuning, trainer, training
+from worker import fine_tuning, making, trainer, training
 from worker.fine_tuning import TuneRecipe, wanted
 from worker.gathering import Gathered, gather, mark
 from worker.order import Order
@@ -218,7 +218,7 @@ def test_without_a_gpu_auto_is_no() -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head of few weights and steps; what surrounds it is as it is."""
     small = Recipe(reduced=8, width=8, projection=8, epochs=2, least_steps=20, folds=3)
-    monkeypatch.setattr(training, "Recipe", lambda: small)
+    monkeypatch.setattr(making, "Recipe", lambda: small)
 
 
 @pytest.mark.usefixtures("quick")
