@@ -3,6 +3,7 @@
 #   .venv               ours
 #   .venv-label-studio  Label Studio, whose pins differ from ours
 #   .venv-upstream      PyPI's label-studio-ml 1.0.9 of 2023, for the adapter's test
+#   .venv-uv            uv, which fills the other three
 
 PYTHON ?= python3
 UV_VERSION := 0.13.9
@@ -52,7 +53,7 @@ check: .venv/.done ## style, types and import contracts
 unit: .venv/.done ## the fast tests
 	.venv/bin/python -m pytest -m "not slow and not label_studio and not browser"
 
-test: install .venv-upstream/.done chromium check ## all of it, on a real Label Studio, Redis, worker and browser
+test: install .venv-upstream/.done chromium check ## the checks and all tests, on a real Label Studio, Redis, worker and browser
 	.venv/bin/python -m pytest --cov --cov-report=term
 
 chromium:
@@ -61,9 +62,9 @@ chromium:
 lock: .venv-uv/.done ## renew requirements/*.txt (versions and hashes, no addresses)
 	scripts/lock
 
-format: .venv/.done ## what `make check` would ask for
+format: .venv/.done ## mend what the formatter and some of the linter's rules ask for
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-clean: ## remove environments, caches and the demo's data
+clean: ## remove environments, caches and var/: the demo's data, and any models in it
 	rm -rf .venv .venv-uv .venv-label-studio .venv-upstream .mypy_cache .ruff_cache .pytest_cache var artefacts

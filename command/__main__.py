@@ -79,7 +79,8 @@ def _settings(arguments: Arguments, environ: Mapping[str, str]) -> Settings:
     if arguments.run is _demo and not arguments.home and "HRN_HOME" not in environ:
         home = home / DEMO
     # A server starts from what it is told now, not from what the last one here was told.
-    known = {} if arguments.run in (_up, _demo) else services.read_environment(home)
+    servers = (_up, _demo, _serve, _work)
+    known = {} if arguments.run in servers else services.read_environment(home)
     return Settings.from_environ({**known, **environ, "HRN_HOME": str(home)})
 
 
@@ -181,9 +182,9 @@ def _up(_arguments: Arguments, settings: Settings) -> int:
 
     check_exposure(settings)
     settings = replace(settings, redis_url=services.redis_url(settings.home))
-    services.write_environment(settings.home, settings)
     with Supervisor(settings.home / "logs") as supervisor:
         services.start_all(supervisor, settings)
+        services.write_environment(settings.home, settings)
         print(
             f"Serving on {settings.host}:{settings.port}. Next: hrn connect --project NUMBER",
             flush=True,

@@ -95,12 +95,12 @@ def run(home: Path, data: Path | None, *, ports: tuple[int, int], label_studio: 
         )
     demo.save(home)
     settings = _settings(home, demo)
-    services.write_environment(home, settings)
     with Supervisor(home / "logs") as supervisor:
         _say("Starting Label Studio (the first time takes half a minute) ...")
         _start_label_studio(supervisor, home, demo, label_studio or _label_studio())
         _say("Starting Redis, the backend and a worker ...")
         services.start_all(supervisor, settings)
+        services.write_environment(home, settings)
         client = LabelStudio(demo.label_studio_url, demo.token)
         if not demo.prepared:
             _prepare(client, home, demo, settings)
@@ -260,8 +260,8 @@ def _first_version(settings: Settings, project: dict[str, Any], demo: Demo) -> N
         if version and parts.board.state(key)[0] == "idle" and not parts.board.depth():
             return
         runs = parts.board.runs(key)
-        if runs and runs[0]["state"] in {"failed", "misconfigured"}:
-            raise StartError(f"the first training failed: {runs[0]['why']}")
+        if runs and runs[0]["state"] not in {"published", "postponed", "died", "kept back"}:
+            raise StartError(f"the first training: {runs[0]['state']}: {runs[0]['why']}")
         time.sleep(0.3)
     raise StartError("the first training took longer than four minutes; its log is worker.log")
 

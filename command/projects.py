@@ -222,8 +222,9 @@ def promote(parts: Parts, project: Project, version: str, *, pin: bool) -> None:
         UnknownVersionError, ModelStoreError: it is not there, or not whole.
     """
     parts.store.weights(project.key, version)  # whole?
-    parts.store.point(project.key, version, reason="chosen by hand")
+    # Pinned first: a training that ends in between must not undo the choice.
     parts.store.save_project(replace(project, pinned=pin))
+    parts.store.point(project.key, version, reason="chosen by hand")
     go_live(parts, project, version)
 
 

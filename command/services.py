@@ -100,6 +100,9 @@ def start_all(supervisor: Supervisor, settings: Settings) -> None:
         NoRedisError: there is no Redis to start.
     """
     environment = child_environment(settings)
+    address = authority(_reachable(settings.host), settings.port)
+    if answers_http(f"http://{address}/health"):
+        raise StartError(f"another server answers at {address}: end it, or set another HRN_PORT")
     if not os.environ.get("REDIS_URL"):
         if redis_server.answers(settings.redis_url):
             raise StartError(
@@ -118,9 +121,7 @@ def start_all(supervisor: Supervisor, settings: Settings) -> None:
         "server",
         [sys.executable, "-m", "command", "serve"],
         environment,
-        ready=lambda: answers_http(
-            f"http://{authority(_reachable(settings.host), settings.port)}/health"
-        ),
+        ready=lambda: answers_http(f"http://{address}/health"),
     )
     _wait_for_worker(supervisor, Parts(settings).board)
 

@@ -57,6 +57,7 @@ class Supervisor:
         self.children: list[Child] = []
         self.stopping = threading.Event()
         self._handlers: dict[signal.Signals, Any] = {}
+        self._running = False
 
     def __enter__(self) -> Self:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -70,6 +71,7 @@ class Supervisor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._running = True  # a second Ctrl-C must not keep the others from being ended
         self.stopping.set()
         for child in reversed(self.children):
             _end(child)
@@ -113,6 +115,7 @@ class Supervisor:
 
     def run(self, every_second: Callable[[], None] | None = None) -> None:
         """Keep everything running until told to stop."""
+        self._running = True
         while not self.stopping.wait(1.0):
             for child in self.children:
                 self._mend(child)
@@ -155,6 +158,8 @@ class Supervisor:
 
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
         self.stopping.set()
+        if not self._running:  # whatever is being started or prepared is left at once
+            raise KeyboardInterrupt
 
 
 def _die_with_parent() -> None:

@@ -186,8 +186,9 @@ def _seems(tried: Fitted, risk: float) -> bool:
 def _walk(walk: list[Fitted], passes: Callable[[Fitted], bool]) -> Fitted | None:
     """The last that passes before the first that fails, starting where passing is possible.
 
-    The start is chosen by how many pictures are *shown*, never by how many are wrong, so the
-    sequence is fixed in advance as the method demands.
+    The start is chosen by how many pictures are *shown*, never by how many are wrong, as the method
+    demands; the Platt fit has seen the same pictures, which it does not allow for
+    (docs/decisions/0009 says what that was measured to cost).
     """
     start = next((i for i, tried in enumerate(walk) if passes(replace(tried, wrong=2))), None)
     if start is None:  # too few pictures for two errors: the longest list there is, without error

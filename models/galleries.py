@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -14,11 +15,14 @@ from models.backbone import Backbone, fingerprint, load_backbone
 from models.engine import make_engine
 from models.errors import BackboneError
 from models.features import FeatureCache, ReferenceIndex
-from models.gallery import Gallery
+from models.gallery import MAX_AGE_S, Gallery
 from models.predictor import Predictor
 from studio.pictures import Picture, PictureLimits
 
 log = logging.getLogger(__name__)
+
+#: Backbones kept in memory, each with its engine.
+KEPT = 4
 
 Fetch = Callable[[str, int | None], Picture]
 
@@ -63,7 +67,7 @@ class Galleries:
         self._limits = limits or PictureLimits()
         self._index = ReferenceIndex(cache / "references")
         self._base: Backbone | None = None
-        self._made: dict[str, Gallery] = {}
+        self._made: OrderedDict[str, Gallery] = OrderedDict()
         self._lock = threading.RLock()
 
     def backbone(self) -> Backbone:
@@ -90,6 +94,7 @@ class Galleries:
         """
         with self._lock:
             if predictor.backbone_fingerprint in self._made:
+                self._made.move_to_end(predictor.backbone_fingerprint)
                 return self._made[predictor.backbone_fingerprint]
             if predictor.backbone_weights:
                 found = with_weights(self.backbone(), predictor.backbone_weights)
@@ -105,11 +110,8 @@ class Galleries:
 
     def prune(self, max_bytes: int) -> int:
         """Bring the cached features of all backbones under a size; bytes removed."""
-        removed = 0
-        roots = [path for path in (self._cache / "features").glob("*") if path.is_dir()]
-        for root in roots:
-            removed += FeatureCache(root.parent, root.name).prune(max_bytes // max(1, len(roots)))
-        return removed
+        self._index.prune(MAX_AGE_S)
+        return FeatureCache(self._cache / "features", "any").prune(max_bytes)
 
     def _gallery(self, backbone: Backbone) -> Gallery:
         if backbone.fingerprint not in self._made:
@@ -122,4 +124,11 @@ class Galleries:
                 index=self._index,
                 limits=self._limits,
             )
+            self._forget_oldest()
         return self._made[backbone.fingerprint]
+
+    def _forget_oldest(self) -> None:
+        """Each fine-tuned version brings a network of its own; our own backbone stays."""
+        base = None if self._base is None else self._base.fingerprint
+        while len(self._made) > KEPT:
+            del self._made[next(name for name in self._made if name != base)]

@@ -99,7 +99,7 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
         PictureError: a picture is not to be had any more.
         FloatingPointError: the loss is not finite.
     """
-    trainer.check_enough(gathered.examples)
+    trainer.check_enough(gathered.examples.pictures, set(gathered.examples.target.tolist()))
     device = "cuda" if parts.settings.device != "cpu" and torch.cuda.is_available() else "cpu"
     recipe = recipe or TuneRecipe.for_device(device)
     torch.manual_seed(recipe.seed)

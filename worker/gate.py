@@ -24,8 +24,8 @@ class Verdict:
 def compare(new_right: NDArray[np.bool_], live_right: NDArray[np.bool_], live: str) -> Verdict:
     """McNemar's exact one-sided test on pictures labelled since the live version was trained.
 
-    The live version has not seen them, and the new version's answers come from cross-fitting, so
-    neither has an advantage.
+    The live version has not seen them, and the new version's answers come from cross-fitting. What
+    remains in the live one's favour is that annotators saw its pre-labels.
 
     Args:
         new_right: ``(n,)`` was the new version right at the level the annotator named?

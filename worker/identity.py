@@ -20,3 +20,8 @@ def check_same(project: Project, settings: Mapping[str, Any]) -> None:
             f"project {project.number} in Label Studio is {there}, not {project.project}, which "
             "belongs to another Label Studio or was deleted: nothing is trained for it"
         )
+
+
+def is_ours(project: Project, label_studio_url: str) -> bool:
+    """Does the record belong to the Label Studio that this server is set up for?"""
+    return project.label_studio.rstrip("/") == label_studio_url.rstrip("/")

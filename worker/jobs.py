@@ -43,10 +43,13 @@ def refresh(project: str, version: str) -> dict[str, Any]:
     """Queue entry: give a project's open tasks the pre-labels of a version."""
     parts = Parts(Settings.from_environ(os.environ))
     try:
-        return refresh_predictions(project, version, parts)
-    except StudioError as error:  # the reconciler asks again; what is done stays done
+        ended = refresh_predictions(project, version, parts)
+    except StudioError as error:  # the reconciler asks again until it is done
         log.warning("refresh stopped project=%s version=%s: %s", project, version, error)
         return {"state": "stopped", "why": str(error)}
+    if ended["state"] == "done":
+        parts.board.note_refreshed(project, version)
+    return ended
 
 
 def train_once(order: Order, parts: Parts, job_id: str) -> dict[str, Any]:

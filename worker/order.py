@@ -1,7 +1,7 @@
 """What a job is asked to do: plain data, as it waits in Redis through deploys."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 
@@ -25,10 +25,10 @@ class Order:
     attempt: int = 0
     crashes: int = 0
 
-    def covers(self, other: Self) -> bool:
-        """Does fulfilling this wish fulfil the other one too?"""
-        backbone = other.fine_tune is None or other.fine_tune == self.fine_tune
-        return backbone and (self.force or not other.force)
+    def joined(self, other: Self) -> Self:
+        """One wish that fulfils both; where they differ on fine-tuning, the later word holds."""
+        tune = self.fine_tune if other.fine_tune is None else other.fine_tune
+        return replace(self, force=self.force or other.force, fine_tune=tune)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the queue."""

@@ -20,6 +20,8 @@ INTERVAL = 0.5
 #: Seconds between heartbeats; three may be missed before a job counts as dead.
 HEARTBEAT = 10.0
 
+REPLACED = "another job took this one's place while it could not be reached"
+
 #: Points of a curve that are kept: enough for a plot, little enough for Redis.
 CURVE = 200
 
@@ -57,7 +59,7 @@ class Progress:
             self._curve = [*self._curve, {"stage": stage, "at": done / max(total, 1), **figures}]
             self._curve = self._curve[-CURVE:]
         if self._replaced.is_set():
-            raise ReplacedError("another job took this one's place while it could not be reached")
+            raise ReplacedError(REPLACED)
         if not new_stage and done < total and now - self._told < INTERVAL:
             return
         self._told = now
@@ -75,6 +77,9 @@ class Progress:
 
     def _publish(self) -> None:
         try:
+            if not self._board.beat(self._project, self._job):  # as after a long pause
+                self._replaced.set()
+                raise ReplacedError(REPLACED)
             self._board.report(self._project, self._state)
             cancelled = self._board.is_cancelled(self._project, self._job)
         except RedisError as error:

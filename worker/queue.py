@@ -6,6 +6,7 @@ reconciler. Keys of a project in Redis, all under ``hrn:<key>:``
 ``job``       id of the training that waits or runs: at most one
 ``again``     the order that waits behind a running one: at most one
 ``later``     the order that waits for Label Studio to come back, and until when
+``refreshed`` the version that all open tasks have the answers of
 ``attempted`` the newest label that an attempt has read, whether or not it led to a version
 ``alive``     the running job's id, kept alive by its heartbeat
 ``progress``  where the running job is
@@ -108,14 +109,15 @@ class Board:
             if job is None or status not in _PENDING:
                 return Asked(self._enqueue(order, _new_id("train")), "queued")
             if status != JobStatus.STARTED:
-                if not self._order_of(job, order.project).covers(order):
+                known = self._order_of(job, order.project)
+                if (both := known.joined(order)) != known:
                     self._forget(job)
-                    self._enqueue(order, job.id)  # the wider wish takes the narrower one's place
+                    self._enqueue(both, job.id)
                 return Asked(job.id, "waiting")
             wish = self._get(order.project, "again") or {"id": _new_id("train"), "order": None}
-            if wish["order"] is None or not Order.from_json(wish["order"]).covers(order):
-                wish["order"] = order.to_json()
-                self._set(order.project, "again", wish)
+            if wish["order"] is not None:
+                order = Order.from_json(wish["order"]).joined(order)
+            self._set(order.project, "again", {**wish, "order": order.to_json()})
             return Asked(str(wish["id"]), "waiting")
 
     def finished(self, project: str, job: str) -> None:
@@ -155,9 +157,9 @@ class Board:
             dropped = self.redis.delete(*names)
             if job is None or status not in _PENDING:
                 return "the training that was put off" if dropped else None
-            if status == JobStatus.STARTED:
-                self.redis.set(self._key(project, "cancel"), job.id, ex=3600)
-            else:
+            # Also for one that waits: a worker may have taken it and not said so yet.
+            self.redis.set(self._key(project, "cancel"), job.id, ex=3600)
+            if status != JobStatus.STARTED:
                 self._forget(job)
                 self.redis.delete(self._key(project, "job"))
                 self.log_run(project, {"job": job.id, "state": "cancelled", "why": "asked to stop"})
@@ -168,13 +170,16 @@ class Board:
         later = {**order.to_json(), "attempt": order.attempt + 1}
         self._set(order.project, "later", {"order": later, "not_before": time.time() + seconds})
 
-    def take_due(self, project: str) -> Order | None:
+    def due(self, project: str) -> Order | None:
         """The postponed order whose time has come."""
         later = self._get(project, "later")
         if later is None or later["not_before"] > time.time():
             return None
-        self.redis.delete(self._key(project, "later"))
         return Order.from_json(later["order"])
+
+    def drop_due(self, project: str) -> None:
+        """The postponed order was asked for again."""
+        self.redis.delete(self._key(project, "later"))
 
     def note_attempt(self, project: str, through: str) -> None:
         """Labels up to ``through`` were read; what they led to, they would lead to again."""
@@ -184,8 +189,11 @@ class Board:
         """What ``note_attempt`` last noted, "" if nothing."""
         return self._text(project, "attempted") or ""
 
-    def ask_refresh(self, project: str, version: str, *, again: bool = False) -> None:
+    def ask_refresh(self, project: str, version: str, *, again: bool = False) -> bool:
         """Ask for new pre-labels on open tasks; one such job waits or runs at a time.
+
+        Returns:
+            False if one runs already: it may have listed the tasks before the newest came.
 
         Args:
             project: whose tasks.
@@ -196,8 +204,8 @@ class Board:
         job_id = f"refresh-{project}-{version}{rest}".replace(".", "-")
         with contextlib.suppress(NoSuchJobError):
             known = Job.fetch(job_id, connection=self.redis, serializer=JSONSerializer)
-            if known.get_status(refresh=True) in _PENDING:
-                return
+            if (status := known.get_status(refresh=True)) in _PENDING:
+                return status != JobStatus.STARTED
             known.delete()
         self.queue.enqueue_call(
             REFRESH,
@@ -207,6 +215,19 @@ class Board:
             result_ttl=0,
             failure_ttl=7 * 86400,
         )
+        return True
+
+    def note_refreshed(self, project: str, version: str) -> None:
+        """Every open task has the version's answer."""
+        self.redis.set(self._key(project, "refreshed"), version)
+
+    def refreshed(self, project: str) -> str | None:
+        """The version that `note_refreshed` last noted."""
+        return self._text(project, "refreshed")
+
+    def training_waits(self) -> bool:
+        """Does a training stand in the queue? They go before refreshes."""
+        return any(name.startswith("train-") for name in self.queue.get_job_ids(0, 1))
 
     # Progress
 

@@ -16,7 +16,7 @@ from studio.connection import announce
 from studio.errors import StudioError
 from studio.labelconfig import LabelConfig, parse_label_config
 from worker.errors import MisconfiguredError
-from worker.identity import check_same
+from worker.identity import check_same, is_ours
 from worker.order import Order
 from worker.parts import Parts
 from worker.queue import RedisError
@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 #: Seconds between looks at the hints, and between looks at the truth.
 GLANCE = 1.0
 LOOK = 60.0
+
+#: Seconds between looks at the size of the cache.
+PRUNE = 3600.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Reconciler:
         self._policy = Policy(ours.train_every, ours.train_after * 60)
         self._looked: dict[str, float] = {}
         self._refreshed: dict[str, str] = {}
+        self._pruned = -PRUNE
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Go on until told to stop; nothing that fails ends it."""
@@ -77,7 +81,10 @@ class Reconciler:
 
     def glance(self) -> None:
         """One round over all projects."""
+        self._prune()
         for project in self._parts.store.projects():
+            if not is_ours(project, self._parts.settings.label_studio_url):
+                continue  # of a Label Studio that another server looks after, or that has moved
             try:
                 self._hints(project)
                 if time.monotonic() - self._looked.get(project.key, -LOOK) >= LOOK:
@@ -91,20 +98,28 @@ class Reconciler:
             except Exception:  # a fault of ours must not cost the other projects their training
                 log.exception("unexpected project=%s", project.key)
 
+    def _prune(self) -> None:
+        """Keep the cache within its size, now and then."""
+        if time.monotonic() - self._pruned >= PRUNE:
+            self._pruned = time.monotonic()
+            self._parts.galleries.prune(int(self._parts.settings.cache_gb * 1e9))
+
     def _hints(self, project: Project) -> None:
         board = self._parts.board
         if revived := board.revive(project.key):
             log.warning("project=%s: %s", project.key, revived)
-        if (order := board.take_due(project.key)) is not None:
+        if (order := board.due(project.key)) is not None:
             board.ask(order)
+            board.drop_due(project.key)  # after asking: Redis may go away in between
         new, last = board.events(project.key)
         if reason := self._policy.reason(new, last, time.time()):
             asked = board.ask(Order(project.key, reason))
             board.events_read(project.key)
             log.info("asked project=%s job=%s: %s", project.key, asked.job, reason)
         version = self._parts.store.current(project.key)
-        if version and board.take_new_tasks(project.key):
-            board.ask_refresh(project.key, version)
+        new_tasks = version is not None and board.take_new_tasks(project.key)
+        if version and new_tasks and not board.ask_refresh(project.key, version):
+            board.note_tasks(project.key)  # asked for once the one that runs has ended
 
     def look(self, project: Project) -> None:
         """Compare with Label Studio itself.
@@ -116,19 +131,30 @@ class Reconciler:
         settings = self._parts.studio.settings(project.number)
         check_same(project, settings)
         version = self._parts.store.current(project.key)
-        if version and self._parts.settings.backend_url:
-            for change in announce(
-                self._parts.studio, project.number, self._parts.settings.backend_url, version
-            ):
-                log.info("project=%s: %s", project.key, change)
-        if version and self._refreshed.get(project.key) != version:
-            # Once a version and process: it reads every open task, and hints tell of the rest.
-            self._parts.board.ask_refresh(project.key, version)
-            self._refreshed[project.key] = version
+        if version:
+            self._announce(project, version)
+            self._ask_refresh(project, version)
         config = parse_label_config(str(settings["label_config"]))
         new, last = self._unlearnt(project, version, config)
         if reason := self._policy.reason(new, last, time.time()):
             self._parts.board.ask(Order(project.key, reason))
+
+    def _announce(self, project: Project, version: str) -> None:
+        """Keep the backend's title equal to the version; a failure holds nothing else up."""
+        ours = self._parts.settings
+        if not ours.backend_url:
+            return
+        try:
+            for change in announce(self._parts.studio, project.number, ours.backend_url, version):
+                log.info("project=%s: %s", project.key, change)
+        except StudioError as error:
+            log.warning("not announced project=%s version=%s: %s", project.key, version, error)
+
+    def _ask_refresh(self, project: Project, version: str) -> None:
+        """Until it is done, and once more a process and version: hints tell of later tasks."""
+        known = (self._parts.board.refreshed(project.key), self._refreshed.get(project.key))
+        if known != (version, version) and self._parts.board.ask_refresh(project.key, version):
+            self._refreshed[project.key] = version
 
     def _unlearnt(
         self, project: Project, version: str | None, config: LabelConfig

@@ -4,7 +4,6 @@ import logging
 from typing import Any
 
 from models.answers import answers
-from models.predictor import Answer
 from studio.annotations import read_task
 from studio.errors import PictureError
 from studio.labelconfig import LabelConfig, parse_label_config
@@ -46,10 +45,10 @@ def refresh_predictions(key: str, version: str, parts: Parts) -> dict[str, Any]:
     for start in range(0, len(rows), SLICE):
         if parts.store.current(key) != version:
             return {"state": "outdated", "stored": stored}
-        if start and parts.board.depth():
+        stored += parts.studio.import_predictions(project.number, rows[start : start + SLICE])
+        if parts.board.training_waits():
             parts.board.ask_refresh(key, version, again=True)
             return {"state": "continued later", "stored": stored}
-        stored += parts.studio.import_predictions(project.number, rows[start : start + SLICE])
     log.info("refreshed project=%s version=%s stored=%d", key, version, stored)
     return {"state": "done", "stored": stored}
 
@@ -65,15 +64,11 @@ def _answers(
     for start in range(0, len(tasks), CHUNK):
         part = [(ref, task) for task, ref in tasks[start : start + CHUNK] if ref is not None]
         for (_, task), answer in zip(part, answers(gallery, predictor, part), strict=True):
-            rows.append(_row(task, answer, config, version))
+            if isinstance(answer, PictureError):  # nothing is stored: a visit asks for it again
+                log.info("no picture task=%d: %s", task, answer.reason)
+                continue
+            entry = prediction(config, answer.path, score=answer.confidence, version=version)
+            rows.append({"task": task, **entry})
+        if parts.board.training_waits():
+            break  # what is there is stored, the rest is asked for again
     return rows
-
-
-def _row(
-    task: int, answer: Answer | PictureError, config: LabelConfig, version: str
-) -> dict[str, Any]:
-    if isinstance(answer, PictureError):
-        log.info("no picture task=%d: %s", task, answer.reason)
-        return {"task": task, **prediction(config, None, score=0.0, version=version)}
-    entry = prediction(config, answer.path, score=answer.confidence, version=version)
-    return {"task": task, **entry}

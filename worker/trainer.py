@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -116,7 +116,7 @@ def train(  # noqa: PLR0913 - the examples, and each choice that a project may m
         TooFewLabelsError: fewer than two different nodes named, or fewer than four pictures.
         FloatingPointError: feature maps or the loss are not finite.
     """
-    check_enough(examples)
+    check_enough(examples.pictures, set(examples.target.tolist()))
     torch.manual_seed(recipe.seed)
     weight, bias = fit_reduction(examples, recipe, report)
     reduced = reduce_all(examples, weight, bias, report)
@@ -137,13 +137,16 @@ def train(  # noqa: PLR0913 - the examples, and each choice that a project may m
     return Trained(head.cpu(), fitted, seen, metrics, held_out)
 
 
-def check_enough(examples: Examples) -> None:
-    """Refuse what nothing can be learnt from."""
-    named = len(set(examples.target.tolist()))
-    if examples.pictures < 4 or named < 2:
+def check_enough(pictures: int, named: Collection[int]) -> None:
+    """Refuse what nothing can be learnt from.
+
+    Raises:
+        TooFewLabelsError: with what is missing.
+    """
+    if pictures < 4 or len(named) < 2:
         raise TooFewLabelsError(
             "expected at least 4 labelled pictures that name at least 2 different nodes, "
-            f"got {examples.pictures} pictures naming {named}: label some more, then train again"
+            f"got {pictures} pictures naming {len(named)}: label some more, then train again"
         )
 
 

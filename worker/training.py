@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from hierarchy import LabelTree
 from hierarchy.choice import candidates
-from models.answers import maps_of
 from models.errors import ModelError
-from models.predictor import BACKBONE, EVIDENCE
+from models.gallery import Gallery
+from models.predictor import BACKBONE, EVIDENCE, Predictor
 from models.store import Project
 from studio.annotations import read_task
 from studio.connection import announce
-from studio.errors import StudioError
+from studio.errors import PictureError, StudioError
 from studio.labelconfig import LabelConfig, parse_label_config
 from worker import fine_tuning, trainer
 from worker.errors import MisconfiguredError
@@ -32,6 +32,15 @@ from worker.parts import Parts
 from worker.snapshot import Snapshot, take
 
 log = logging.getLogger(__name__)
+
+#: Share of labelled pictures that may be unreadable before a training is put off.
+MOST_MISSING = 0.25
+
+#: Pictures whose maps are in memory at once while versions are compared.
+JUDGED_AT_ONCE = 128
+
+#: A version judged on so many times more leaves than the live one is judged on harder ones.
+COMPARABLE = 1.25
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,6 @@ def run(order: Order, parts: Parts, progress: trainer.Report) -> Ended:
     ended = learn(order, project, config, snapshot, parts, progress)
     if ended.state == "published" and ended.version:
         go_live(parts, project, ended.version)
-        parts.galleries.prune(int(parts.settings.cache_gb * 1e9))
     return ended
 
 
@@ -93,10 +101,13 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
     """
     started = time.monotonic()
     live = parts.store.current(project.key)
-    if live and not order.force and _same_labels(parts, project, live, snapshot):
+    trainer.check_enough(len(snapshot.tasks), {label.target for label in snapshot.labels})
+    asked_for = order.force or bool(order.fine_tune)
+    if live and not asked_for and _same_labels(parts, project, live, snapshot):
         return Ended("nothing new", f"{live} has learnt from all {len(snapshot.labels)} labels")
     gallery = parts.galleries.base()
     gathered = gather(snapshot, gallery, parts.settings.group_field, progress)
+    _check_pictures(gathered, len(snapshot.tasks))
     tune = fine_tuning.wanted(order.fine_tune, parts.settings)
     made = (fine_tuning.fit if tune else fit_head)(config.tree, gathered, parts, project, progress)
     verdict = _gate(parts, project, live, config, gathered, made.trained)
@@ -174,9 +185,22 @@ def _known(key: str, parts: Parts) -> Project:
     return project
 
 
+def _check_pictures(gathered: Gathered, wanted: int) -> None:
+    """An outage must not look like a project with few labels: the training waits for its end.
+
+    Raises:
+        PictureError: more than a quarter of the pictures could not be read.
+    """
+    missing = sum(gathered.skipped.values())
+    if missing > wanted * MOST_MISSING:
+        reason = max(gathered.skipped, key=lambda reason: gathered.skipped[reason])
+        raise PictureError(f"{missing} of {wanted} pictures could not be read, mostly: {reason}")
+
+
 def _same_labels(parts: Parts, project: Project, live: str, snapshot: Snapshot) -> bool:
     try:
-        return bool(parts.store.manifest(project.key, live)["labels"]["digest"] == snapshot.digest)
+        labels = parts.store.manifest(project.key, live)["labels"]
+        return labels["digest"] == snapshot.digest and not labels["skipped"]
     except (ModelError, KeyError):
         return False
 
@@ -207,16 +231,38 @@ def _gate(  # noqa: PLR0913 - both versions and what they are compared on
     figures = predictor.manifest.get("metrics", {})
     if known is None or len(fresh) < LEAST:
         checked = min(trained.metrics["leaf_checked"], figures.get("leaf_checked") or 0)
+        other_tree = LabelTree.from_json(predictor.manifest["tree"]) != config.tree
+        if other_tree or trained.metrics["leaf_checked"] > COMPARABLE * checked:
+            why = f"leaves or labels changed since {live}: not comparable"
+            return Verdict(passed=True, why=why)
         return compare_figures(
             trained.metrics["leaf_accuracy"], figures.get("leaf_accuracy"), checked, live
         )
-    maps = maps_of(gallery, [gathered.refs[at] for at in fresh], mirrored=False)
-    theirs = predictor.log_probabilities(maps)
+    theirs, judged = _judged(predictor, gallery, gathered, fresh)
+    fresh = [fresh[at] for at in judged]
     return compare(
         _right(held_out[fresh], truth[fresh], config.tree),
         _right(theirs, truth[fresh], config.tree),
         live,
     )
+
+
+def _judged(
+    predictor: Predictor, gallery: Gallery, gathered: Gathered, fresh: Sequence[int]
+) -> tuple[NDArray[np.float64], list[int]]:
+    """The live version's log-probabilities, and the positions in ``fresh`` that they are of.
+
+    A picture that vanished since it was gathered is left out; a hundred are held at a time.
+    """
+    rows, judged = [], []
+    for start in range(0, len(fresh), JUDGED_AT_ONCE):
+        part = fresh[start : start + JUDGED_AT_ONCE]
+        found = gallery.maps([gathered.refs[at] for at in part])
+        maps = [(at, one) for at, one in enumerate(found) if not isinstance(one, PictureError)]
+        judged += [start + at for at, _ in maps]
+        if maps:
+            rows.append(predictor.log_probabilities(np.stack([one for _, one in maps])))
+    return np.concatenate(rows) if rows else np.empty((0, len(predictor.tree))), judged
 
 
 def _right(

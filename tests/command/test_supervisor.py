@@ -1,7 +1,6 @@
 """Several processes as one: kept running, ended together, and never left behind."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -113,12 +112,35 @@ def test_a_log_keeps_its_end(tmp_path: Path) -> None:
     assert "No such file" in Supervisor(tmp_path).tail("b")
 
 
-def test_signals_are_given_back(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with Supervisor(tmp_path) as supervisor:
-        os.kill(os.getpid(), signal.SIGTERM)
-        until(supervisor.stopping.is_set)
-    assert signal.getsignal(signal.SIGTERM) == before
+#: What a signal does, in a process of its own: this one has handlers of other libraries.
+SIGNALLED = """
+import signal, sys
+from pathlib import Path
+from command.supervisor import Supervisor
+before = signal.getsignal(signal.SIGTERM)
+try:
+    with Supervisor(Path(sys.argv[1])) as supervisor:
+        {body}
+except KeyboardInterrupt:
+    print("left at once")
+print(signal.getsignal(signal.SIGTERM) == before, supervisor.stopping.is_set())
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("signal.raise_signal(signal.SIGTERM)", "left at once\nTrue True\n"),
+        ("supervisor.run(lambda: signal.raise_signal(signal.SIGTERM))", "True True\n"),
+    ],
+    ids=["while preparing", "while running"],
+)
+def test_a_signal_ends_it_and_is_given_back(tmp_path: Path, body: str, told: str) -> None:
+    script = SIGNALLED.format(body=body)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == told
 
 
 def test_a_killed_supervisor_leaves_no_orphan(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ class RunningBackend:
             raise RuntimeError(f"hrn up ended with {self._process.returncode}")
 
     def _ready(self) -> bool:
+        if not (self.home / "settings.env").exists():  # written once everything runs
+            return False
         try:
             return requests.get(f"{self.url}/ready", timeout=5).ok
         except requests.RequestException:

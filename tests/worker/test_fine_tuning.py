@@ -121,7 +121,7 @@ def test_nothing_to_be_had_is_too_little_to_train(parts: Parts) -> None:
     found = gather(take([], TREE), parts.galleries.base(), "", silent)
     assert found.examples.pictures == 0
     with pytest.raises(trainer.TooFewLabelsError, match="got 0 pictures"):
-        trainer.check_enough(found.examples)
+        trainer.check_enough(found.examples.pictures, set(found.examples.target.tolist()))
 
 
 def test_annotators_share_a_picture_and_groups_come_from_the_task(parts: Parts) -> None:

@@ -17,17 +17,19 @@ def test_an_older_release_reads_what_a_newer_one_wrote() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "covers"),
+    ("one", "other", "both"),
     [
-        (Order("a"), Order("a", "because"), True),
-        (Order("a"), Order("a", force=True), False),
-        (Order("a", force=True), Order("a"), True),
-        (Order("a"), Order("a", fine_tune=True), False),
-        (Order("a", fine_tune=True), Order("a", fine_tune=False), False),
-        (Order("a", fine_tune=True), Order("a"), True),
+        (Order("a"), Order("a", "because"), Order("a")),
+        (Order("a"), Order("a", force=True), Order("a", force=True)),
+        (Order("a", force=True), Order("a"), Order("a", force=True)),
+        (Order("a", fine_tune=True), Order("a"), Order("a", fine_tune=True)),
+        (Order("a", fine_tune=True), Order("a", fine_tune=False), Order("a", fine_tune=False)),
+        (
+            Order("a", force=True),
+            Order("a", fine_tune=True),
+            Order("a", force=True, fine_tune=True),
+        ),
     ],
 )
-def test_a_wish_covers_another_that_asks_for_no_more(
-    one: Order, other: Order, *, covers: bool
-) -> None:
-    assert one.covers(other) is covers
+def test_a_joined_wish_fulfils_both(one: Order, other: Order, both: Order) -> None:
+    assert one.joined(other) == both

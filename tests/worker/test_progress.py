@@ -56,6 +56,7 @@ def test_a_cancelled_job_is_stopped_at_its_next_report(board: Board, running: Pr
     board.redis.set(f"hrn:{KEY}:cancel", asked.job)
     with pytest.raises(CancelledError):
         stopped("fitting", 1, 10)
+    board.redis.delete(f"hrn:{KEY}:alive")
     running("fitting", 1, 10)  # another job's cancellation is not ours
 
 

@@ -218,7 +218,7 @@ def test_cancelling_a_running_job_tells_it_and_drops_what_waits(board: Board) ->
 def test_cancelling_drops_a_training_that_was_put_off(board: Board) -> None:
     board.postpone(ORDER, -1)
     assert board.cancel(KEY) == "the training that was put off"
-    assert board.take_due(KEY) is None
+    assert board.due(KEY) is None
 
 
 def test_cancelling_nothing_says_so(board: Board) -> None:
@@ -228,13 +228,14 @@ def test_cancelling_nothing_says_so(board: Board) -> None:
 # --- putting off ---
 
 
-def test_a_postponed_order_comes_back_once_when_its_time_has_come(board: Board) -> None:
+def test_a_postponed_order_is_due_from_its_time_until_it_is_dropped(board: Board) -> None:
     board.postpone(ORDER, 0.05)
-    assert board.take_due(KEY) is None
+    assert board.due(KEY) is None
     time.sleep(0.06)
-    due = board.take_due(KEY)
-    assert due == Order(KEY, "asked", attempt=1)
-    assert board.take_due(KEY) is None
+    assert board.due(KEY) == Order(KEY, "asked", attempt=1)
+    assert board.due(KEY) == Order(KEY, "asked", attempt=1)
+    board.drop_due(KEY)
+    assert board.due(KEY) is None
 
 
 # --- refreshes ---

@@ -99,6 +99,10 @@ def test_a_version_wants_its_pre_labels_once(parts: Parts, known: Project, board
     ours.look(known)
     assert board.queue.job_ids == [f"refresh-{known.key}-v1"]
     board.queue.empty()
+    ours.look(known)  # it was lost: asked for again
+    assert board.queue.job_ids == [f"refresh-{known.key}-v1"]
+    board.queue.empty()
+    board.note_refreshed(known.key, "v1")
     ours.look(known)
     assert board.queue.job_ids == []
 

@@ -1,0 +1,47 @@
+"""A training that meets unreadable pictures, other leaves, or somebody else's project."""
+
+import numpy as np
+import pytest
+
+from models.store import Project
+from studio.errors import PictureError
+from worker import training
+from worker.errors import MisconfiguredError
+from worker.gathering import Gathered
+from worker.identity import check_same, is_ours
+from worker.trainer import Examples
+
+EXAMPLES = Examples(
+    read=lambda _positions, _mirrored: np.empty((0, 1, 1, 1), dtype=np.float16),
+    pictures=0,
+    picture=np.empty(0, dtype=np.int64),
+    target=np.empty(0, dtype=np.int64),
+    weight=np.empty(0, dtype=np.float32),
+    truth=np.empty(0, dtype=np.int64),
+    groups=[],
+)
+PROJECT = Project("ls-1-1795440233", 1, "1.1795440233", "http://ls:8080", "<View/>")
+
+
+def gathered(**skipped: int) -> Gathered:
+    return Gathered(EXAMPLES, [], np.empty(0, dtype=np.int64), [], skipped)
+
+
+def test_an_outage_puts_the_training_off() -> None:
+    with pytest.raises(PictureError, match="30 of 100 pictures could not be read, mostly: timeout"):
+        training._check_pictures(gathered(timeout=28, truncated=2), 100)
+
+
+def test_a_few_bad_pictures_do_not() -> None:
+    training._check_pictures(gathered(truncated=25), 100)
+
+
+def test_a_project_is_known_by_its_creation() -> None:
+    check_same(PROJECT, {"created_at": "2026-11-23T13:23:53.513743Z"})
+    with pytest.raises(MisconfiguredError, match=r"1\.1795440234"):
+        check_same(PROJECT, {"created_at": "2026-11-23T13:23:54Z"})
+
+
+def test_a_record_of_another_label_studio_is_not_ours() -> None:
+    assert is_ours(PROJECT, "http://ls:8080/")
+    assert not is_ours(PROJECT, "https://ls")
