@@ -77,7 +77,9 @@ def _settings(arguments: Arguments, environ: Mapping[str, str]) -> Settings:
 
     home = Path(arguments.home or environ.get("HRN_HOME") or Settings.home)
     if arguments.run is _demo and not arguments.home and "HRN_HOME" not in environ:
-        home = home / DEMO
+        home = home / (
+            DEMO if arguments.data is None else f"{DEMO}-{arguments.data.resolve().name}"
+        )
     # A server starts from what it is told now, not from what the last one here was told.
     servers = (_up, _demo, _serve, _work)
     known = {} if arguments.run in servers else services.read_environment(home)

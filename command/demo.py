@@ -276,12 +276,13 @@ Ready after {seconds:.0f} s.
   password       {demo.password}
 
 Try this:
-  1. Sign in, press "Label All Tasks". The picture comes with a pre-label, as deep as the model
-     is sure of. Right? Press Submit.
+  1. Sign in, open the tab "Surest first", press "Label All Tasks". The picture comes with a
+     pre-label, as deep as the model is sure of. Right? Press Submit.
   2. Wrong or too coarse? Tick a deeper node. Not sure yourself? Tick only what you know: any
      node of the tree is an answer.
   3. After ten answers a new version is trained and goes live; the next pictures carry its labels.
-     Watch it:   hrn --home {home} status
+     Watch it:   {Path(sys.executable).parent / "hrn"} --home {home} status
+  4. The tab "Most useful first" asks what teaches the model most: there it is sure of little.
 
 Ctrl-C ends everything; the next start finds it as you left it. To start anew, remove {home}."""
     )

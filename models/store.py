@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-import safetensors.torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from models.errors import ModelStoreError, UnknownVersionError
@@ -175,7 +176,7 @@ class ModelStore:
                 f"the weights of {version} are not those published (sha256 {digest[:12]}, "
                 f"expected {published[:12]}): restore the file or roll back"
             )
-        return safetensors.torch.load(data)
+        return load_tensors(data)
 
     def publish(self, key: str, manifest: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
         """Write a new version and return its name; it is complete or it is not there.
@@ -186,7 +187,7 @@ class ModelStore:
             ModelStoreError: the store cannot be written.
         """
         folder = self._folder(key) / "versions"
-        data = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
+        data = save_tensors({name: value.contiguous() for name, value in weights.items()})
         with _writable(folder):
             work = folder / _unused_name()
             work.mkdir(parents=True)

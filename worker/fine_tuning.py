@@ -5,6 +5,7 @@ with the raw tree loss. Meant for a GPU; on a CPU it works and takes long.
 """
 
 import copy
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from models.backbone import Backbone
 from models.features import prepare
 from models.galleries import tuned_fingerprint
 from models.store import Project
+from studio.errors import PictureError
 from studio.pictures import PictureLimits, decode
 from worker import trainer
 from worker.folds import assign_folds
@@ -29,6 +31,8 @@ from worker.gathering import Gathered
 from worker.making import Made
 from worker.parts import Parts
 from worker.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,6 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
 
     Raises:
         TooFewLabelsError: as for the head alone, or all pictures are one group.
-        PictureError: a picture is not to be had any more.
         FloatingPointError: the loss is not finite.
     """
     trainer.check_enough(gathered.examples.pictures, set(gathered.examples.target.tolist()))
@@ -108,14 +111,15 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
     head = ResidualHead(tree, base.channels, inner=recipe.inner, features=recipe.features).to(
         device
     )
-    pixels = _pixels(gathered.refs, parts, base, progress)
-    held = _held_out(gathered.examples, recipe)
-    if held[gathered.examples.picture].all():
+    pixels, there = _pixels(gathered.refs, parts, base, progress)
+    held = _held_out(gathered.examples, recipe) & there
+    learn = there & ~held
+    if not learn[gathered.examples.picture].any():
         raise trainer.TooFewLabelsError(
             "all labelled pictures are one group, so none can be held out: label pictures of "
             "another group, or choose another HRN_GROUP_FIELD"
         )
-    _train(backbone, head, tree, pixels, gathered.examples, ~held, base, recipe, progress)
+    _train(backbone, head, tree, pixels, gathered.examples, learn, base, recipe, progress)
     log_p = np.full((gathered.examples.pictures, len(tree)), np.nan)
     log_p[held] = _predict(backbone, head, tree, pixels, np.flatnonzero(held), base)
     seen, metrics = trainer.judge(tree, gathered.examples, log_p)
@@ -143,18 +147,27 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
 
 def _pixels(
     refs: Sequence[tuple[str, int]], parts: Parts, base: Backbone, progress: trainer.Report
-) -> NDArray[np.uint8]:
-    """``(P, 3, S, S)`` squares of the short side's length, on disk: memory holds what is in use."""
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """``(P, 3, S, S)`` squares of the short side's length, and ``(P,)`` which of them are there.
+
+    On disk: memory holds what is in use. A picture whose features were cached may have vanished
+    since; it is left out.
+    """
     side = base.preparation.resize
     whole = replace(base.preparation, crop=side)
     with tempfile.TemporaryFile() as store:  # its space is given back when the array goes
         pixels = np.memmap(store, np.uint8, "w+", shape=(len(refs), 3, side, side))
+    there = np.ones(len(refs), dtype=bool)
     for at, (ref, task) in enumerate(refs):
-        picture = parts.fetcher.fetch(ref, task_id=task)
-        image = decode(picture.data, limits=PictureLimits(), at_least=side)
-        pixels[at] = prepare(image, whole)
+        try:
+            picture = parts.fetcher.fetch(ref, task_id=task)
+            image = decode(picture.data, limits=PictureLimits(), at_least=side)
+            pixels[at] = prepare(image, whole)
+        except PictureError as error:
+            log.warning("left out task=%d: %s", task, error.reason)
+            there[at] = False
         progress("decoding", at + 1, len(refs))
-    return pixels
+    return pixels, there
 
 
 def _held_out(examples: trainer.Examples, recipe: TuneRecipe) -> NDArray[np.bool_]:

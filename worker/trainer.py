@@ -246,7 +246,9 @@ def _mean(values: NDArray[Any]) -> float | None:
 
 
 def _folds(examples: Examples, reduced: Reduced, recipe: Recipe) -> NDArray[np.int64]:
-    pooled = reduced.plain.float().mean(dim=(2, 3)).numpy()
+    pooled = torch.cat(
+        [part.float().mean(dim=(2, 3)) for part in reduced.plain.split(1024)]
+    ).numpy()
     folds = assign_folds(
         pooled, examples.truth, examples.groups, folds=recipe.folds, seed=recipe.seed
     )
