@@ -12,7 +12,7 @@ export UV_LINK_MODE ?= hardlink
 # Locks carry versions and hashes; where packages come from is the machine's own setting.
 SYNC = $(UV) pip sync -q --require-hashes
 
-.PHONY: help install demo test check unit end-to-end lock format clean
+.PHONY: help install demo test check unit chromium lock format clean
 .DEFAULT_GOAL := help
 
 help: ## this list

@@ -29,7 +29,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """What runs, for logs and the console."""
+        """What runs, for logs and people."""
         ...
 
     def maps(self, batch: Pixels) -> Maps:

@@ -8,7 +8,7 @@ from typing import Any
 class Recipe:
     """Settings of one training run on frozen features.
 
-    The defaults are chosen on the validation part of Grocery (docs/results.md).
+    docs/decisions/0011 says what they were measured to be worth.
 
     Attributes:
         reduced: PCA channels kept of the backbone's map.
