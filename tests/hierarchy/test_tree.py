@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -269,19 +268,35 @@ def test_a_chain_of_5000_nodes_works() -> None:
     assert chain == LabelTree.from_parents(range(-1, 4999), ["x"] * 5000)
 
 
-@pytest.mark.parametrize("way", ["parents", "paths"])
-def test_100000_nodes_are_built_in_seconds(way: str) -> None:
-    """0.6 and 1.1 s without coverage; the bound would catch work that grows with the square."""
-    parents = [-1] * 10 + [node // 10 - 1 for node in range(10, 100_000)]
-    names = [str(node) for node in range(100_000)]
-    tree = LabelTree.from_parents(parents, names)
-    paths = tree.paths
+#: Builds 100,000 nodes three times and prints the least CPU seconds. In a process of its own, since
+#: coverage, which traces this one, doubles the time.
+BUILDING = """
+import sys, time
+from hierarchy import LabelTree
+parents = [-1] * 10 + [node // 10 - 1 for node in range(10, 100_000)]
+names = [str(node) for node in range(100_000)]
+tree = LabelTree.from_parents(parents, names)
+paths = tree.paths
+seconds = []
+for _ in range(3):
     began = time.process_time()
-    if way == "parents":
-        LabelTree.from_parents(parents, names)
+    if sys.argv[1] == "parents":
+        built = LabelTree.from_parents(parents, names)
     else:
-        assert LabelTree.from_paths(paths) == tree
-    assert time.process_time() - began <= 10
+        built = LabelTree.from_paths(paths)
+    seconds.append(time.process_time() - began)
+    assert built == tree
+print(min(seconds))
+"""
+
+
+@pytest.mark.parametrize("way", ["parents", "paths"])
+def test_100000_nodes_are_built_within_two_seconds(way: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BUILDING, way], capture_output=True, text=True, check=True
+    )
+    print(f"{way}: {float(done.stdout):.2f} s")
+    assert float(done.stdout) <= 2
 
 
 def test_reading_trees_does_not_load_torch() -> None:

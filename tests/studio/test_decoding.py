@@ -154,7 +154,7 @@ def test_a_bomb_is_refused_by_its_header(data: bytes) -> None:
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         words = reason(data)
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 0.1
     assert "30000 x 30000 pixels are more than the allowed 89000000" in words
     assert heard == []
 

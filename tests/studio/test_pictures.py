@@ -447,7 +447,7 @@ def test_a_slow_drip_ends_with_the_total_time(
     limits = PictureLimits(read_timeout=1, total_timeout=0.5)
     started = time.monotonic()
     assert "took longer than 0.5 seconds" in passing_reason(make(limits=limits), UPLOAD)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 1.5
 
 
 def test_a_silent_server_ends_with_the_read_timeout(make: Make, studio: PictureServer) -> None:
@@ -618,7 +618,7 @@ def test_a_kept_connection_has_the_next_picture_s_time_limit(
     studio.answers["/data/slow"] = drip(b"0", 50, before=b"HTTP/1.1 200 OK\r\nX-Long: ")
     started = time.monotonic()
     assert "took longer" in passing_reason(fetcher, "/data/slow")
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 1.5
     assert len(studio.peers) == 1
 
 
