@@ -1,0 +1,79 @@
+"""Chang et al.: features split by level; coarse levels may read finer features, not shape them.
+
+D. Chang, K. Pang, Y. Zheng, Z. Ma, Y.-Z. Song, J. Guo, "Your 'Flamingo' is My 'Bird':
+Fine-Grained, or Not", CVPR 2021.
+
+Letters: B pictures, C channels of the backbone's last map, H x W its grid, N nodes, L levels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hierarchy.rivals.base import Rival
+from hierarchy.rivals.lineage import join_levels, mean_by_level, said, split_levels
+from hierarchy.tree import LabelTree
+
+
+class Chang(Rival[Tensor]):
+    """A part of the features and a softmax a level, with the paper's gradient controller.
+
+    As published: batch norm, linear layer, batch norm and ELU give the features, split into equal
+    parts, one a level. The classifier of a level reads its own part and those of all finer levels,
+    the latter with gradients stopped; so the finest reads its own alone, and coarse labels cannot
+    spoil fine features. The loss is the sum of the levels' cross-entropies.
+
+    Adapted: a level counts only for the pictures whose label reaches it; what lies deeper than a
+    label, or deeper than a leaf that ends early, is left out. Gradients
+    of coarse labels reach the trunk through the coarse parts, as they reach the paper's backbone.
+
+    Args:
+        tree: the N nodes.
+        trunk: takes ``(B, C, H, W)`` maps to ``(B, width)`` features.
+        width: of the features.
+        part: features of each level, 200 in the authors' code.
+    """
+
+    def __init__(self, tree: LabelTree, trunk: nn.Module, width: int, *, part: int = 200) -> None:
+        super().__init__(tree)
+        self.trunk = trunk
+        self.part = part
+        self.features = nn.Sequential(
+            nn.BatchNorm1d(width),
+            nn.Linear(width, part * tree.depth),
+            nn.BatchNorm1d(part * tree.depth),
+            nn.ELU(),
+        )
+        levels = [tree.level_nodes(level) for level in range(tree.depth)]
+        self.classify = nn.ModuleList(
+            nn.Linear(part * (tree.depth - level), len(nodes)) for level, nodes in enumerate(levels)
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """``(B, C, H, W)`` maps -> ``(B, N)`` logits, to be compared within a level only."""
+        parts = self.features(self.trunk(maps))  # (B, L * part), coarsest first
+        found = []
+        for level, classify in enumerate(self.classify):
+            own, finer = parts[:, level * self.part :].tensor_split([self.part], dim=1)
+            found.append(classify(torch.cat([own, finer.detach()], dim=1)))
+        return join_levels(found, self.tree)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Sum over levels of the mean cross-entropy of the pictures whose label reaches it.
+
+        Args:
+            outputs: ``(B, N)`` logits.
+            targets: ``(B,)`` int64 node ids, of each picture the deepest node known, any level.
+
+        Returns:
+            Scalar in nats.
+
+        Raises:
+            ShapeError: if the targets are not one int64 a picture.
+        """
+        holds = said(targets, len(outputs), self.tree).holds
+        return mean_by_level(-self.log_probability(outputs), holds, self.tree).sum()
+
+    def log_probability(self, outputs: Tensor) -> Tensor:
+        """Log of each level's softmax, ``(B, N)``; levels need not agree with each other."""
+        parts = split_levels(outputs, self.tree)
+        return join_levels([part.log_softmax(1) for part in parts], self.tree)
