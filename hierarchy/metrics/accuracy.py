@@ -1,0 +1,78 @@
+"""How often right: by level, whole paths, and whether the levels agree with each other.
+
+Letters: n pictures, N nodes, L levels.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from hierarchy.choice import candidates
+from hierarchy.metrics.lines import Flags, Floats, Ints, lines
+from hierarchy.tree import TOP, LabelTree
+
+
+def accuracy_by_level(right: Ints) -> list[dict[str, Any]]:
+    """Accuracy of each level's best node over the pictures where it can be judged.
+
+    Args:
+        right: ``(n, L)`` 1 right, 0 wrong, -1 not known.
+
+    Example:
+        >>> accuracy_by_level(np.array([[1], [1], [0], [-1]]))
+        [{'level': 1, 'checked': 3, 'accuracy': 0.6667}]
+    """
+    levels = []
+    for level in range(right.shape[1]):
+        known = right[right[:, level] >= 0, level]
+        accuracy = round(float(known.mean()), 4) if len(known) else None
+        levels.append({"level": level + 1, "checked": len(known), "accuracy": accuracy})
+    return levels
+
+
+def right_by_level(answers: Ints, targets: Ints, tree: LabelTree) -> Ints:
+    """Judge each level's answer, ``(n, L)`` -> ``(n, L)``: 1 right, 0 wrong, -1 not judged.
+
+    Levels below the target are not judged, neither when the answer there lies under the target
+    (it may be right) nor when it does not: counting only the second would charge coarse targets.
+
+    Args:
+        answers: of each level the node answered, -1 for none.
+        targets: ``(n,)`` deepest node known.
+        tree: gives the ancestors.
+    """
+    truth = lines(targets, tree)
+    return np.where(truth == TOP, -1, answers == truth).astype(np.int64)
+
+
+def whole_path(answers: Ints, targets: Ints, tree: LabelTree) -> Flags:
+    """Whether all levels down to the target are right, each read on its own, ``(n,)``."""
+    return np.asarray((right_by_level(answers, targets, tree) != 0).all(axis=1))
+
+
+def consistent(answers: Ints, leaf: Ints, tree: LabelTree) -> Flags:
+    """Whether the levels' answers form one path, ``(n,)``: from the best leaf upward.
+
+    In a ragged tree the leaf may lie on any level; levels below it say nothing and are not asked.
+
+    Args:
+        answers: ``(n, L)`` of each level the node answered, -1 for none.
+        leaf: ``(n,)`` the best leaf.
+        tree: gives the ancestors.
+    """
+    path = lines(leaf, tree)
+    return np.asarray(((answers == path) | (path == TOP)).all(axis=1))
+
+
+def path_answers(log_probability: Floats, tree: LabelTree) -> Ints:
+    """Each level read off the best leaf's path, ``(n, N)`` -> ``(n, L)``; -1 below that leaf.
+
+    Consistent by construction, where each level's own best node need not be: a top with one
+    likely leaf may hold the best leaf, and another with many leaves be the likelier top.
+    """
+    return lines(candidates(log_probability, tree).leaf, tree)
+
+
+def share(right: Flags) -> float | None:
+    """Share of true, None where there is nothing to judge."""
+    return float(right.mean()) if len(right) else None

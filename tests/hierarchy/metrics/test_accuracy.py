@@ -1,0 +1,110 @@
+"""Accuracy by level, whole paths and consistency: on paper and against slow counting."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from hierarchy.choice import candidates
+from hierarchy.metrics.accuracy import (
+    accuracy_by_level,
+    consistent,
+    path_answers,
+    right_by_level,
+    share,
+    whole_path,
+)
+from hierarchy.metrics.lines import Ints
+from tests.hierarchy.metrics.cases import (
+    APPLE,
+    FRUIT,
+    FUJI,
+    GALA,
+    MILK,
+    PAPER,
+    PEAR,
+    PLAIN,
+    Case,
+    best,
+    path,
+    raw,
+)
+
+
+@given(
+    arrays(np.int64, st.tuples(st.integers(0, 9), st.integers(1, 4)), elements=st.integers(-1, 1))
+)
+def test_accuracy_counts_only_what_can_be_judged(right: Ints) -> None:
+    for level, told in enumerate(accuracy_by_level(right)):
+        known = [value for value in right[:, level].tolist() if value != -1]
+        assert (told["level"], told["checked"]) == (level + 1, len(known))
+        if known:
+            assert told["accuracy"] == pytest.approx(sum(known) / len(known), abs=1e-4)
+        else:
+            assert told["accuracy"] is None
+
+
+@given(raw())
+def test_levels_are_judged_down_to_the_target(case: Case) -> None:
+    tree, scores, targets = case
+    found = right_by_level(candidates(scores, tree).nodes, targets, tree)
+    for row, target, told in zip(scores.tolist(), targets.tolist(), found.tolist(), strict=True):
+        truth = path(tree, target)
+        for level in range(tree.depth):
+            answer = best(tree, row, tree.level_nodes(level))
+            assert told[level] == (answer == truth[level] if level < len(truth) else -1)
+
+
+@given(raw())
+def test_a_whole_path_has_every_level_right(case: Case) -> None:
+    tree, scores, targets = case
+    answers = candidates(scores, tree).nodes
+    slow = [
+        tuple(row[: tree.levels[target] + 1]) == path(tree, target)
+        for row, target in zip(answers.tolist(), targets.tolist(), strict=True)
+    ]
+    assert whole_path(answers, targets, tree).tolist() == slow
+
+
+@given(raw())
+def test_levels_agree_when_they_are_the_best_leafs_path(case: Case) -> None:
+    tree, scores, _ = case
+    found = candidates(scores, tree)
+    slow = []
+    for row in scores.tolist():
+        leaf = best(tree, row, tree.leaves)
+        above = [best(tree, row, tree.level_nodes(i)) for i in range(tree.levels[leaf] + 1)]
+        slow.append(tuple(above) == path(tree, leaf))
+    assert consistent(found.nodes, found.leaf, tree).tolist() == slow
+
+
+@given(raw())
+def test_answers_read_off_one_path_are_always_consistent(case: Case) -> None:
+    tree, scores, _ = case
+    answers = path_answers(scores, tree)
+    assert consistent(answers, candidates(scores, tree).leaf, tree).all()
+
+
+def test_by_hand() -> None:
+    """Right; right but for the leaf; a coarse target; a leaf on level 2 whose level 3 is free."""
+    answers = np.array([[0, 2, 5], [0, 2, 6], [1, 2, 5], [0, 3, 7]])
+    targets = np.array([GALA, GALA, FRUIT, PEAR])
+    right = right_by_level(answers, targets, PAPER)
+    assert right.tolist() == [[1, 1, 1], [1, 1, 0], [0, -1, -1], [1, 1, -1]]
+    assert share(whole_path(answers, targets, PAPER)) == 0.5
+    leaf = np.array([GALA, FUJI, GALA, PEAR])
+    assert consistent(answers, leaf, PAPER).tolist() == [True, True, False, True]
+
+
+def test_the_likelier_top_need_not_hold_the_best_leaf() -> None:
+    """Fruit is likelier than Milk, yet Milk's one leaf beats each of Fruit's."""
+    scores = np.zeros((1, len(PAPER)))
+    scores[0, [FRUIT, MILK, APPLE, PLAIN]] = [6, 4, 3, 2]
+    found = candidates(scores, PAPER)
+    assert not consistent(found.nodes, found.leaf, PAPER).any()
+    assert path_answers(scores, PAPER).tolist() == [[MILK, 4, PLAIN]]
+
+
+def test_nothing_to_judge_is_not_zero() -> None:
+    assert share(np.empty(0, dtype=np.bool_)) is None
