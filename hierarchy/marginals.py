@@ -122,12 +122,13 @@ class Branching:
     """``(H + 1, B)`` log of that; ``step - log_total`` is log P(row | its parent) <= 0."""
 
 
-def branch(scores: Tensor, layout: Layout) -> Branching:
+def branch(scores: Tensor, layout: Layout, stop: Tensor | None = None) -> Branching:
     """Sweep up: what each node and all below it weigh, against its siblings and stopping.
 
     Args:
         scores: ``(B, N)`` float32 or float64.
         layout: of the tree.
+        stop: ``(H, B)``, if given takes log P(the answer ends at this head | it runs through it).
     """
     batch, size = scores.shape
     step, weight = (scores.new_empty(size + 1, batch) for _ in range(2))
@@ -142,6 +143,8 @@ def branch(scores: Tensor, layout: Layout) -> Branching:
         share = torch.exp(mass.sub_(level.spread(top, scratch=weight)), out=weight[level.rows])
         family = torch.add(level.total(share), top.neg().exp_(), out=total[level.heads])
         rest = torch.log(family, out=log_total[level.heads])
+        if stop is not None:
+            torch.add(top, rest, out=stop[level.heads]).neg_()
         if level.above is not None:
             step.index_add_(0, level.above, top.add_(rest))
     return Branching(step, weight, total, log_total)

@@ -29,7 +29,8 @@ class Label:
     Attributes:
         task_id: the task.
         annotation_id: the annotation.
-        target: the deepest node that covers all of the answer.
+        target: the deepest node that covers all of the answer; None where nothing does, as for
+            "Fruit or Milk" of two tops, which ``nodes`` still tells.
         nodes: the answer's nodes, ascending, none above another; one for most answers.
         annotator: id of the user who submitted it.
         updated_at: when it was last changed, as Label Studio writes it (ISO 8601, UTC); may be "".
@@ -43,7 +44,7 @@ class Label:
 
     task_id: int
     annotation_id: int
-    target: int
+    target: int | None
     nodes: tuple[int, ...]
     annotator: int | None
     updated_at: str
@@ -148,13 +149,12 @@ def _read_annotation(entry: object, task_id: int, config: LabelConfig) -> Label 
     if not results:
         return Ignored(annotation_id, reason)
     nodes, notes = _nodes(results, config)
-    target = config.tree.common_ancestor(nodes)
-    if target is None:
-        return Ignored(annotation_id, _why_nothing(nodes, notes, config.tree))
+    if not nodes:
+        return Ignored(annotation_id, "; ".join(notes) or "submitted without an answer")
     return Label(
         task_id=task_id,
         annotation_id=annotation_id,
-        target=target,
+        target=config.tree.common_ancestor(nodes),
         nodes=nodes,
         annotator=_user(entry.get("completed_by")),
         updated_at=as_text(entry.get("updated_at")) or as_text(entry.get("created_at")),
@@ -182,13 +182,6 @@ def _own_results(results: object, config: LabelConfig) -> tuple[list[Mapping[str
         if isinstance(result, Mapping) and as_text(result.get("from_name")) in config.control_names
     ]
     return own, f"holds no result of {', '.join(sorted(config.control_names)[:5])}"
-
-
-def _why_nothing(nodes: Sequence[int], notes: Sequence[str], tree: LabelTree) -> str:
-    if not nodes:
-        return "; ".join(notes) or "submitted without an answer"
-    answers = ", ".join(_quote(tree.path(node)) for node in nodes[:5])
-    return "; ".join((f"several answers with nothing above them all: {answers}", *notes))
 
 
 def _quote(words: str | tuple[str, ...]) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -36,7 +36,10 @@ class Snapshot:
 
     def summary(self) -> dict[str, Any]:
         """For the manifest."""
-        by_level = Counter(self.tree.levels[label.target] + 1 for label in self.labels)
+        by_level = Counter(
+            0 if label.target is None else self.tree.levels[label.target] + 1
+            for label in self.labels
+        )  # 0: one of several with nothing above them all
         return {
             "labels": len(self.labels),
             "tasks": len(self.tasks),
@@ -67,11 +70,19 @@ def take(tasks: Iterable[TaskLabels], tree: LabelTree) -> Snapshot:
 def agreed(task: TaskLabels, tree: LabelTree) -> int:
     """The node that a task's annotators agree on, -1 if there is none.
 
-    Answers on one path: the deepest, which the coarser ones do not contradict. Otherwise what they
-    have in common.
+    Answers on one path: the deepest, which the coarser ones do not contradict; neither does "one of
+    these" where it is one of them. Otherwise what all of them have in common.
     """
-    targets = sorted({label.target for label in task.labels}, key=lambda node: tree.levels[node])
-    if all(tree.covers(a, b) for a, b in pairwise(targets)):
-        return targets[-1]
-    common = tree.common_ancestor(targets)
+    known = {label.target for label in task.labels if label.target is not None}
+    targets = sorted(known, key=lambda node: tree.levels[node])
+    if targets and all(tree.covers(a, b) for a, b in pairwise(targets)):
+        deepest = targets[-1]
+        if all(_leaves_room(label.nodes, deepest, tree) for label in task.labels):
+            return deepest
+    common = tree.common_ancestor(node for label in task.labels for node in label.nodes)
     return -1 if common is None else common
+
+
+def _leaves_room(nodes: Sequence[int], answer: int, tree: LabelTree) -> bool:
+    """Whether one of these nodes lies on a path with the answer."""
+    return any(tree.covers(node, answer) or tree.covers(answer, node) for node in nodes)

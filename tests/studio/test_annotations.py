@@ -96,8 +96,13 @@ def reason(config: LabelConfig, *results: object, **more: Any) -> str:
     return found.ignored[0].reason
 
 
+def path_of(found: Label, config: LabelConfig = TAXONOMY) -> tuple[str, ...]:
+    assert found.target is not None
+    return config.tree.path(found.target)
+
+
 def target(config: LabelConfig, *results: object) -> tuple[str, ...]:
-    return config.tree.path(label(config, *results).target)
+    return path_of(label(config, *results), config)
 
 
 # What was recorded
@@ -114,14 +119,14 @@ def recorded(shared: Path) -> dict[str, Any]:
 def test_recorded_coarse_pre_label_accepted_is_a_coarse_target(recorded: dict[str, Any]) -> None:
     body = recorded["taxonomy: pre-label accepted as is (coarse)"]
     found = read(TAXONOMY, {"id": 1, **body}).labels[0]
-    assert TREE.path(found.target) == ("Fruit",)
+    assert path_of(found) == ("Fruit",)
     assert (found.origin, found.parent_prediction) == ("prediction", 156)
 
 
 def test_recorded_change_to_a_leaf_is_the_leaf(recorded: dict[str, Any]) -> None:
     body = recorded["taxonomy: annotator changed coarse pre-label to leaf"]
     found = read(TAXONOMY, {"id": 1, **body}).labels[0]
-    assert TREE.path(found.target) == ("Fruit", "Apple", "Granny-Smith")
+    assert path_of(found) == ("Fruit", "Apple", "Granny-Smith")
     assert found.origin == "prediction-changed"
 
 
@@ -145,7 +150,7 @@ def test_recorded_nested_choices_are_not_read_as_flat_ones(recorded: dict[str, A
 def test_recorded_cascade_is_one_path(recorded: dict[str, Any]) -> None:
     body = recorded["cascade: level 2 changed Apple->Avocado"]
     found = label(CASCADE, *body["result"])
-    assert CASCADE.tree.path(found.target) == ("Fruit", "Avocado")
+    assert path_of(found, CASCADE) == ("Fruit", "Avocado")
     assert found.origin == "prediction-changed"
     top = recorded["cascade: level 1 changed Fruit->Vegetables (hidden lower levels are dropped)"]
     assert target(CASCADE, *top["result"]) == ("Vegetables",)
@@ -196,21 +201,22 @@ def test_an_ancestor_beside_its_descendant_means_the_descendant() -> None:
 
 def test_several_answers_count_for_what_is_above_all_of_them() -> None:
     found = label(TAXONOMY, taxonomy(["Fruit", "Avocado"], ["Fruit", "Apple", "Granny-Smith"]))
-    assert TREE.path(found.target) == ("Fruit",)
+    assert path_of(found) == ("Fruit",)
     assert {TREE.path(node) for node in found.nodes} == {
         ("Fruit", "Avocado"),
         ("Fruit", "Apple", "Granny-Smith"),
     }
 
 
-def test_several_answers_with_nothing_above_them_are_ignored() -> None:
-    message = reason(TAXONOMY, taxonomy(["Fruit"], ["Vegetables"]))
-    assert message == 'several answers with nothing above them all: "Fruit", "Vegetables"'
+def test_several_answers_with_nothing_above_them_say_one_of_these() -> None:
+    found = label(TAXONOMY, taxonomy(["Vegetables"], ["Fruit"]))
+    assert found.target is None
+    assert {TREE.path(node) for node in found.nodes} == {("Fruit",), ("Vegetables",)}
 
 
 def test_a_vanished_path_counts_for_its_nearest_ancestor_and_says_so() -> None:
     found = label(TAXONOMY, taxonomy(["Fruit", "Apple", "Gala", "Royal"]))
-    assert TREE.path(found.target) == ("Fruit", "Apple")
+    assert path_of(found) == ("Fruit", "Apple")
     assert (
         found.note
         == '"Fruit / Apple / Gala / Royal" is not in the label tree; counts for "Fruit / Apple"'
@@ -219,7 +225,7 @@ def test_a_vanished_path_counts_for_its_nearest_ancestor_and_says_so() -> None:
 
 def test_one_bad_path_does_not_spoil_a_good_one() -> None:
     found = label(TAXONOMY, taxonomy(["Fruit"], 7, ["Nope"]))
-    assert TREE.path(found.target) == ("Fruit",)
+    assert path_of(found) == ("Fruit",)
     assert "got a number" in found.note
     assert '"Nope" is not in the label tree' in found.note
 
@@ -267,8 +273,9 @@ def test_an_unknown_choice_is_ignored_with_its_name() -> None:
     assert reason(FLAT, ticked("label", "Beer")) == '"Beer" is no choice of "label"'
 
 
-def test_two_flat_choices_have_nothing_above_them() -> None:
-    assert "nothing above" in reason(FLAT, ticked("label", "Juice", "Milk"))
+def test_two_flat_choices_say_one_of_these() -> None:
+    found = label(FLAT, ticked("label", "Juice", "Milk"))
+    assert (found.target, len(found.nodes)) == (None, 2)
 
 
 def test_an_aliased_choice_is_known_by_alias_and_by_value() -> None:
@@ -300,20 +307,22 @@ def test_a_level_without_the_one_above_it_is_enough_where_it_tells() -> None:
     assert target(CASCADE, ticked("l2_Fruit", "Avocado")) == ("Fruit", "Avocado")
 
 
-def test_a_shared_level_without_the_one_above_it_is_ignored() -> None:
-    assert "nothing above them all" in reason(SHARED, ticked("l2", "Fresh"))
+def test_a_shared_level_without_the_one_above_it_says_one_of_these() -> None:
+    found = label(SHARED, ticked("l2", "Fresh"))
+    fresh = {("Fruit", "Fresh"), ("Vegetables", "Fresh")}
+    assert {SHARED.tree.path(node) for node in found.nodes} == fresh
     assert target(SHARED, ticked("l1", "Fruit"), ticked("l2", "Fresh")) == ("Fruit", "Fresh")
 
 
 def test_a_level_that_does_not_belong_to_the_answer_above_is_left_out() -> None:
     found = label(CASCADE, ticked("l1", "Vegetables"), ticked("l2_Fruit", "Apple"))
-    assert CASCADE.tree.path(found.target) == ("Vegetables",)
+    assert path_of(found, CASCADE) == ("Vegetables",)
     assert found.note == '"Apple" of "l2_Fruit" does not belong to the answer above it'
 
 
 def test_a_vanished_lower_choice_leaves_the_answer_above_and_says_so() -> None:
     found = label(CASCADE, ticked("l1", "Fruit"), ticked("l2_Fruit", "Kiwi"))
-    assert CASCADE.tree.path(found.target) == ("Fruit",)
+    assert path_of(found, CASCADE) == ("Fruit",)
     assert found.note == '"Kiwi" is no choice of "l2_Fruit"'
 
 
@@ -452,7 +461,8 @@ def test_any_json_is_read_or_refused_as_a_task(task: object, config: LabelConfig
     except AnnotationError:
         return
     for one in found.labels:
-        assert all(config.tree.covers(one.target, node) for node in one.nodes)
+        assert one.nodes
+        assert one.target == config.tree.common_ancestor(one.nodes)
     assert isinstance(task, dict)
     entries = task.get("annotations")
     if isinstance(entries, list):
@@ -467,12 +477,8 @@ def test_any_set_of_paths_is_read_as_their_deepest_and_what_covers_these(
     nodes = data.draw(st.sets(st.sampled_from(range(len(tree))), min_size=1))
     found = read(config, annotation(taxonomy(*(list(tree.path(node)) for node in nodes))))
     deepest = {n for n in nodes if not any(n != m and tree.covers(n, m) for m in nodes)}
-    common = tree.common_ancestor(deepest)
-    if common is None:
-        assert found.labels == ()
-    else:
-        assert found.labels[0].target == common
-        assert found.labels[0].nodes == tuple(sorted(deepest))
+    assert found.labels[0].target == tree.common_ancestor(deepest)
+    assert found.labels[0].nodes == tuple(sorted(deepest))
 
 
 @given(trees(), st.data())

@@ -111,6 +111,32 @@ def test_what_annotators_agree_on(targets: list[int], expected: int) -> None:
     assert agreed(task(1, *labels), TREE) == expected
 
 
+def union(*nodes: int, annotation: int = 1) -> Label:
+    covers = TREE.common_ancestor(nodes)
+    return Label(1, annotation, covers, nodes, 7, "2026-01-01T00:00:00Z", False, None, None)  # noqa: FBT003
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([union(PEAR, GALA)], FRUIT),  # all that is known of it alone
+        ([union(MILK, GALA)], -1),
+        ([union(MILK, GALA), label(GALA)], GALA),  # it is one of them
+        ([union(MILK, APPLE), label(GALA)], GALA),
+        ([union(MILK, GALA), label(PEAR)], -1),
+        ([union(PEAR, GALA), label(GALA)], GALA),
+        ([union(PEAR, GALA), label(APPLE)], APPLE),
+    ],
+)
+def test_one_of_these_agrees_with_each_of_them(labels: list[Label], expected: int) -> None:
+    assert agreed(task(1, *labels), TREE) == expected
+
+
+def test_the_summary_counts_answers_with_nothing_above_them_as_level_0() -> None:
+    summary = take([task(1, union(MILK, GALA), label(PEAR, annotation=2))], TREE).summary()
+    assert summary["by_level"] == {"0": 1, "2": 1}
+
+
 @given(trees(), st.data())
 def test_what_is_agreed_on_contradicts_nobody(tree: LabelTree, data: st.DataObject) -> None:
     """No answer lies beside it, and the order of answers does not matter."""
