@@ -1,51 +1,27 @@
 """The networks: backbone features in, one raw score a node out, for any tree.
 
-Both keep the idea of HRN (Chen et al., "Label Relation Graphs Enhanced Hierarchical Residual
+`ResidualHead` is HRN's (Chen et al., "Label Relation Graphs Enhanced Hierarchical Residual
 Network", CVPR 2022): features of its own for each level of the tree, the coarser levels' added to
-the finer ones' before the ReLU. Scores are raw, not sigmoids: docs/decisions/0003.
+the finer ones' before the ReLU; it trains together with the backbone. `FrozenHead` stands on cached
+features of a backbone that stays as it is, where a shared trunk measured better
+(docs/decisions/0012). Scores are raw, not sigmoids: docs/decisions/0003.
 
 Letters: B pictures, C channels of the backbone's last map, H x W its grid, N nodes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hierarchy.errors import ShapeError
+from hierarchy.loss import tree_loss
 from hierarchy.tree import LabelTree
 
 #: The score of a node that the network has not been trained on yet: e^-15 of a sibling's weight.
 UNSEEN_SCORE = -15.0
-
-
-class LevelScores(nn.Module):
-    """One raw score a node, level by level, coarser levels' features added to finer ones'.
-
-    ``h_l = relu(g_1 + ... + g_l)`` with ``g_k = U_k z`` is HRN's residual sum (its section on
-    granularity-specific blocks); a node's score is linear in ``h_l`` and, skipping the ReLU, in
-    ``z``: without that second term the head lost leaf accuracy where leaf labels are rare.
-    """
-
-    def __init__(self, tree: LabelTree, width: int, projection: int) -> None:
-        super().__init__()
-        levels = [tree.level_nodes(level) for level in range(tree.depth)]
-        self.project = nn.ModuleList(nn.Linear(width, projection, bias=False) for _ in levels)
-        self.classify = nn.ModuleList(nn.Linear(projection, len(nodes)) for nodes in levels)
-        self.skip = nn.ModuleList(nn.Linear(width, len(nodes), bias=False) for nodes in levels)
-        order = torch.tensor([node for nodes in levels for node in nodes])
-        self.column: Tensor
-        self.register_buffer("column", torch.argsort(order), persistent=False)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """``(B, width)`` shared features -> ``(B, N)`` scores, column i for node i."""
-        total: Tensor | None = None
-        scores = []
-        for project, classify, skip in zip(self.project, self.classify, self.skip, strict=True):
-            own = project(features)  # (B, projection)
-            total = own if total is None else total + own
-            scores.append(classify(torch.relu(total)) + skip(features))
-        return torch.cat(scores, dim=1)[:, self.column]
 
 
 class SeededDropout(nn.Module):
@@ -72,11 +48,99 @@ class SeededDropout(nn.Module):
         return features * kept.to(features.device) / (1 - self.share)
 
 
+class MapTrunk(nn.Module):
+    """Feature maps -> one vector a picture: a 3x3 convolution, mean over the grid, dropout."""
+
+    def __init__(self, channels: int, width: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.convolve = nn.Conv2d(channels, width, 3, bias=False)
+        self.normalise_map = nn.BatchNorm2d(width)
+        self.normalise = nn.BatchNorm1d(width)
+        self.dropout = SeededDropout(dropout)
+
+    def seed(self, seed: int) -> None:
+        """Start the dropout's draws anew."""
+        self.dropout.seed(seed)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """``(B, c, H, W)`` -> ``(B, width)`` float32."""
+        if min(maps.shape[2:]) < 3:  # a grid smaller than the kernel: pad it up to one position
+            short = [max(0, 3 - size) for size in maps.shape[2:]]
+            maps = nn.functional.pad(maps, (0, short[1], 0, short[0]))
+        dense = torch.relu(self.normalise_map(self.convolve(maps)))
+        features: Tensor = self.dropout(self.normalise(dense.float().mean(dim=(2, 3))))
+        return features
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is left of backbone maps when all that is fixed has been done to them.
+
+    Attributes:
+        maps: ``(B, c, H, W)`` after the reduction; c is 0 where no network looks at them.
+        means: ``(B, C)`` of the whole map over its grid, each channel standardised.
+    """
+
+    maps: Tensor
+    means: Tensor
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    def __getitem__(self, rows: Any) -> "Features":  # noqa: ANN401 - whatever a tensor takes
+        return Features(self.maps[rows], self.means[rows])
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How maps become `Features`: fitted once to the training pictures and not trained.
+
+    Attributes:
+        weight: ``(c, C)`` of a PCA over map positions, after standardising each channel; c may
+            be 0.
+        bias: ``(c,)``.
+        centre: ``(C,)`` mean of the maps' means.
+        spread: ``(C,)`` their standard deviation, > 0.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    centre: Tensor
+    spread: Tensor
+
+    def of(self, maps: Tensor) -> Features:
+        """``(B, C, H, W)`` float maps -> their features."""
+        reduced = torch.einsum("dc,bchw->bdhw", self.weight, maps) + self.bias[:, None, None]
+        return Features(reduced, (maps.mean(dim=(2, 3)) - self.centre) / self.spread)
+
+
+class MeanTrunk(nn.Module):
+    """Standardised channel means -> one vector a picture: one hidden layer, dropout."""
+
+    def __init__(self, channels: int, width: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.connect = nn.Linear(channels, width, bias=False)
+        self.normalise = nn.BatchNorm1d(width)
+        self.dropout = SeededDropout(dropout)
+
+    def seed(self, seed: int) -> None:
+        """Start the dropout's draws anew."""
+        self.dropout.seed(seed)
+
+    def forward(self, means: Tensor) -> Tensor:
+        """``(B, C)`` -> ``(B, width)`` float32."""
+        features: Tensor = self.dropout(torch.relu(self.normalise(self.connect(means).float())))
+        return features
+
+
 class FrozenHead(nn.Module):
     """The head that learns on features of a backbone that stays as it is.
 
-    PCA of the feature map to ``reduced`` channels, one 3x3 convolution, mean over the grid, and the
-    level scores. ``reduce`` is fitted once and not trained, so training keeps reduced maps only.
+    Two kinds of small networks side by side read the backbone's map: ``spatial`` ones see a PCA of
+    it to ``reduced`` channels through a 3x3 convolution (`MapTrunk`), ``pooled`` ones its mean over
+    the grid through one hidden layer. Each ends in one linear score a node and learns by a tree
+    loss of its own. What answers is the mean score of the two kinds, the geometric mean of their
+    probabilities: they err on different pictures. docs/decisions/0012 has the measurements.
     """
 
     def __init__(  # noqa: PLR0913 - the sizes that make up the head, each named at the call
@@ -86,41 +150,91 @@ class FrozenHead(nn.Module):
         *,
         reduced: int = 256,
         width: int = 256,
-        projection: int = 128,
+        spatial: int = 1,
+        hidden: int = 512,
+        pooled: int = 2,
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(channels, reduced, 1)
-        self.reduce.requires_grad_(requires_grad=False)
-        self.convolve = nn.Conv2d(reduced, width, 3, bias=False)
-        self.normalise_map = nn.BatchNorm2d(width)
-        self.normalise = nn.BatchNorm1d(width)
-        self.dropout = SeededDropout(dropout)
-        self.scores = LevelScores(tree, width, projection)
+        if spatial < 0 or pooled < 0 or not spatial + pooled:
+            raise ValueError(
+                f"a head needs at least one network, got {spatial} spatial and {pooled} pooled"
+            )
+        self.tree = tree
+        self.channels = channels
+        self.centre: Tensor
+        self.register_buffer("centre", torch.zeros(channels))
+        self.spread: Tensor
+        self.register_buffer("spread", torch.ones(channels))
+        self.spatial, self.pooled = spatial, pooled
+        self.reduce: nn.Conv2d | None = None
+        if spatial:
+            self.reduce = nn.Conv2d(channels, reduced, 1).requires_grad_(requires_grad=False)
+        # One wide step costs less than several narrow ones.
+        self.trunk = MapTrunk(reduced, spatial * width, dropout) if spatial else None
+        self.hidden = MeanTrunk(channels, pooled * hidden, dropout) if pooled else None
+        widths = [width] * spatial + [hidden] * pooled
+        self.score = nn.ModuleList(nn.Linear(one, len(tree)) for one in widths)
 
-    def set_reduction(self, weight: Tensor, bias: Tensor) -> None:
-        """Take the fitted PCA, ``weight`` ``(reduced, C)`` and ``bias`` ``(reduced,)``."""
-        with torch.no_grad():
-            self.reduce.weight.copy_(weight[:, :, None, None])
-            self.reduce.bias.copy_(bias)  # type: ignore[union-attr]
+    def set_reduction(self, reduction: Reduction) -> None:
+        """Take what was fitted."""
+        self.centre.copy_(reduction.centre)
+        self.spread.copy_(reduction.spread)
+        if self.reduce is not None and self.reduce.bias is not None:
+            with torch.no_grad():
+                self.reduce.weight.copy_(reduction.weight[:, :, None, None])
+                self.reduce.bias.copy_(reduction.bias)
 
-    def from_reduced(self, maps: Tensor) -> Tensor:
-        """``(B, reduced, H, W)`` maps that went through ``reduce`` -> ``(B, N)`` raw scores."""
-        if min(maps.shape[2:]) < 3:  # a grid smaller than the kernel: pad it up to one position
-            short = [max(0, 3 - size) for size in maps.shape[2:]]
-            maps = nn.functional.pad(maps, (0, short[1], 0, short[0]))
-        dense = torch.relu(self.normalise_map(self.convolve(maps)))
-        pooled = self.normalise(dense.float().mean(dim=(2, 3)))  # (B, width)
-        scores: Tensor = self.scores(self.dropout(pooled))
-        return scores
+    def seed(self, seed: int) -> None:
+        """Start the dropout's draws anew."""
+        for trunk in (self.trunk, self.hidden):
+            if trunk is not None:
+                trunk.seed(seed)
+
+    def last(self, features: Features) -> list[Tensor]:
+        """Features of B pictures -> what each network's scores are read from, ``(B, width)``."""
+        parts: list[Tensor] = []
+        if self.trunk is not None:
+            parts += self.trunk(features.maps).chunk(self.spatial, dim=1)
+        if self.hidden is not None:
+            parts += self.hidden(features.means).chunk(self.pooled, dim=1)
+        return parts
+
+    def each(self, features: Features) -> Tensor:
+        """Features of B pictures -> ``(B, networks, N)``, each network's own raw scores."""
+        own = [score(part) for score, part in zip(self.score, self.last(features), strict=True)]
+        return torch.stack(own, dim=1)
+
+    def objective(self, features: Features, targets: Tensor, weights: Tensor) -> Tensor:
+        """Mean tree loss of the networks, in nats: what training makes small.
+
+        Args:
+            features: of B pictures.
+            targets: as ``tree_loss`` takes them.
+            weights: ``(B,)``.
+        """
+        with torch.autocast(features.means.device.type, dtype=torch.bfloat16):
+            scores = self.each(features)
+        return tree_loss(
+            scores.float().flatten(0, 1),
+            targets.repeat_interleave(len(self.score), dim=0),
+            self.tree,
+            weights=weights.repeat_interleave(len(self.score)),
+        )
+
+    def from_features(self, features: Features) -> Tensor:
+        """Features of B pictures -> ``(B, N)`` raw scores."""
+        scores = self.each(features)
+        kinds = [part for part in scores.split([self.spatial, self.pooled], dim=1) if part.shape[1]]
+        return torch.stack([kind.mean(dim=1) for kind in kinds]).mean(dim=0)
 
     def forward(self, maps: Tensor) -> Tensor:
         """``(B, C, H, W)`` feature maps -> ``(B, N)`` raw scores."""
-        if maps.ndim != 4 or maps.shape[1] != self.reduce.in_channels:
-            raise ShapeError(
-                f"maps must be (B, {self.reduce.in_channels}, H, W), got {tuple(maps.shape)}"
-            )
-        return self.from_reduced(self.reduce(maps))
+        if maps.ndim != 4 or maps.shape[1] != self.channels:
+            raise ShapeError(f"maps must be (B, {self.channels}, H, W), got {tuple(maps.shape)}")
+        means = (maps.mean(dim=(2, 3)) - self.centre) / self.spread
+        reduced = maps[:, :0] if self.reduce is None else self.reduce(maps)
+        return self.from_features(Features(reduced, means))
 
 
 class GranularityBlock(nn.Module):
@@ -197,28 +311,41 @@ def carry_over(
     Returns:
         Weights for the new head. A node that stays keeps its rows, so it scores what it scored; a
         node that is new starts at ``UNSEEN_SCORE`` whatever the picture, so it is not answered
-        before it is learnt; a level that is new adds nothing to the residual sum.
+        before it is learnt.
     """
     carried = {}
     for name, value in fresh.items():
         parts = name.split(".")
-        if "classify" in parts or "skip" in parts:
+        if "score" in parts:  # a row for each node
+            carried[name] = _rows(state.get(name), old.paths, new.paths, value)
+        elif "classify" in parts:  # a row for each node of a level
             level = int(parts[-2])
-            carried[name] = _rows(state.get(name), old, new, level, value)
+            carried[name] = _rows(state.get(name), _paths(old, level), _paths(new, level), value)
         elif name in state and state[name].shape == value.shape:
             carried[name] = state[name].clone()
-        else:  # the block of a level that did not exist
-            carried[name] = torch.zeros_like(value) if "project" in parts else value.clone()
+        else:  # the block of a level that did not exist: no node that stays reads it
+            carried[name] = value.clone()
     return carried
 
 
-def _rows(known: Tensor | None, old: LabelTree, new: LabelTree, level: int, like: Tensor) -> Tensor:
-    """Rows of one level's classifier, by path; a bias (1-d) of an unseen node gets its score."""
+def _paths(tree: LabelTree, level: int) -> tuple[tuple[str, ...], ...]:
+    if level >= tree.depth:
+        return ()
+    return tuple(tree.paths[node] for node in tree.level_nodes(level))
+
+
+def _rows(
+    known: Tensor | None,
+    old: Sequence[tuple[str, ...]],
+    new: Sequence[tuple[str, ...]],
+    like: Tensor,
+) -> Tensor:
+    """A classifier's rows, found by path; a bias (1-d) of an unseen node gets its score."""
     rows = torch.full_like(like, UNSEEN_SCORE) if like.ndim == 1 else torch.zeros_like(like)
-    if known is None or level >= old.depth:
+    if known is None:
         return rows
-    where = {old.paths[node]: row for row, node in enumerate(old.level_nodes(level))}
-    for row, node in enumerate(new.level_nodes(level)):
-        if (source := where.get(new.paths[node])) is not None:
+    where = {path: row for row, path in enumerate(old)}
+    for row, path in enumerate(new):
+        if (source := where.get(path)) is not None:
             rows[row] = known[source]
     return rows

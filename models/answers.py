@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from models.gallery import Gallery, Item
 from models.predictor import BATCH, Answer, Predictor
+from models.views import PLAIN
 from studio.errors import PictureError
 
 
@@ -36,14 +37,14 @@ def answers(
     return [found[position] for position in range(len(items))]
 
 
-def maps_of(gallery: Gallery, items: Sequence[Item], *, mirrored: bool) -> NDArray[np.float16]:
+def maps_of(gallery: Gallery, items: Sequence[Item], *, view: int = PLAIN) -> NDArray[np.float16]:
     """``(n, C, H, W)`` maps of pictures that are known to be readable.
 
     Raises:
         PictureError: one is not any more.
     """
     maps = []
-    for result in gallery.maps(items, mirrored=mirrored):
+    for result in gallery.maps(items, view=view):
         if isinstance(result, PictureError):
             raise result
         maps.append(result)

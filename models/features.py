@@ -24,6 +24,7 @@ import safetensors.numpy
 from PIL import Image
 
 from models.backbone import Preparation
+from models.views import PLAIN, name_of
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +163,9 @@ class FeatureCache:
         self._folder = root / fingerprint
         self._complained = False
 
-    def get(self, digest: str, *, mirrored: bool = False) -> KeptMaps | None:
+    def get(self, digest: str, *, view: int = PLAIN) -> KeptMaps | None:
         """The maps ``(C, h, w)``, or ``None``; a damaged file is removed and counts as missing."""
-        path = self._path(digest, mirrored)
+        path = self._path(digest, view)
         try:
             data = _read_and_touch(path)
             return _Compact.from_bytes(data).restore()
@@ -178,11 +179,9 @@ class FeatureCache:
             self._complain(error)
         return None
 
-    def put(
-        self, digest: str, maps: npt.NDArray[np.floating], *, mirrored: bool = False
-    ) -> KeptMaps:
+    def put(self, digest: str, maps: npt.NDArray[np.floating], *, view: int = PLAIN) -> KeptMaps:
         """Keep the maps ``(C, h, w)``; return what `get` will give, kept or not."""
-        path = self._path(digest, mirrored)
+        path = self._path(digest, view)
         if not np.isfinite(maps).all():
             log.warning("maps that are not finite are not kept digest=%s", digest[:12])
             return as_kept(maps)
@@ -222,11 +221,10 @@ class FeatureCache:
             removed += stat.st_size
         return removed
 
-    def _path(self, digest: str, mirrored: bool) -> Path:  # noqa: FBT001 - private
+    def _path(self, digest: str, view: int) -> Path:
         if not _DIGEST.fullmatch(digest):
             raise ValueError(f"expected a SHA-256 in 64 hex digits, got {digest[:80]!r}")
-        name = f"{digest}{'-mirrored' if mirrored else ''}.safetensors"
-        return self._folder / digest[:2] / name
+        return self._folder / digest[:2] / f"{digest}{name_of(view)}.safetensors"
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         for path in self._root.glob("*/??/*.safetensors"):

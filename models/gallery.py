@@ -12,10 +12,12 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from models.backbone import Preparation
 from models.engine import Engine
 from models.features import FeatureCache, KeptMaps, ReferenceIndex, as_kept, prepare
+from models.views import MIRRORED, PLAIN, crop
 from studio.errors import PictureError
 from studio.pictures import Picture, PictureLimits, decode
 
@@ -37,8 +39,8 @@ class _Loaded:
     """A picture as a worker thread leaves it: features from the cache, or pixels to infer."""
 
     digest: str
-    pixels: npt.NDArray[np.uint8] | None  # (3, H, W); None if `maps` has every view
-    maps: dict[bool, KeptMaps]  # by mirrored
+    pixels: dict[int, npt.NDArray[np.uint8]]  # (3, H, W) of the views that `maps` lacks
+    maps: dict[int, KeptMaps]  # by view
 
 
 class Gallery:
@@ -78,7 +80,7 @@ class Gallery:
         self._max_age_s = max_age_s
 
     def maps(
-        self, items: Sequence[Item], *, mirrored: bool = False, progress: Progress | None = None
+        self, items: Sequence[Item], *, view: int = PLAIN, progress: Progress | None = None
     ) -> list[KeptMaps | PictureError]:
         """Feature maps ``(C, h, w)`` float16 in the order of ``items``, or what went wrong.
 
@@ -86,52 +88,31 @@ class Gallery:
 
         Args:
             items: references and task ids.
-            mirrored: the picture is flipped left to right first.
+            view: how the picture is looked at, see `models.views`.
             progress: called with pictures done and pictures in all, from the caller's thread.
         """
         results: dict[int, KeptMaps | PictureError] = {}
-        for position, result in self.stream(items, mirrored=mirrored):
-            results[position] = result
-            if progress is not None:
-                progress(len(results), len(items))
-        return [results[position] for position in range(len(items))]
-
-    def pairs(
-        self, items: Sequence[Item], *, progress: Progress | None = None
-    ) -> list[tuple[KeptMaps, KeptMaps] | PictureError]:
-        """Maps of each picture as it is and mirrored; see `maps`. Each is decoded once."""
-        results: dict[int, tuple[KeptMaps, KeptMaps] | PictureError] = {}
-        for position, result in self.stream_pairs(items):
+        for position, result in self.stream(items, view=view):
             results[position] = result
             if progress is not None:
                 progress(len(results), len(items))
         return [results[position] for position in range(len(items))]
 
     def stream(
-        self, items: Sequence[Item], *, mirrored: bool = False
+        self, items: Sequence[Item], *, view: int = PLAIN
     ) -> Generator[tuple[int, KeptMaps | PictureError], None, None]:
         """Position and maps of each item, as they get ready: in no order, each position once.
 
         Memory stays the same for any number of items. Leaving the loop early is fine: what has
         not been started is dropped.
         """
-        for position, result in self._stream(items, (mirrored,)):
-            yield position, result if isinstance(result, PictureError) else result[mirrored]
+        for position, result in self.stream_views(items, (view,)):
+            yield position, result if isinstance(result, PictureError) else result[view]
 
-    def stream_pairs(
-        self, items: Sequence[Item]
-    ) -> Generator[tuple[int, tuple[KeptMaps, KeptMaps] | PictureError], None, None]:
-        """Position and maps of each item as it is and mirrored; see `stream`."""
-        for position, result in self._stream(items, (False, True)):
-            if isinstance(result, PictureError):
-                yield position, result
-            else:
-                yield position, (result[False], result[True])
-
-    def _stream(
-        self, items: Sequence[Item], views: tuple[bool, ...]
-    ) -> Iterator[tuple[int, dict[bool, KeptMaps] | PictureError]]:
-        """Keep a window of items under way; infer whenever a batch has gathered."""
+    def stream_views(
+        self, items: Sequence[Item], views: tuple[int, ...]
+    ) -> Generator[tuple[int, dict[int, KeptMaps] | PictureError], None, None]:
+        """Position and each view's maps of each item, decoded once; see `stream`."""
         waiting: list[tuple[int, _Loaded]] = []
         todo = iter(enumerate(items))
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="gallery")
@@ -148,60 +129,71 @@ class Gallery:
                     position, loaded = under_way.pop(future), future.result()
                     if isinstance(loaded, PictureError):
                         yield position, loaded
-                    elif loaded.pixels is None:
+                    elif not loaded.pixels:
                         yield position, loaded.maps
                     else:
                         waiting.append((position, loaded))
                 while len(waiting) >= _BATCH or (waiting and not under_way):
                     batch, waiting = waiting[:_BATCH], waiting[_BATCH:]
-                    yield from self._infer(batch, views)
+                    yield from self._infer(batch)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _load(self, item: Item, views: tuple[bool, ...]) -> _Loaded | PictureError:
+    def _load(self, item: Item, views: tuple[int, ...]) -> _Loaded | PictureError:
         """What a worker thread does: everything but the inference."""
         ref, task_id = item
         known = self._index.known(ref, self._max_age_s) if self._index else None
-        if known is not None and (cached := self._cached(known, views)) is not None:
-            return cached
+        maps = self._cached(known, views)
+        if known is not None and len(maps) == len(views):
+            return _Loaded(known, {}, maps)
         try:
             picture = self._fetch(ref, task_id)
             if self._index is not None:
                 self._index.remember(ref, picture.digest)
-            if picture.digest != known and (cached := self._cached(picture.digest, views)):
-                return cached
+            if picture.digest != known:
+                maps = self._cached(picture.digest, views)
+            missing = [view for view in views if view not in maps]
+            if not missing:
+                return _Loaded(picture.digest, {}, maps)
             # Twice the size we need leaves the resizing filter everything it can use.
             enough = 2 * self._preparation.resize
             image = decode(picture.data, limits=self._limits, at_least=enough)
         except PictureError as error:
             return error
-        return _Loaded(picture.digest, prepare(image, self._preparation), {})
+        return _Loaded(picture.digest, self._pixels(image, missing, picture.digest), maps)
 
-    def _cached(self, digest: str, views: tuple[bool, ...]) -> _Loaded | None:
-        """The picture with all views from the cache, or ``None``."""
-        if self._cache is None:
-            return None
-        maps: dict[bool, KeptMaps] = {}
-        for mirrored in views:
-            found = self._cache.get(digest, mirrored=mirrored)
-            if found is None:
-                return None
-            maps[mirrored] = found
-        return _Loaded(digest, None, maps)
+    def _pixels(
+        self, image: Image.Image, views: Sequence[int], digest: str
+    ) -> dict[int, npt.NDArray[np.uint8]]:
+        """The network's input for each view."""
+        pixels = {}
+        if PLAIN in views or MIRRORED in views:
+            whole = prepare(image, self._preparation)
+            pixels = {PLAIN: whole, MIRRORED: whole[..., ::-1]}
+        return {
+            view: pixels[view] if view in pixels else crop(image, self._preparation, view, digest)
+            for view in views
+        }
 
-    def _infer(
-        self, batch: list[tuple[int, _Loaded]], views: tuple[bool, ...]
-    ) -> Iterator[tuple[int, dict[bool, KeptMaps]]]:
-        """Run the engine once a view and keep what it says."""
-        pixels = np.stack([loaded.pixels for _, loaded in batch if loaded.pixels is not None])
-        for mirrored in views:
-            maps = self._engine.maps(pixels[..., ::-1] if mirrored else pixels)
-            for (_, loaded), one in zip(batch, maps, strict=True):
-                loaded.maps[mirrored] = self._keep(loaded.digest, one, mirrored=mirrored)
+    def _cached(self, digest: str | None, views: tuple[int, ...]) -> dict[int, KeptMaps]:
+        """Those of the views that the cache has."""
+        if self._cache is None or digest is None:
+            return {}
+        found = {view: self._cache.get(digest, view=view) for view in views}
+        return {view: maps for view, maps in found.items() if maps is not None}
+
+    def _infer(self, batch: list[tuple[int, _Loaded]]) -> Iterator[tuple[int, dict[int, KeptMaps]]]:
+        """Run the engine on every view that is missing and keep what it says."""
+        todo = [(loaded, view) for _, loaded in batch for view in loaded.pixels]
+        for start in range(0, len(todo), _BATCH):
+            part = todo[start : start + _BATCH]
+            maps = self._engine.maps(np.stack([loaded.pixels[view] for loaded, view in part]))
+            for (loaded, view), one in zip(part, maps, strict=True):
+                loaded.maps[view] = self._keep(loaded.digest, one, view)
         for position, loaded in batch:
             yield position, loaded.maps
 
-    def _keep(self, digest: str, maps: npt.NDArray[np.float32], *, mirrored: bool) -> KeptMaps:
+    def _keep(self, digest: str, maps: npt.NDArray[np.float32], view: int) -> KeptMaps:
         if self._cache is None:
             return as_kept(maps)
-        return self._cache.put(digest, maps, mirrored=mirrored)
+        return self._cache.put(digest, maps, view=view)

@@ -35,7 +35,7 @@ def manifest(
     return {
         "project": "1.1795440233",
         "tree": tree.to_json(),
-        "network": {"kind": "frozen", "channels": 1280, "reduced": 8, "width": 8, "projection": 4},
+        "network": {"kind": "frozen", "channels": 1280, "reduced": 8, "width": 8, "hidden": 8},
         "backbone": {"name": "tf_efficientnet_lite0", "fingerprint": fingerprint},
         "calibration": Fitted(rule, "estimated", 20, 1, 0.8, 1.5).to_json(),
         "metrics": {"levels": levels, "leaf_accuracy": 0.8, "leaf_checked": 10},
@@ -58,7 +58,7 @@ def publish(
 ) -> str:
     """Publish a version and make it live; its name. Without a price it shows nothing."""
     torch.manual_seed(0)
-    head = FrozenHead(tree, 1280, reduced=8, width=8, projection=4)
+    head = FrozenHead(tree, 1280, reduced=8, width=8, hidden=8)
     told = manifest(tree, price, fingerprint, trained_through)
     version = store.publish(known.key, told, head.state_dict())
     store.point(known.key, version, reason="test")

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hierarchy.labels import padded
 from models.answers import maps_of
 from models.gallery import Gallery
+from models.views import LEARNT_FROM
 from studio.errors import PictureError
 from worker import trainer
+from worker.fitting import Report
 from worker.snapshot import Snapshot, agreed
 
 
@@ -35,14 +38,20 @@ class Gathered:
 
 
 def gather(
-    snapshot: Snapshot, gallery: Gallery, group_field: str, progress: trainer.Report
+    snapshot: Snapshot,
+    gallery: Gallery,
+    group_field: str,
+    progress: Report,
+    views: tuple[int, ...] = LEARNT_FROM,
 ) -> Gathered:
     """Fetch every labelled picture and see to its features; skip what fails, with its reason."""
     tasks = [task for task in snapshot.tasks if task.picture is not None]
     items = [(str(task.picture), task.task_id) for task in tasks]
     skipped = Counter[str]()
     kept: list[int] = []
-    for done, (position, result) in enumerate(gallery.stream_pairs(items)):  # fills the cache
+    for done, (position, result) in enumerate(
+        gallery.stream_views(items, views)
+    ):  # fills the cache
         if isinstance(result, PictureError):
             skipped[result.reason] += 1
         else:
@@ -52,8 +61,8 @@ def gather(
     tasks, refs = [tasks[i] for i in kept], [items[i] for i in kept]
     rows = [(at, label) for at, task in enumerate(tasks) for label in task.labels]
 
-    def read(positions: Sequence[int], mirrored: bool) -> trainer.Maps:  # noqa: FBT001
-        return maps_of(gallery, [refs[i] for i in positions], mirrored=mirrored)
+    def read(positions: Sequence[int], view: int) -> trainer.Maps:
+        return maps_of(gallery, [refs[i] for i in positions], view=view)
 
     def group(data: Mapping[str, object]) -> str | None:
         value = data.get(group_field) if group_field else None
@@ -61,9 +70,10 @@ def gather(
 
     examples = trainer.Examples(
         read=read,
+        views=views,
         pictures=len(tasks),
         picture=np.array([at for at, _ in rows], dtype=np.int64),
-        target=np.array([label.target for _, label in rows], dtype=np.int64),
+        target=padded(label.nodes for _, label in rows),
         weight=np.array([1 / len(tasks[at].labels) for at, _ in rows], dtype=np.float32),
         truth=np.array([agreed(task, snapshot.tree) for task in tasks], dtype=np.int64),
         groups=[group(task.data) for task in tasks],

@@ -9,6 +9,7 @@ from torch import Tensor
 from hierarchy import LabelTree
 from models.store import Project
 from worker import trainer
+from worker.fitting import Report
 from worker.gathering import Gathered
 from worker.parts import Parts
 from worker.recipe import Recipe
@@ -33,11 +34,16 @@ class Made:
     backbone_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def fit_head(
-    tree: LabelTree, gathered: Gathered, parts: Parts, project: Project, progress: trainer.Report
+def fit_head(  # noqa: PLR0913 - what fine-tuning takes, and the recipe
+    tree: LabelTree,
+    gathered: Gathered,
+    parts: Parts,
+    project: Project,
+    progress: Report,
+    recipe: Recipe | None = None,
 ) -> Made:
     """The frozen backbone's head; on the CPU, where its maps are and it takes seconds."""
-    recipe = Recipe()
+    recipe = recipe or Recipe()
     trained = trainer.train(
         tree,
         gathered.examples,
@@ -51,9 +57,8 @@ def fit_head(
     network = {
         "kind": "frozen",
         "channels": backbone.channels,
+        **recipe.sizes(),
         "reduced": min(recipe.reduced, backbone.channels),
-        "width": recipe.width,
-        "projection": recipe.projection,
     }
     return Made(
         trained,

@@ -14,6 +14,7 @@ class Order:
         reason: for people: who or what asked.
         force: train even if no label is new, as when settings changed.
         fine_tune: train the backbone too; None leaves it to the server's setting.
+        fast: train a small head in seconds, rather than the best one.
         attempt: how often it was postponed because Label Studio could not be reached.
         crashes: how often its process died.
     """
@@ -22,13 +23,22 @@ class Order:
     reason: str = "asked"
     force: bool = False
     fine_tune: bool | None = None
+    fast: bool = False
     attempt: int = 0
     crashes: int = 0
 
     def joined(self, other: Self) -> Self:
-        """One wish that fulfils both; where they differ on fine-tuning, the later word holds."""
+        """One wish that fulfils both; where they differ on fine-tuning, the later word holds.
+
+        The joint one is fast only if both are: the best head is what serves either.
+        """
         tune = self.fine_tune if other.fine_tune is None else other.fine_tune
-        return replace(self, force=self.force or other.force, fine_tune=tune)
+        return replace(
+            self,
+            force=self.force or other.force,
+            fine_tune=tune,
+            fast=self.fast and other.fast,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the queue."""

@@ -1,28 +1,27 @@
 """Examples in, a trained head with its depth rule and its honest figures out.
 
-Knows no queue, no HTTP and no Label Studio. Letters: P pictures, R labels (rows), N nodes, C and c
-channels before and after the reduction, H x W the grid.
+Knows no queue, no HTTP and no Label Studio. Letters: P pictures, R labels (rows), V views, N nodes,
+C and c channels before and after the reduction, H x W the grid.
 """
 
 import logging
-import math
-import os
-import threading
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hierarchy import LabelTree, log_marginals, tree_loss
+from hierarchy import LabelTree, log_marginals
 from hierarchy.calibration import Evidence, Fitted, evidence, fit_rule
 from hierarchy.choice import candidates
 from hierarchy.metrics import accuracy_by_level, expected_calibration_error
-from hierarchy.network import FrozenHead, ResidualHead
+from hierarchy.network import Features, FrozenHead, Reduction, ResidualHead
+from models.views import PLAIN
+from worker.fitting import Report, Rows, Tally, fit, side_by_side
 from worker.folds import assign_folds
 from worker.recipe import Recipe
 
@@ -34,15 +33,11 @@ CHUNK = 64
 #: Pictures whose maps fit the PCA; more change the basis by less than the seed does.
 REDUCTION_SAMPLE = 500
 
+#: Pictures scored at once.
+READ_AT_ONCE = 256
+
 Maps = NDArray[np.float16]
-ReadMaps = Callable[[Sequence[int], bool], Maps]
-
-
-class Report(Protocol):
-    """Told of progress; may raise to stop the run (a cancelled job)."""
-
-    def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
-        """``done`` of ``total`` in ``stage``, with figures such as ``loss`` in nats."""
+ReadMaps = Callable[[Sequence[int], int], Maps]
 
 
 @dataclass(frozen=True)
@@ -50,22 +45,37 @@ class Examples:
     """What to learn from.
 
     Attributes:
-        read: picture positions and whether mirrored -> ``(len, C, H, W)`` float16 maps.
+        read: picture positions and a view -> ``(len, C, H, W)`` float16 maps.
+        views: those there are, the plain one first (``models.views``).
         pictures: how many pictures there are, P.
         picture: ``(R,)`` the picture that each label belongs to.
-        target: ``(R,)`` the node it names.
+        target: ``(R,)`` the node it names, or ``(R, K)``, one of these, filled up with -1.
         weight: ``(R,)`` what it counts.
         truth: ``(P,)`` what a picture's annotators agree on, -1 where they agree on nothing.
         groups: for each picture the group it may not be parted from (a session, a store), or None.
     """
 
     read: ReadMaps
+    views: tuple[int, ...]
     pictures: int
     picture: NDArray[np.int64]
     target: NDArray[np.int64]
     weight: NDArray[np.float32]
     truth: NDArray[np.int64]
     groups: Sequence[str | None]
+
+    @property
+    def named(self) -> set[int]:
+        """All nodes that some label names."""
+        return set(np.unique(self.target).tolist()) - {-1}
+
+    def rows(self, learn: NDArray[np.bool_]) -> Rows:
+        """The labels that ``(R,)`` ``learn`` keeps, for the training loop."""
+        return Rows(
+            torch.from_numpy(self.picture[learn]),
+            torch.from_numpy(self.target[learn]),
+            torch.from_numpy(self.weight[learn]),
+        )
 
 
 @dataclass(frozen=True)
@@ -91,14 +101,6 @@ class TooFewLabelsError(Exception):
     """There is not enough to learn from yet; the message says what is missing."""
 
 
-@dataclass(frozen=True)
-class Reduced:
-    """All pictures' maps after the reduction, plain and mirrored, ``(P, c, H, W)`` bfloat16."""
-
-    plain: Tensor
-    mirrored: Tensor
-
-
 def train(  # noqa: PLR0913 - the examples, and each choice that a project may make
     tree: LabelTree,
     examples: Examples,
@@ -116,19 +118,21 @@ def train(  # noqa: PLR0913 - the examples, and each choice that a project may m
         TooFewLabelsError: fewer than two different nodes named, or fewer than four pictures.
         FloatingPointError: feature maps or the loss are not finite.
     """
-    check_enough(examples.pictures, set(examples.target.tolist()))
-    torch.manual_seed(recipe.seed)
-    weight, bias = fit_reduction(examples, recipe, report)
-    reduced = reduce_all(examples, weight, bias, report)
-    folds = _folds(examples, reduced, recipe)
+    check_enough(examples.pictures, examples.named)
+    reduction = fit_reduction(examples, recipe, report)
+    views = reduce_all(examples, reduction, report)
+    folds = _folds(examples, views[PLAIN].means.numpy(), recipe)
     parts = [
         part for part in sorted(set(folds.tolist()) - {-1}) if _learnable(part, folds, examples)
     ]
-    heads = _fit_all(tree, (weight, bias), reduced, examples, recipe, folds, parts, report, device)
+    masks = [folds[examples.picture] != part for part in parts]
+    masks.append(np.ones(len(examples.target), dtype=bool))
+    lessons = [Lesson(tree, views, examples.rows(mask)) for mask in masks]
+    heads = learn_all(lessons, reduction, recipe, report, device)
     held_out = np.full((examples.pictures, len(tree)), np.nan)
     for part, checked in zip(parts, heads, strict=False):
         judged = np.flatnonzero(folds == part)
-        held_out[judged] = log_probabilities(checked, tree, reduced.plain[torch.from_numpy(judged)])
+        held_out[judged] = log_probabilities(checked, tree, views[PLAIN][torch.from_numpy(judged)])
     head = heads[-1]
     report("calibrating", 0, 1)
     seen, metrics = judge(tree, examples, held_out)
@@ -150,36 +154,51 @@ def check_enough(pictures: int, named: Collection[int]) -> None:
         )
 
 
-def fit_reduction(examples: Examples, recipe: Recipe, report: Report) -> tuple[Tensor, Tensor]:
-    """PCA over map positions after standardising each channel, as one linear map.
+def fit_reduction(examples: Examples, recipe: Recipe, report: Report) -> Reduction:
+    """Standardise each channel, and a PCA over map positions where a network looks at those."""
+    report("reducing", 0, examples.pictures)
+    generator = np.random.default_rng(recipe.seed)
+    sample = generator.permutation(examples.pictures)[:REDUCTION_SAMPLE]
+    count, means = 0, []
+    total = products = torch.zeros(0)
+    for start in range(0, len(sample), CHUNK):
+        maps = _read(examples, sample[start : start + CHUNK].tolist(), PLAIN)
+        means.append(maps.mean(dim=(2, 3)))
+        vectors = maps.movedim(1, -1).flatten(0, 2)  # (positions, C)
+        if not count:
+            total = torch.zeros(maps.shape[1], dtype=torch.float64)
+            products = torch.zeros(maps.shape[1], maps.shape[1], dtype=torch.float64)
+        count += len(vectors)
+        total += vectors.sum(0)
+        if recipe.spatial:
+            products += vectors.T @ vectors
+    whole = torch.cat(means)  # (sample, C)
+    centre, deviation = whole.mean(dim=0), whole.std(dim=0, correction=0)
+    spread = deviation + 1e-3 * deviation.mean().clamp_min(1e-6)  # a dead channel stays at zero
+    if not recipe.spatial:
+        return Reduction(torch.zeros(0, len(centre)), torch.zeros(0), centre, spread)
+    weight, bias = _principal(total / count, products / count, recipe.reduced)
+    return Reduction(weight, bias, centre, spread)
+
+
+def _principal(mean: Tensor, products: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """``(C,)`` mean and ``(C, C)`` mean product of positions -> PCA of the correlations.
 
     Returns:
         ``(c, C)`` weight and ``(c,)`` bias such that ``weight @ x + bias`` is the reduced vector.
     """
-    report("reducing", 0, examples.pictures)
-    generator = np.random.default_rng(recipe.seed)
-    sample = generator.permutation(examples.pictures)[:REDUCTION_SAMPLE]
-    count, total, products = 0, None, None
-    for start in range(0, len(sample), CHUNK):
-        maps = _read(examples, sample[start : start + CHUNK].tolist(), mirrored=False)
-        vectors = maps.movedim(1, -1).flatten(0, 2)  # (positions, C)
-        count += len(vectors)
-        total = vectors.sum(0).double() + (0 if total is None else total)
-        products = (vectors.T @ vectors).double() + (0 if products is None else products)
-    assert total is not None and products is not None  # noqa: S101, PT018 - check_enough ran
-    mean = total / count
-    covariance = products / count - mean[:, None] * mean[None, :]
+    covariance = products - mean[:, None] * mean[None, :]
     spread = covariance.diagonal().clamp_min(1e-8).sqrt()  # a dead channel stays at zero
     correlation = covariance / spread[:, None] / spread[None, :]
     _, vectors = torch.linalg.eigh(correlation.float())
-    basis = vectors[:, -min(recipe.reduced, len(mean)) :].flip(1).T.double()  # (c, C)
+    basis = vectors[:, -min(kept, len(mean)) :].flip(1).T.double()  # (c, C)
     weight = basis / spread[None, :]
     return weight.float(), -(weight @ mean).float()
 
 
-def _read(examples: Examples, positions: Sequence[int], *, mirrored: bool) -> Tensor:
+def _read(examples: Examples, positions: Sequence[int], view: int) -> Tensor:
     """``(len, C, H, W)`` float32 maps, all of them finite."""
-    maps = torch.from_numpy(examples.read(positions, mirrored)).float()
+    maps = torch.from_numpy(examples.read(positions, view)).float()
     finite = maps.isfinite().flatten(1).all(1).tolist()
     if not all(finite):
         raise FloatingPointError(
@@ -189,28 +208,41 @@ def _read(examples: Examples, positions: Sequence[int], *, mirrored: bool) -> Te
     return maps
 
 
-def reduce_all(examples: Examples, weight: Tensor, bias: Tensor, report: Report) -> Reduced:
-    """Every picture's map through the reduction, in chunks."""
-    halves: dict[bool, list[Tensor]] = {False: [], True: []}
-    for start in range(0, examples.pictures, CHUNK):
-        positions = range(start, min(start + CHUNK, examples.pictures))
-        for mirrored, parts in halves.items():
-            maps = _read(examples, positions, mirrored=mirrored)
-            flat = torch.einsum("dc,bchw->bdhw", weight, maps) + bias[:, None, None]
-            parts.append(flat.bfloat16())
-        report("reducing", positions.stop, examples.pictures)
-    return Reduced(torch.cat(halves[False]), torch.cat(halves[True]))
+def reduce_all(examples: Examples, reduction: Reduction, report: Report) -> list[Features]:
+    """Features of all P pictures in each view; the maps in bfloat16."""
+    views: list[Features] = []
+    for view in examples.views:
+        kept: Features | None = None
+        for start in range(0, examples.pictures, CHUNK):
+            stop = min(start + CHUNK, examples.pictures)
+            some = reduction.of(_read(examples, range(start, stop), view))
+            kept = kept or empty_like(some, examples.pictures)
+            kept.maps[start:stop], kept.means[start:stop] = some.maps, some.means
+            done = len(views) * examples.pictures + stop
+            report("reducing", done, len(examples.views) * examples.pictures)
+        assert kept is not None  # noqa: S101 - check_enough ran
+        views.append(kept)
+    return views
 
 
-def log_probabilities(head: FrozenHead, tree: LabelTree, reduced: Tensor) -> NDArray[np.float64]:
-    """``(n, c, H, W)`` reduced maps -> ``(n, N)`` log P(node)."""
+def empty_like(some: Features, pictures: int) -> Features:
+    """Room for so many pictures' features."""
+    return Features(
+        torch.empty(pictures, *some.maps.shape[1:], dtype=torch.bfloat16),
+        torch.empty(pictures, some.means.shape[1]),
+    )
+
+
+def log_probabilities(head: FrozenHead, tree: LabelTree, seen: Features) -> NDArray[np.float64]:
+    """Features of n pictures -> ``(n, N)`` log P(node)."""
     head.eval()
-    device = head.reduce.weight.device
+    device = head.centre.device
+    parts = []
     with torch.inference_mode():
-        parts = [
-            log_marginals(head.from_reduced(chunk.to(device).float()).double(), tree).cpu()
-            for chunk in reduced.split(256)
-        ]
+        for start in range(0, len(seen), READ_AT_ONCE):
+            some = seen[start : start + READ_AT_ONCE]
+            exact = Features(some.maps.to(device).float(), some.means.to(device))
+            parts.append(log_marginals(head.from_features(exact).double(), tree).cpu())
     return torch.cat(parts).numpy() if parts else np.empty((0, len(tree)))
 
 
@@ -245,31 +277,13 @@ def _mean(values: NDArray[Any]) -> float | None:
     return round(float(values.mean()), 4) if len(values) else None
 
 
-def _folds(examples: Examples, reduced: Reduced, recipe: Recipe) -> NDArray[np.int64]:
-    pooled = torch.cat(
-        [part.float().mean(dim=(2, 3)) for part in reduced.plain.split(1024)]
-    ).numpy()
+def _folds(examples: Examples, means: NDArray[np.float32], recipe: Recipe) -> NDArray[np.int64]:
     folds = assign_folds(
-        pooled, examples.truth, examples.groups, folds=recipe.folds, seed=recipe.seed
+        means, examples.truth, examples.groups, folds=recipe.folds, seed=recipe.seed
     )
     if examples.pictures > recipe.cross_fit_up_to:
         folds = np.where(folds == 0, 0, -1)
     return folds
-
-
-def _new_head(
-    tree: LabelTree, weight: Tensor, bias: Tensor, recipe: Recipe, device: str
-) -> FrozenHead:
-    head = FrozenHead(
-        tree,
-        weight.shape[1],
-        reduced=weight.shape[0],
-        width=recipe.width,
-        projection=recipe.projection,
-        dropout=recipe.dropout,
-    )
-    head.set_reduction(weight, bias)
-    return head.to(device)
 
 
 def _learnable(part: int, folds: NDArray[np.int64], examples: Examples) -> bool:
@@ -280,133 +294,58 @@ def _learnable(part: int, folds: NDArray[np.int64], examples: Examples) -> bool:
     return False
 
 
-def _fit_all(  # noqa: PLR0913 - what all the runs share
-    tree: LabelTree,
-    reduction: tuple[Tensor, Tensor],
-    reduced: Reduced,
-    examples: Examples,
-    recipe: Recipe,
-    folds: NDArray[np.int64],
-    parts: Sequence[int],
-    report: Report,
-    device: str,
-) -> list[FrozenHead]:
-    """One head without each part, and last the one that learns from everything.
+@dataclass(frozen=True)
+class Lesson:
+    """What one head learns from: all pictures' features, and some of the labels.
 
-    The runs are independent, so each gets a core: one run on all cores gains little, as its steps
-    are small, and loses eightfold when something else wants a core.
+    Attributes:
+        tree: of the nodes.
+        views: features of all P pictures, V times, the plain ones first.
+        rows: the labels.
     """
-    masks = [folds[examples.picture] != part for part in parts]
-    masks.append(np.ones(len(examples.target), dtype=bool))
-    heads = []
-    for _ in masks:  # built in turn: fresh weights come from the generator that threads share
-        torch.manual_seed(recipe.seed)
-        heads.append(_new_head(tree, *reduction, recipe, device))
-    tally = Tally(report, "fitting", len(masks))
-    side_by_side = (
-        1 if device != "cpu" else max(1, (os.cpu_count() or 1) // torch.get_num_threads())
+
+    tree: LabelTree
+    views: Sequence[Features]
+    rows: Rows
+
+
+def learn_all(
+    lessons: Sequence[Lesson],
+    reduction: Reduction,
+    recipe: Recipe,
+    report: Report,
+    device: str = "cpu",
+) -> list[FrozenHead]:
+    """One head a lesson, side by side; the last one's curve is told."""
+    heads = [new_head(lesson.tree, reduction, recipe, device) for lesson in lessons]
+    tally = Tally(report, "fitting", len(lessons))
+    side_by_side(
+        [
+            partial(learn, head, lesson, recipe, tally.voice(number))
+            for number, (head, lesson) in enumerate(zip(heads, lessons, strict=True))
+        ],
+        device=device,
     )
-    with ThreadPoolExecutor(side_by_side, thread_name_prefix="fit") as pool:
-        runs = [
-            pool.submit(_fit, heads[n], tree, reduced, examples, masks[n], recipe, tally.voice(n))
-            for n in reversed(range(len(masks)))  # the one whose curve is shown begins
-        ]
-    wrong = [error for run in runs if (error := run.exception()) is not None]
-    for error in wrong:
-        if not isinstance(error, StoppedError):
-            raise error
     return heads
 
 
-class StoppedError(Exception):
-    """Another run of the same training failed or was stopped."""
+def new_head(
+    tree: LabelTree, reduction: Reduction, recipe: Recipe, device: str = "cpu"
+) -> FrozenHead:
+    """A head with fresh weights behind the fitted reduction."""
+    torch.manual_seed(recipe.seed)
+    head = FrozenHead(
+        tree,
+        len(reduction.centre),
+        **{**recipe.sizes(), "reduced": max(1, len(reduction.weight))},
+        dropout=recipe.dropout,
+    )
+    head.set_reduction(reduction)
+    return head.to(device)
 
 
-class Tally:
-    """Several runs side by side, told as one; the figures are those of the last run.
-
-    When telling raises, which is how a job is cancelled, or a run fails, the others stop.
-    """
-
-    def __init__(self, report: Report, stage: str, runs: int) -> None:
-        self._report = report
-        self._stage = stage
-        self._share = [0.0] * runs
-        self._lock = threading.Lock()
-        self.stop = threading.Event()
-
-    def voice(self, number: int) -> Callable[..., None]:
-        """What run ``number`` calls with what it has done, of how much, and its figures."""
-
-        def tell(done: int, total: int, **figures: float) -> None:
-            last = number == len(self._share) - 1
-            with self._lock:
-                if self.stop.is_set():
-                    raise StoppedError
-                self._share[number] = done / total
-                percent = math.floor(100 * sum(self._share) / len(self._share) + 1e-9)
-                try:
-                    self._report(self._stage, percent, 100, **(figures if last else {}))
-                except BaseException:
-                    self.stop.set()
-                    raise
-
-        return tell
-
-
-def _fit(  # noqa: PLR0913 - one loop's inputs
-    head: FrozenHead,
-    tree: LabelTree,
-    reduced: Reduced,
-    examples: Examples,
-    learn: NDArray[np.bool_],
-    recipe: Recipe,
-    tell: Callable[..., None],
-) -> None:
-    """AdamW on the tree loss, one of the two mirrored copies drawn a picture and step."""
-    device = head.reduce.weight.device
-    rows = torch.from_numpy(np.flatnonzero(learn))
-    picture, target = torch.from_numpy(examples.picture), torch.from_numpy(examples.target)
-    weight = torch.from_numpy(examples.weight)
-    small = len(rows) <= recipe.cross_fit_up_to
-    batch = min(recipe.batch // 2 if small else recipe.batch, len(rows))
-    steps_an_epoch = math.ceil(len(rows) / batch)
-    epochs = max(recipe.epochs, math.ceil(recipe.least_steps / steps_an_epoch))
-    optimiser, schedule = _optimiser(head, recipe, epochs * steps_an_epoch)
-    draw = torch.Generator().manual_seed(recipe.seed)
-    head.dropout.seed(recipe.seed)
-    head.train()
-    for epoch in range(epochs):
-        sum_loss = 0.0
-        for chosen in rows[torch.randperm(len(rows), generator=draw)].split(batch):
-            if len(chosen) < 2:  # batch norm needs two; the row comes again next epoch
-                continue
-            at = picture[chosen]
-            turned = torch.rand(len(at), generator=draw) < 0.5
-            maps = torch.where(turned[:, None, None, None], reduced.mirrored[at], reduced.plain[at])
-            with torch.autocast(device.type, dtype=torch.bfloat16):
-                scores = head.from_reduced(maps.to(device))
-            loss = tree_loss(
-                scores.float(), target[chosen].to(device), tree, weights=weight[chosen].to(device)
-            )
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss became {loss.item()} in epoch {epoch + 1}")
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            sum_loss += loss.item() * len(chosen)
-        tell(epoch + 1, epochs, loss=sum_loss / len(rows))
-    head.eval()
-
-
-def _optimiser(
-    head: FrozenHead, recipe: Recipe, steps: int
-) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.CosineAnnealingLR]:
-    trained = [value for value in head.parameters() if value.requires_grad]
-    groups = [
-        {"params": [v for v in trained if v.ndim > 1], "weight_decay": recipe.decay},
-        {"params": [v for v in trained if v.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimiser = torch.optim.AdamW(groups, lr=recipe.rate)
-    return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
+def learn(head: FrozenHead, lesson: Lesson, recipe: Recipe, tell: Callable[..., None]) -> None:
+    """Fit the head in place."""
+    head.seed(recipe.seed)
+    device = head.centre.device.type
+    fit(head, head.objective, lesson.views, lesson.rows, recipe, tell, device=device)

@@ -17,18 +17,21 @@ from models.errors import ModelError
 from models.gallery import Gallery
 from models.predictor import BACKBONE, EVIDENCE, Predictor
 from models.store import Project
+from models.views import PLAIN
 from studio.annotations import read_task
 from studio.connection import announce
 from studio.errors import PictureError, StudioError
 from studio.labelconfig import LabelConfig, parse_label_config
 from worker import fine_tuning, trainer
 from worker.errors import MisconfiguredError
+from worker.fitting import Report
 from worker.gate import LEAST, Verdict, compare, compare_figures
 from worker.gathering import Gathered, gather
 from worker.identity import check_same
 from worker.making import Made, fit_head
 from worker.order import Order
 from worker.parts import Parts
+from worker.recipe import Recipe
 from worker.snapshot import Snapshot, take
 
 log = logging.getLogger(__name__)
@@ -69,7 +72,7 @@ class Ended:
         }
 
 
-def run(order: Order, parts: Parts, progress: trainer.Report) -> Ended:
+def run(order: Order, parts: Parts, progress: Report) -> Ended:
     """Read the labels, learn from them, and tell everyone of a version that went live.
 
     Raises:
@@ -92,7 +95,7 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
     config: LabelConfig,
     snapshot: Snapshot,
     parts: Parts,
-    progress: trainer.Report,
+    progress: Report,
 ) -> Ended:
     """Train, compare, publish, point. Needs no queue, and Label Studio only for its pictures.
 
@@ -101,19 +104,27 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
     """
     started = time.monotonic()
     live = parts.store.current(project.key)
-    trainer.check_enough(len(snapshot.tasks), {label.target for label in snapshot.labels})
+    named = {node for label in snapshot.labels for node in label.nodes}
+    trainer.check_enough(len(snapshot.tasks), named)
     asked_for = order.force or bool(order.fine_tune)
     if live and not asked_for and _same_labels(parts, project, live, snapshot):
         return Ended("nothing new", f"{live} has learnt from all {len(snapshot.labels)} labels")
     gallery = parts.galleries.base()
-    gathered = gather(snapshot, gallery, parts.settings.group_field, progress)
+    recipe = Recipe.fast() if order.fast else Recipe()
+    tune = fine_tuning.wanted(order.fine_tune, parts.settings) and not order.fast
+    views = (PLAIN,) if tune else recipe.views  # a backbone that learns sees pictures, not features
+    gathered = gather(snapshot, gallery, parts.settings.group_field, progress, views)
     _check_pictures(gathered, len(snapshot.tasks))
-    tune = fine_tuning.wanted(order.fine_tune, parts.settings)
-    made = (fine_tuning.fit if tune else fit_head)(config.tree, gathered, parts, project, progress)
+    if tune:
+        made = fine_tuning.fit(config.tree, gathered, parts, project, progress)
+    else:
+        made = fit_head(config.tree, gathered, parts, project, progress, recipe)
     verdict = _gate(parts, project, live, config, gathered, made.trained)
     progress("publishing", 0, 1)
     manifest = _manifest(project, live, config, snapshot, gathered, made, verdict, started)
     version = parts.store.publish(project.key, manifest, _tensors(gathered, made))
+    if tune:
+        fine_tuning.forget(parts.settings, project.key)
     figures = {**made.trained.metrics, "calibration": made.trained.fitted.to_json()}
     if not verdict.passed:
         return Ended(

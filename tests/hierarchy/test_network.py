@@ -8,9 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hierarchy import LabelTree, log_marginals
+from hierarchy import LabelTree, log_marginals, tree_loss
 from hierarchy.errors import ShapeError
-from hierarchy.network import UNSEEN_SCORE, FrozenHead, LevelScores, ResidualHead, carry_over
+from hierarchy.network import (
+    UNSEEN_SCORE,
+    Features,
+    FrozenHead,
+    Reduction,
+    ResidualHead,
+    carry_over,
+)
 from tests.strategies import trees
 
 Build = Callable[[LabelTree], nn.Module]
@@ -20,7 +27,7 @@ CHANNELS = 5
 
 
 def frozen(tree: LabelTree) -> FrozenHead:
-    return FrozenHead(tree, CHANNELS, reduced=4, width=6, projection=3)
+    return FrozenHead(tree, CHANNELS, reduced=4, width=6, spatial=2, hidden=5, pooled=1)
 
 
 def residual(tree: LabelTree) -> ResidualHead:
@@ -62,29 +69,7 @@ def shared(old: LabelTree, new: LabelTree) -> tuple[list[int], list[int]]:
     return [old.index(path) for path in stay], [new.index(path) for path in stay]
 
 
-def fill(layer: nn.Module, weight: list[list[float]], bias: list[float] | None = None) -> None:
-    assert isinstance(layer, nn.Linear)
-    with torch.no_grad():
-        layer.weight.copy_(torch.tensor(weight))
-        if bias is not None:
-            layer.bias.copy_(torch.tensor(bias))
-
-
 def test_finer_levels_add_coarser_features_before_the_relu() -> None:
-    """By hand, z = (1, 2): h1 = relu(1 - 2) = 0, h2 = relu(-1 + 3) = 2, not relu(0 + 3) = 3."""
-    tree = LabelTree.from_paths([("a", "b"), ("a", "c")])
-    level = LevelScores(tree, width=2, projection=1)
-    fill(level.project[0], [[1, -1]])  # g1 = -1
-    fill(level.project[1], [[1, 1]])  # g2 = 3
-    fill(level.classify[0], [[10]], [0.5])
-    fill(level.classify[1], [[1], [-2]], [0, 1])
-    fill(level.skip[0], [[1, 0]])
-    fill(level.skip[1], [[0, 1], [0, 0]])
-    scores = level(torch.tensor([[1.0, 2.0]]))
-    assert scores.tolist() == [[10 * 0 + 0.5 + 1, 2 + 0 + 2, -2 * 2 + 1]]
-
-
-def test_the_paper_head_sums_its_blocks_the_same_way() -> None:
     head = settled(residual(GROCERY), seed=3)
     assert isinstance(head, ResidualHead)
     maps = torch.randn(2, CHANNELS, 4, 4)
@@ -167,19 +152,53 @@ def test_a_node_that_moved_is_a_new_one() -> None:
     assert (after[:, moved.index(("Milk", "Pear"))] == UNSEEN_SCORE).all()
 
 
+def fitted() -> Reduction:
+    draw = torch.Generator().manual_seed(4)
+    return Reduction(
+        torch.randn(4, CHANNELS, generator=draw),
+        torch.randn(4, generator=draw),
+        torch.randn(CHANNELS, generator=draw),
+        torch.rand(CHANNELS, generator=draw) + 0.5,
+    )
+
+
 def test_the_reduction_is_the_linear_map_it_was_given() -> None:
+    """Training works from features that were reduced before; serving from maps as they come."""
     head = settled(frozen(GROCERY), 0)
     assert isinstance(head, FrozenHead)
-    weight, bias, maps = torch.randn(4, CHANNELS), torch.randn(4), torch.randn(2, CHANNELS, 3, 3)
-    head.set_reduction(weight, bias)
-    reduced = torch.einsum("dc,bchw->bdhw", weight, maps) + bias[:, None, None]
-    torch.testing.assert_close(head(maps), head.from_reduced(reduced), atol=1e-5, rtol=1e-5)
+    maps = torch.randn(2, CHANNELS, 3, 3)
+    head.set_reduction(fitted())
+    torch.testing.assert_close(
+        head(maps), head.from_features(fitted().of(maps)), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_the_means_are_standardised_by_what_was_fitted() -> None:
+    reduction, maps = fitted(), torch.randn(2, CHANNELS, 3, 3)
+    seen = reduction.of(maps)
+    expected = (maps.flatten(2).mean(2) - reduction.centre) / reduction.spread
+    torch.testing.assert_close(seen.means, expected)
+    assert seen[1:].maps.shape == (1, 4, 3, 3)
+    assert len(seen) == 2
 
 
 def test_the_reduction_is_not_trained() -> None:
     trained = {name for name, value in frozen(GROCERY).named_parameters() if value.requires_grad}
-    assert not {name for name in trained if name.startswith("reduce")}
-    assert "convolve.weight" in trained
+    assert not {name for name in trained if name.startswith(("reduce", "centre", "spread"))}
+    assert {"trunk.convolve.weight", "hidden.connect.weight"} <= trained
+
+
+@pytest.mark.parametrize(("spatial", "pooled"), [(0, 1), (0, 2), (1, 0), (2, 3)])
+def test_either_kind_of_network_may_be_left_out(spatial: int, pooled: int) -> None:
+    head = FrozenHead(GROCERY, CHANNELS, reduced=4, width=6, spatial=spatial, pooled=pooled).eval()
+    scores = head(torch.randn(2, CHANNELS, 4, 4))
+    assert scores.shape == (2, len(GROCERY))
+    assert (head.reduce is None) == (spatial == 0)
+
+
+def test_a_head_of_no_network_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one network, got 0 spatial and 0 pooled"):
+        FrozenHead(GROCERY, CHANNELS, spatial=0, pooled=0)
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (1, 7), (3, 3)])
@@ -192,3 +211,42 @@ def test_small_grids_score_too(grid: tuple[int, int]) -> None:
 def test_maps_of_another_backbone_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"\(B, 5, H, W\), got \(2, 6, 4, 4\)"):
         frozen(GROCERY)(torch.zeros(2, 6, 4, 4))
+
+
+def some_features(pictures: int) -> Features:
+    return Features(torch.randn(pictures, 4, 5, 5), torch.randn(pictures, CHANNELS))
+
+
+def test_each_kind_of_network_has_half_a_say() -> None:
+    head = settled(frozen(GROCERY), 0)
+    assert isinstance(head, FrozenHead)
+    seen = some_features(3)
+    each = head.each(seen)
+    assert each.shape == (3, 3, len(GROCERY))
+    spatial, pooled = (each[:, 0] + each[:, 1]) / 2, each[:, 2]
+    torch.testing.assert_close(head.from_features(seen), (spatial + pooled) / 2)
+
+
+def test_each_network_learns_by_a_loss_of_its_own() -> None:
+    """The objective is the mean of the networks' losses, not the loss of their mean."""
+    head = settled(frozen(GROCERY), 0)
+    assert isinstance(head, FrozenHead)
+    seen, targets, weights = some_features(4), torch.tensor([0, 1, 2, 3]), torch.rand(4)
+    own = head.each(seen).unbind(1)
+    losses = torch.stack([tree_loss(s, targets, GROCERY, weights=weights) for s in own])
+    found = head.objective(seen, targets, weights)
+    torch.testing.assert_close(found, losses.mean(), atol=0.05, rtol=0.05)  # bfloat16
+    unions = torch.tensor([[0, -1], [2, 3], [1, 2], [3, -1]])
+    assert head.objective(seen, unions, weights) > 0
+
+
+def test_dropout_draws_from_the_heads_own_seed() -> None:
+    head = frozen(GROCERY).train()
+    seen = some_features(6)
+    runs = []
+    for seed in (1, 1, 2):
+        head.seed(seed)
+        runs.append(head.each(seen))
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0][:, 0], runs[2][:, 0])
+    assert not torch.equal(runs[0][:, 2], runs[2][:, 2])

@@ -26,7 +26,14 @@ NAME = "test_efficientnet"
 
 CHANNELS = 256
 
-FROZEN = {"kind": "frozen", "channels": CHANNELS, "reduced": 8, "width": 8, "projection": 4}
+FROZEN = {
+    "kind": "frozen",
+    "channels": CHANNELS,
+    "reduced": 8,
+    "width": 8,
+    "hidden": 8,
+    "pooled": 1,
+}
 
 
 def weights_file(folder: Path, seed: int = 0) -> Path:
@@ -70,7 +77,7 @@ def head_of(tree: LabelTree, network: Mapping[str, Any], seed: int = 0) -> nn.Mo
         head = build_head(tree, dict(network))
     with torch.no_grad():
         for name, value in head.named_parameters():
-            if "classify" in name or "skip" in name:
+            if "classify" in name or "score" in name:
                 value.mul_(8)
     return head.eval()
 

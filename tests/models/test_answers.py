@@ -9,6 +9,7 @@ from models.answers import answers, maps_of
 from models.gallery import Gallery, Item
 from models.predictor import BATCH, Answer, Predictor, load_predictor
 from models.store import ModelStore
+from models.views import MIRRORED, PLAIN
 from studio.errors import PictureError
 from tests.models.small import FROZEN, galleries, head_of, project, publish, weights_file
 
@@ -78,18 +79,18 @@ def test_more_pictures_than_a_batch_keep_their_order(
 
 
 def test_maps_come_stacked_in_order(gallery: Gallery) -> None:
-    both = maps_of(gallery, items(3), mirrored=False)
+    both = maps_of(gallery, items(3))
     assert both.dtype == np.float16
     for at, item in enumerate(items(3)):
-        np.testing.assert_array_equal(both[at], maps_of(gallery, [item], mirrored=False)[0])
+        np.testing.assert_array_equal(both[at], maps_of(gallery, [item])[0])
 
 
 def test_mirrored_maps_are_others(gallery: Gallery) -> None:
-    plain, mirrored = (maps_of(gallery, items(1), mirrored=turn) for turn in (False, True))
+    plain, mirrored = (maps_of(gallery, items(1), view=view) for view in (PLAIN, MIRRORED))
     assert plain.shape == mirrored.shape
     assert np.abs(plain - mirrored).max() > 0.01
 
 
 def test_a_picture_that_vanished_is_told(gallery: Gallery) -> None:
     with pytest.raises(PictureError, match="404"):
-        maps_of(gallery, [("0.png", 0), ("gone.png", 1)], mirrored=False)
+        maps_of(gallery, [("0.png", 0), ("gone.png", 1)])

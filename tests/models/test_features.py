@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as tv  # type: ignore[import-un
 from models.backbone import Preparation, load_backbone
 from models.engine import TorchEngine
 from models.features import FeatureCache, ReferenceIndex, as_kept, prepare
+from models.views import MIRRORED
 
 A, B, C = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b", b"c"))
 HOUR = 3600.0
@@ -144,16 +145,16 @@ def test_pictures_views_and_backbones_are_kept_apart(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "net-1")
     plain, mirrored, other = (as_kept(some_maps(seed)) for seed in range(3))
     cache.put(A, some_maps(0))
-    cache.put(A, some_maps(1), mirrored=True)
+    cache.put(A, some_maps(1), view=MIRRORED)
     cache.put(B, some_maps(2))
     for found, expected in (
         (cache.get(A), plain),
-        (cache.get(A, mirrored=True), mirrored),
+        (cache.get(A, view=MIRRORED), mirrored),
         (cache.get(B), other),
     ):
         assert found is not None
         np.testing.assert_array_equal(found, expected)
-    assert cache.get(B, mirrored=True) is None
+    assert cache.get(B, view=MIRRORED) is None
     assert FeatureCache(tmp_path, "net-2").get(A) is None
 
 

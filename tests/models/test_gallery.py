@@ -21,6 +21,7 @@ from models.backbone import Backbone, Preparation, load_backbone
 from models.engine import Engine, Maps, OpenVINOEngine, Pixels, TorchEngine
 from models.features import FeatureCache, KeptMaps, ReferenceIndex, as_kept, prepare
 from models.gallery import Gallery, Item
+from models.views import LEARNT_FROM, MIRRORED, PLAIN, crop
 from studio.errors import PictureError
 from studio.pictures import Picture, PictureFetcher, PictureLimits, decode
 
@@ -81,10 +82,15 @@ def tiny() -> Engine:
     return TorchEngine(Backbone("tiny", module, 8, 4, SMALL, "tiny-0"))
 
 
-def expected(engine: Engine, data: bytes, *, mirrored: bool = False) -> KeptMaps:
+def expected(engine: Engine, data: bytes, *, view: int = PLAIN) -> KeptMaps:
     """One picture, by hand."""
-    pixels = prepare(Image.open(io.BytesIO(data)), SMALL)[None]
-    return as_kept(engine.maps(pixels[..., ::-1] if mirrored else pixels)[0])
+    image = Image.open(io.BytesIO(data))
+    if view > MIRRORED:
+        pixels = crop(image, SMALL, view, hashlib.sha256(data).hexdigest())
+    else:
+        whole = prepare(image, SMALL)
+        pixels = whole[..., ::-1] if view == MIRRORED else whole
+    return as_kept(engine.maps(pixels[None])[0])
 
 
 def assert_close(found: Any, right: KeptMaps) -> None:
@@ -119,11 +125,11 @@ def test_the_fetcher_learns_the_task(tiny: Engine) -> None:
 def test_mirrored_maps_are_those_of_the_flipped_picture(tiny: Engine) -> None:
     source = shelf(2)
     gallery = Gallery(source, tiny, SMALL)
-    for i, maps in enumerate(gallery.maps(items(2), mirrored=True)):
-        assert_close(maps, expected(tiny, source.blobs[f"{i}.png"], mirrored=True))
+    for i, maps in enumerate(gallery.maps(items(2), view=MIRRORED)):
+        assert_close(maps, expected(tiny, source.blobs[f"{i}.png"], view=MIRRORED))
 
 
-def test_pairs_fetch_and_decode_each_picture_once(
+def test_all_views_of_a_picture_cost_one_fetch_and_one_decoding(
     tiny: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: Counter[bytes] = Counter()
@@ -134,14 +140,32 @@ def test_pairs_fetch_and_decode_each_picture_once(
 
     monkeypatch.setattr("models.gallery.decode", counting)
     source = shelf(40)
-    pairs = Gallery(source, tiny, SMALL).pairs(items(40))
+    found = dict(Gallery(source, tiny, SMALL).stream_views(items(40), LEARNT_FROM))
     assert set(source.fetched.values()) == set(decoded.values()) == {1}
-    assert len(pairs) == len(decoded) == 40
-    for i, pair in enumerate(pairs):
-        assert isinstance(pair, tuple)
-        plain, mirrored = pair
-        assert_close(plain, expected(tiny, source.blobs[f"{i}.png"]))
-        assert_close(mirrored, expected(tiny, source.blobs[f"{i}.png"], mirrored=True))
+    assert len(found) == len(decoded) == 40
+    for i, views in found.items():
+        assert isinstance(views, dict)
+        assert tuple(views) == LEARNT_FROM
+        for view, maps in views.items():
+            assert_close(maps, expected(tiny, source.blobs[f"{i}.png"], view=view))
+
+
+def test_only_views_that_are_missing_are_inferred(tiny: Engine, tmp_path: Path) -> None:
+    class Counting:
+        name, passed = "counting", 0
+
+        def maps(self, batch: Pixels) -> Maps:
+            self.passed += len(batch)
+            return tiny.maps(batch)
+
+    engine = Counting()
+    gallery = Gallery(shelf(5), engine, SMALL, **caches(tmp_path))
+    gallery.maps(items(5))
+    assert engine.passed == 5
+    list(gallery.stream_views(items(5), (PLAIN, MIRRORED, 2)))
+    assert engine.passed == 15
+    list(gallery.stream_views(items(5), (PLAIN, MIRRORED, 2)))
+    assert engine.passed == 15
 
 
 def caches(root: Path) -> dict[str, Any]:
@@ -191,9 +215,8 @@ def test_one_view_in_the_cache_is_not_both(tiny: Engine, tmp_path: Path) -> None
     source = shelf(3)
     gallery = Gallery(source, tiny, SMALL, **caches(tmp_path))
     gallery.maps(items(3))
-    for i, pair in enumerate(gallery.pairs(items(3))):
-        assert isinstance(pair, tuple)
-        assert_close(pair[1], expected(tiny, source.blobs[f"{i}.png"], mirrored=True))
+    for i, maps in enumerate(gallery.maps(items(3), view=MIRRORED)):
+        assert_close(maps, expected(tiny, source.blobs[f"{i}.png"], view=MIRRORED))
 
 
 def test_pruned_features_are_fetched_again(tiny: Engine, tmp_path: Path) -> None:
@@ -252,13 +275,10 @@ def test_progress_counts_up_to_all(tiny: Engine) -> None:
     assert steps == [(n, 40) for n in range(1, 41)]
 
 
-def test_pairs_report_progress_and_errors(tiny: Engine) -> None:
-    steps: list[tuple[int, int]] = []
-    pairs = Gallery(shelf(1), tiny, SMALL).pairs(
-        items(2), progress=lambda n, of: steps.append((n, of))
-    )
-    assert isinstance(pairs[1], PictureError)
-    assert steps == [(1, 2), (2, 2)]
+def test_a_picture_that_is_gone_is_its_own_error_in_all_views(tiny: Engine) -> None:
+    found = dict(Gallery(shelf(1), tiny, SMALL).stream_views(items(2), LEARNT_FROM))
+    assert isinstance(found[0], dict)
+    assert isinstance(found[1], PictureError)
 
 
 def test_a_stream_gives_each_position_once(tiny: Engine) -> None:

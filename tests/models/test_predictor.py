@@ -13,7 +13,7 @@ from torch import nn
 
 from hierarchy import LabelTree, log_marginals
 from hierarchy.calibration import Evidence, fit_rule
-from hierarchy.choice import candidates, choose_depth, corrected
+from hierarchy.choice import DepthRule, Reason, candidates, choose_depth, corrected
 from hierarchy.network import UNSEEN_SCORE
 from models.errors import ModelStoreError, UnknownVersionError
 from models.predictor import Predictors, build_head, load_predictor, read_evidence
@@ -287,3 +287,108 @@ def test_a_failed_load_is_tried_again(store: ModelStore) -> None:
         predictors.get(project(), "v1")
     publish(store, project(), TREE, head_of(TREE, FROZEN))
     assert predictors.get(project(), "v1").version == "v1"
+
+
+# Why it stops
+
+
+def test_every_answer_says_why_it_goes_no_deeper(
+    store: ModelStore, maps: NDArray[np.float16]
+) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    loose = load_predictor(store, project(), version)
+    for own in (loose, loose.under(replace(loose.rule, price=300.0))):
+        for answer in own.answer(maps):
+            ends = answer.path in {TREE.paths[leaf] for leaf in TREE.leaves}
+            assert (answer.reason == Reason.DEEPEST) == ends
+            assert answer.why.startswith("There is nothing below") == ends
+    strict = {a.reason for a in loose.under(replace(loose.rule, price=300.0)).answer(maps)}
+    assert Reason.RISK in strict
+
+
+def test_the_refused_label_and_its_probability_are_named(
+    store: ModelStore, maps: NDArray[np.float16]
+) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    own = load_predictor(store, project(), version)
+    own = own.under(replace(own.rule, price=300.0))
+    found, _ = own.guesses(maps)
+    sure = corrected(found.probability, own.rule.platt)
+    refused = [
+        (row, answer) for row, answer in enumerate(own.answer(maps)) if answer.reason == Reason.RISK
+    ]
+    assert refused
+    for row, answer in refused:
+        level = len(answer.path or ())
+        assert f"'{TREE.names[found.nodes[row, level]]}'" in answer.why
+        assert f"about {100 * sure[row, level]:.0f} %" in answer.why
+        assert "target 90 %" in answer.why
+
+
+def test_nothing_shown_says_why(store: ModelStore, maps: NDArray[np.float16]) -> None:
+    nothing = Evidence(np.empty((0, 2)), np.empty((0, 2), dtype=np.int64))
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=nothing)
+    answers = load_predictor(store, project(), version).answer(maps)
+    assert {answer.reason for answer in answers} == {Reason.NOTHING}
+
+
+# The rule that feedback led to
+
+
+def following(store: ModelStore, version: str, rule: DepthRule) -> None:
+    store.write_following(project().key, version, {"rule": rule.to_json()})
+
+
+def test_a_rule_that_feedback_led_to_is_used_without_a_restart(
+    store: ModelStore, maps: NDArray[np.float16]
+) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    predictors = Predictors(store)
+    before = predictors.get(project(), version)
+    assert max(len(answer.path or ()) for answer in before.answer(maps)) == 2
+    following(store, version, replace(before.rule, price=1e6))
+    after = predictors.get(project(), version)
+    assert (after.rule.price, after.own_rule) == (1e6, before.rule)
+    assert after.head is before.head
+    assert predictors.get(project(), version) is after
+    expected = replace(before.rule, price=1e6)
+    found = candidates(before.log_probabilities(maps), TREE)
+    depth = choose_depth(corrected(found.probability, expected.platt), expected)
+    assert [len(answer.path or ()) for answer in after.answer(maps)] == depth.tolist()
+    following(store, version, replace(before.rule, price=2e6))
+    assert predictors.get(project(), version).rule.price == 2e6
+    assert Predictors(store).get(project(), version).rule.price == 2e6
+
+
+def test_feedback_under_another_target_or_depth_is_no_promise(store: ModelStore) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    predictors = Predictors(store)
+    own = predictors.get(project(), version).rule
+    following(store, version, replace(own, price=7.0))
+    assert predictors.get(project(), version).rule.price == 7.0
+    for wish in ({"target_accuracy": 0.8}, {"maximum_depth": 1}, {"minimum_depth": 2}):
+        asked = predictors.get(project(**wish), version)
+        assert asked.rule == asked.own_rule
+        assert asked.rule.price != 7.0
+
+
+@pytest.mark.parametrize("kept", [{"rule": None}, {}, {"rule": {"price": 3}}, {"rule": "cheap"}])
+def test_the_own_rule_holds_where_feedback_left_none(
+    store: ModelStore, kept: dict[str, Any]
+) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    store.write_following(project().key, version, kept)
+    predictor = Predictors(store).get(project(), version)
+    assert predictor.rule == predictor.own_rule
+
+
+def test_the_own_rule_holds_where_what_feedback_left_is_damaged(
+    store: ModelStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    store.write_following(project().key, version, {"rule": None})
+    file = store.root / "projects" / project().key / "following" / f"{version}.json"
+    file.write_text("{", encoding="utf-8")
+    predictors = Predictors(store)
+    assert predictors.get(project(), version).rule == predictors.get(project(), version).own_rule
+    assert caplog.text.count("own rule holds") == 1

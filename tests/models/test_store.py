@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import time
@@ -436,3 +437,83 @@ def test_leftovers_of_killed_publishers_go_after_a_day(tmp_path: Path) -> None:
     store.publish("studio-1-1", {}, {"weight": torch.zeros(1)})
     assert not old.exists()
     assert fresh.exists()
+
+
+# What is kept beside a version
+
+
+def kept_file(store: ModelStore, version: str = "v1") -> Path:
+    return folder(store) / "following" / f"{version}.json"
+
+
+def contents(store: ModelStore, version: str) -> dict[str, bytes]:
+    files = (folder(store) / "versions" / version).iterdir()
+    return {path.name: path.read_bytes() for path in files}
+
+
+def test_what_is_kept_beside_a_version_comes_back_and_leaves_the_version_alone(
+    store: ModelStore,
+) -> None:
+    version = publish(store)
+    before = contents(store, version)
+    assert store.read_following(KEY_OF, version) is None
+    assert store.following_stamp(KEY_OF, version) is None
+    store.write_following(KEY_OF, version, {"rows": [1, 0.25], "why": "Äpfel"})
+    assert store.read_following(KEY_OF, version) == {"rows": [1, 0.25], "why": "Äpfel"}
+    first = store.following_stamp(KEY_OF, version)
+    store.write_following(KEY_OF, version, {"rows": [], "why": ""})
+    assert store.read_following(KEY_OF, version) == {"rows": [], "why": ""}
+    assert None is not first != store.following_stamp(KEY_OF, version)
+    assert contents(store, version) == before
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "v2"])
+def test_nothing_is_kept_beside_what_is_no_version(store: ModelStore, name: str) -> None:
+    publish(store)
+    with pytest.raises(UnknownVersionError):
+        store.write_following(KEY_OF, name, {})
+    assert not list(store.root.rglob("following/*"))
+
+
+def test_what_was_damaged_is_told_and_can_be_written_anew(store: ModelStore) -> None:
+    publish(store)
+    store.write_following(KEY_OF, "v1", {"rows": [1, 2, 3]})
+    whole = kept_file(store).read_bytes()
+    for damaged in (whole[:-9], whole.replace(b"1, 2", b"1, 4"), b"[]", b'{"format": 99}'):
+        kept_file(store).write_bytes(damaged)
+        with pytest.raises(ModelStoreError):
+            store.read_following(KEY_OF, "v1")
+    store.write_following(KEY_OF, "v1", {"rows": []})
+    assert store.read_following(KEY_OF, "v1") == {"rows": []}
+
+
+def test_what_was_kept_goes_with_its_version(store: ModelStore) -> None:
+    for name in (publish(store), publish(store), publish(store)):
+        store.write_following(KEY_OF, name, {"of": name})
+    shutil.rmtree(folder(store) / "versions" / "v1")
+    shutil.rmtree(folder(store) / "versions" / "v3")
+    with pytest.raises(UnknownVersionError):
+        store.read_following(KEY_OF, "v1")
+    again = store.publish(KEY_OF, {}, {"a": torch.zeros(2)})
+    assert again == "v3"
+    assert store.read_following(KEY_OF, "v3") is None  # kept for another version of that name
+    store.write_following(KEY_OF, "v2", {"of": "v2"})
+    assert sorted(path.name for path in (folder(store) / "following").iterdir()) == [
+        "v2.json",
+        "v3.json",
+    ]
+
+
+def test_a_store_that_cannot_be_written_keeps_what_was_kept(store: ModelStore) -> None:
+    publish(store)
+    store.write_following(KEY_OF, "v1", {"rows": []})
+    before = kept_file(store).read_bytes()
+    target = kept_file(store).parent
+    target.rename(target.with_name("elsewhere"))
+    target.write_text("a file where the folder should be")
+    with pytest.raises(ModelStoreError, match="cannot write to the model store"):
+        store.write_following(KEY_OF, "v1", {"rows": [1]})
+    target.unlink()
+    target.with_name("elsewhere").rename(target)
+    assert kept_file(store).read_bytes() == before
+    assert [path.name for path in target.iterdir()] == ["v1.json"]

@@ -1,6 +1,7 @@
 """Training learns from labels of any depth, judges honestly, and stops when told to."""
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -11,9 +12,17 @@ from numpy.typing import NDArray
 
 from hierarchy import LabelTree, log_marginals
 from hierarchy.choice import candidates
-from hierarchy.network import FrozenHead
+from hierarchy.network import Features, FrozenHead
+from models.views import MIRRORED, PLAIN
 from worker.recipe import Recipe
-from worker.trainer import Examples, Maps, TooFewLabelsError, Trained, judge, train
+from worker.trainer import (
+    Examples,
+    Maps,
+    TooFewLabelsError,
+    Trained,
+    judge,
+    train,
+)
 from worker.trainer import log_probabilities as judged_by
 
 TREE = LabelTree.from_paths(
@@ -23,7 +32,17 @@ LEAVES = np.array(TREE.leaves)
 CHANNELS = 12
 
 SMALL = Recipe(
-    reduced=8, width=16, projection=8, epochs=4, least_steps=80, batch=32, folds=3, rate=5e-3
+    views=(0, 1),
+    reduced=8,
+    width=16,
+    pooled=1,
+    hidden=16,
+    epochs=4,
+    least_steps=80,
+    batch=32,
+    folds=3,
+    rate=5e-3,
+    pooled_rate=5e-3,
 )
 
 
@@ -57,12 +76,13 @@ def examples(
 ) -> Examples:
     """One label a picture."""
 
-    def read(positions: Sequence[int], mirrored: bool) -> Maps:  # noqa: FBT001
+    def read(positions: Sequence[int], view: int) -> Maps:
         found = maps[list(positions)]
-        return found[..., ::-1].copy() if mirrored else found
+        return found[..., ::-1].copy() if view == MIRRORED else found
 
     return Examples(
         read=read,
+        views=SMALL.views,
         pictures=len(maps),
         picture=np.arange(len(maps)),
         target=target,
@@ -148,7 +168,7 @@ def test_the_same_seed_gives_the_same_weights(plain: Examples, trained: Trained)
 
 def test_another_seed_gives_other_weights(plain: Examples, trained: Trained) -> None:
     other = train(TREE, plain, replace(SMALL, seed=1), target=0.9, report=silent)
-    name = "convolve.weight"
+    name = "trunk.convolve.weight"
     assert not torch.equal(other.head.state_dict()[name], trained.head.state_dict()[name])
 
 
@@ -157,11 +177,13 @@ def test_the_trained_head_takes_maps_as_they_come(plain: Examples, trained: Trai
     head = trained.head
     assert isinstance(head, FrozenHead)
     assert not head.training
-    maps = torch.from_numpy(plain.read(range(20), False)).float()  # noqa: FBT003
+    maps = torch.from_numpy(plain.read(range(20), PLAIN)).float()
     with torch.inference_mode():
         served = log_marginals(head(maps).double(), TREE).numpy()
-        reduced = head.reduce(maps).bfloat16()
-    np.testing.assert_allclose(judged_by(head, TREE, reduced), served, atol=0.3)
+        assert head.reduce is not None
+        means = (maps.mean(dim=(2, 3)) - head.centre) / head.spread
+        seen = Features(head.reduce(maps).bfloat16(), means)
+    np.testing.assert_allclose(judged_by(head, TREE, seen), served, atol=0.3)
 
 
 def test_several_annotators_count_for_their_weight() -> None:
@@ -293,9 +315,55 @@ def test_raising_in_the_report_stops_the_run(plain: Examples, stage: str) -> Non
 
 
 def test_no_maps_have_no_probabilities(trained: Trained) -> None:
+    none = Features(torch.empty(0, 8, 4, 4), torch.empty(0, CHANNELS))
     assert isinstance(trained.head, FrozenHead)
-    assert judged_by(trained.head, TREE, torch.empty(0, 8, 4, 4)).shape == (0, len(TREE))
+    assert judged_by(trained.head, TREE, none).shape == (0, len(TREE))
 
 
 def test_a_recipe_is_plain_data() -> None:
-    assert Recipe(**SMALL.to_json()) == SMALL
+    written = json.loads(json.dumps(SMALL.to_json()))
+    assert Recipe(**{**written, "views": tuple(written["views"])}) == SMALL
+
+
+def test_one_of_these_is_learnt_as_such() -> None:
+    """Each picture is said to be its leaf or another, drawn anew: only the leaf is always named."""
+    leaves = leaves_of(160)
+    other = np.random.default_rng(0).choice(LEAVES, len(leaves))
+    base = examples(pictures(leaves, seed=1), leaves)
+    pairs = np.where(other == leaves, -1, other)
+    unions = replace(base, target=np.stack([leaves, pairs], axis=1))
+    assert accuracy(train(TREE, unions, SMALL, target=0.9, report=silent), level=1) > 0.9
+
+
+def test_both_kinds_of_network_have_learnt(plain: Examples, trained: Trained) -> None:
+    head = trained.head
+    assert isinstance(head, FrozenHead)
+    maps = torch.from_numpy(plain.read(range(40), PLAIN)).float()
+    right = torch.from_numpy(plain.truth[:40])
+    with torch.inference_mode():
+        assert head.reduce is not None
+        seen = Features(head.reduce(maps), (maps.mean(dim=(2, 3)) - head.centre) / head.spread)
+        spatial, pooled = head.each(seen).unbind(1)
+    assert (spatial - pooled).abs().mean() > 0.1
+    for own in (spatial, pooled):
+        best = torch.from_numpy(LEAVES)[log_marginals(own, TREE)[:, LEAVES].argmax(1)]
+        assert (best == right).float().mean() > 0.8
+
+
+def test_the_fast_recipe_learns_without_looking_at_positions(plain: Examples) -> None:
+    quick = replace(Recipe.fast(), views=SMALL.views, hidden=16, least_steps=80, folds=3)
+    found = train(TREE, plain, quick, target=0.9, report=silent)
+    assert isinstance(found.head, FrozenHead)
+    assert found.head.trunk is None
+    assert accuracy(found, level=1) > 0.9
+
+
+def test_networks_that_see_means_learn_at_a_rate_of_their_own(plain: Examples) -> None:
+    frozen = replace(SMALL, pooled_rate=0.0)
+    head = train(TREE, plain, frozen, target=0.9, report=silent).head
+    torch.manual_seed(frozen.seed)
+    state = head.state_dict()
+    fresh = FrozenHead(TREE, CHANNELS, **frozen.sizes()).state_dict()
+    assert torch.equal(state["hidden.connect.weight"], fresh["hidden.connect.weight"])
+    assert torch.equal(state["score.1.weight"], fresh["score.1.weight"])
+    assert not torch.equal(state["score.0.weight"], fresh["score.0.weight"])
