@@ -1,5 +1,6 @@
 """GET /ready and /metrics: for operators."""
 
+import logging
 import time
 
 from flask import Blueprint, Flask, Response, g, request
@@ -7,10 +8,12 @@ from flask.typing import ResponseReturnValue
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
 from backend.services import services
+from backend.versions import shown_since
 from models.errors import ModelStoreError
 from worker.errors import MisconfiguredError
 from worker.queue import RedisError
 
+log = logging.getLogger(__name__)
 bp = Blueprint("operations", __name__)
 
 #: Bounds in seconds; Label Studio gives a webhook one second and a prediction a hundred.
@@ -22,6 +25,9 @@ SECONDS = Histogram(
 PICTURES = Counter("hrn_pictures_total", "Pictures asked about", ["outcome"])
 DEPTH = Gauge("hrn_queue_depth", "Jobs that wait")
 WORKERS = Gauge("hrn_workers", "Workers that serve the queue")
+OF_LEVEL = ["project", "version", "level"]
+ACCURACY = Gauge("hrn_shown_accuracy", "Share of shown labels that annotators confirmed", OF_LEVEL)
+CHECKED = Gauge("hrn_shown_checked", "Shown labels that annotators' answers could check", OF_LEVEL)
 
 
 def measure(app: Flask) -> None:
@@ -75,4 +81,24 @@ def metrics() -> ResponseReturnValue:
     except (RedisError, MisconfiguredError):
         DEPTH.set(float("nan"))
         WORKERS.set(float("nan"))
+    _tell_accuracy()
     return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
+
+
+def _tell_accuracy() -> None:
+    """Set the figures of every live version; those of versions that were live before go."""
+    store = services().parts.store
+    for gauge in (ACCURACY, CHECKED):
+        gauge.clear()
+    for project in store.projects():
+        try:
+            version = store.current(project.key)
+        except ModelStoreError as error:  # /ready and doctor tell of it; the other figures stand
+            log.warning("no figures project=%s: %s", project.key, error)
+            continue
+        told = None if version is None else shown_since(store, project.key, version)
+        for row in [] if told is None else told["levels"]:
+            labels = (project.key, version, row["level"])
+            CHECKED.labels(*labels).set(row["checked"])
+            if row["accuracy"] is not None:
+                ACCURACY.labels(*labels).set(row["accuracy"])

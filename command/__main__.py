@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from command import evaluate
 from worker.settings import SettingError, Settings
 
 #: Where the demo lives, so that `hrn up` and `hrn demo` do not meet.
@@ -50,6 +51,7 @@ def _ours(error: Exception) -> bool:
     from command.redis_server import NoRedisError
     from command.samples import SamplesError
     from command.supervisor import StartError
+    from experiments.errors import ExperimentError
     from hierarchy.errors import HierarchyError
     from models.errors import ModelError
     from studio.errors import StudioError
@@ -61,6 +63,7 @@ def _ours(error: Exception) -> bool:
         NoRedisError,
         SamplesError,
         StartError,
+        ExperimentError,
         ModelError,
         StudioError,
         JobError,
@@ -118,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_servers(command)
     _add_training(command)
     _add_versions(command)
+    text = "compare methods on a folder of labelled photos, as the published experiments do"
+    evaluate.add_arguments(command("evaluate", evaluate.run, text))
     doctor = command("doctor", _doctor, "what is wrong and how to mend it", as_json=True)
     doctor.add_argument("--project", type=int, help="one project's number (default: all)")
     return parser
@@ -142,6 +147,7 @@ def _add_training(command: _Commands) -> None:
     connect.add_argument("--project", type=int, required=True, help="its number in Label Studio")
     train = command("train", _train, "ask for a training", project=True, as_json=True)
     train.add_argument("--force", action="store_true", help="even if no label is new")
+    train.add_argument("--fast", action="store_true", help="a small head, in seconds")
     tune = train.add_mutually_exclusive_group()
     tune.set_defaults(fine_tune=None)
     tune.add_argument("--fine-tune", action="store_true", help="the backbone too")
@@ -161,10 +167,31 @@ def _add_versions(command: _Commands) -> None:
     promote = command("promote", _promote, text, project=True)
     promote.add_argument("version")
     promote.add_argument("--pin", action="store_true", help="keep it live whatever is trained next")
+    text = "how deep pre-labels may go, and the accuracy that they keep; without options, as it is"
+    depth = command("depth", _depth, text, project=True, as_json=True)
+    depth.add_argument("--target", type=float, help="accuracy of shown labels, between 0 and 1")
+    depth.add_argument("--minimum", type=int, help="shallowest depth shown, 1 for the top level")
+    depth.add_argument("--maximum", type=int, help="deepest depth shown, 0 for no limit")
+    each = "the target holds for each level shown, not only on average"
+    depth.add_argument("--strict", action=argparse.BooleanOptionalAction, help=each)
     text = "go back to the version that was live before, and stay there"
     command("rollback", _rollback, text, project=True)
     predict = command("predict", _predict, "answers for picture files", project=True, as_json=True)
     predict.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    text = "draw here, as a PNG, where the network looked for each level"
+    predict.add_argument("--heatmap", type=Path, metavar="OUT.png", help=text)
+
+
+def _depth(arguments: Arguments, settings: Settings) -> int:
+    from command import projects
+    from worker.parts import Parts
+
+    parts = Parts(settings)
+    project = projects.find(parts, arguments.project)
+    wishes = (arguments.target, arguments.minimum, arguments.maximum, arguments.strict)
+    told = projects.limit_depth(parts, project, *wishes)
+    _print(told, projects.depth_text(told), as_json=arguments.json)
+    return 0
 
 
 def _demo(arguments: Arguments, settings: Settings) -> int:
@@ -236,7 +263,13 @@ def _train(arguments: Arguments, settings: Settings) -> int:
         job = parts.board.cancel(project.key)
         print("nothing runs or waits" if job is None else f"{job} was asked to stop")
         return 0 if job else 1
-    order = Order(project.key, "hrn train", force=arguments.force, fine_tune=arguments.fine_tune)
+    order = Order(
+        project.key,
+        "hrn train",
+        force=arguments.force,
+        fine_tune=arguments.fine_tune,
+        fast=arguments.fast,
+    )
     asked = projects.ask_training(parts, project, order)
     if not arguments.wait:
         _print(asked, f"{asked['state']}: job {asked['job']}", as_json=arguments.json)
@@ -309,11 +342,16 @@ def _rollback(arguments: Arguments, settings: Settings) -> int:
 
 
 def _predict(arguments: Arguments, settings: Settings) -> int:
-    from command import projects
+    from command import heatmap, projects
     from worker.parts import Parts
 
     parts = Parts(settings)
-    rows = projects.predict(parts, projects.find(parts, arguments.project), arguments.files)
+    if arguments.heatmap:
+        heatmap.check_wish(arguments.heatmap, arguments.files)
+    project = projects.find(parts, arguments.project)
+    rows = projects.predict(parts, project, arguments.files)
+    if arguments.heatmap:
+        heatmap.write_heatmap(parts, project, arguments.files, arguments.heatmap)
     lines = [
         f"{row['file']}: {row['problem']}"
         if "problem" in row

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.report import Figure
 from worker.recipe import Recipe
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from experiments.report import Results, Row
 
 log = logging.getLogger(__name__)
+
+#: Orders of arrival a head in the study of depth; each takes some seconds.
+ORDERS = 5
 
 #: What is printed; all the rest is in the file.
 FIGURES = (
@@ -53,8 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights", type=Path, help="its weights, where they are not installed")
     add("--jobs", type=int, default=2, help="runs at a time")
     add("--out", type=Path, default=Path("var/evaluation"), help="folder for figures and plots")
+    add("--again", action="store_true", help="also runs whose figures stand in --out already")
     add("--json", action="store_true", help="print the results as JSON")
     add("--fine-tune", action="store_true", help="train the backbone too, on a GPU if there is one")
+    add("--depth", action="store_true", help="also: how deep the answers of hrn may be shown")
     add("--grow", type=int, metavar="N", help="N leaves come late: growing against training anew")
     add("--steps", type=int, help="with --fine-tune: stop after so many steps, to try it out")
     add("--heads", nargs="+", help="with --fine-tune: residual, shared, pooled, flat")
@@ -90,6 +95,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     results = report.Results((), _conditions(arguments, dataset.name, backbone.fingerprint))
     if results_file.exists():  # more methods or seeds of the same comparison
         results = report.merge([report.read(results_file), results])
+    known = set() if arguments.again else {row.key for row in results.rows}
+    runs = [run for run in runs if (run.method, run.share, run.seed) not in known]
     with tempfile.TemporaryDirectory(dir=arguments.out) as folder:
         album = Album(backbone, settings.home / "evaluation")
         material = gather(
@@ -106,8 +113,44 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             _keep(done, arguments.out)
             _say(f"{number + 1} of {len(runs)}: {_told(done.row)}")
         _plots(results, material, arguments.out)
+        if arguments.depth:
+            _depth(arguments, material)
     print(json.dumps(results.to_json()) if arguments.json else report.text(results, FIGURES))
     return 0
+
+
+def _depth(arguments: argparse.Namespace, material: "Material") -> None:
+    """Both studies of `experiments.depth` on what `hrn` said of the photos, by share relabelled."""
+    from safetensors.numpy import load_file
+
+    from experiments import depth
+
+    told = {}
+    for share in arguments.relabel:
+        files = [
+            arguments.out / "probabilities" / f"hrn-{100 * share:g}-{seed}.safetensors"
+            for seed in range(arguments.seeds)
+        ]
+        found = [load_file(file) for file in files]
+
+        def held(name: str, found: "list[dict[str, Any]]" = found) -> "list[depth.Held]":
+            targets = material.judged[name].targets
+            return [
+                depth.held(one[name].astype("float64"), targets, material.tree) for one in found
+            ]
+
+        val, test = held("val"), held("test")
+        rows: list[depth.Bootstrap | depth.Stream] = [
+            *depth.bootstrap(test),
+            *depth.bootstrap(test, strict=True),
+        ]
+        for feedback in (1.0, 0.2):
+            for target in depth.TARGETS:
+                one = depth.stream(val, test, target=target, feedback=feedback, orders=ORDERS)
+                rows.append(one)
+                _say(f"{100 * share:g} % relabelled, {100 * feedback:g} % answered, {target}: done")
+        told[f"{100 * share:g}"] = depth.to_json(rows)
+    (arguments.out / "depth.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
 
 
 def _grow(arguments: argparse.Namespace, material: "Material", recipe: Recipe) -> int:

@@ -2,15 +2,16 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hierarchy.feedback import preview
 from models.answers import answers
 from models.errors import ModelError
 from models.galleries import Galleries
-from models.predictor import Answer
+from models.predictor import Answer, read_evidence
 from models.store import Project, project_key
 from studio.connection import Connected, connect
 from studio.contract import project_key as studio_key
@@ -106,6 +107,7 @@ def project_status(parts: Parts, project: Project) -> dict[str, Any]:
             told["problem"] = str(error)
         else:
             told |= {key: manifest[key] for key in ("metrics", "calibration", "labels")}
+            told["following"] = following(parts, project, version)
     try:
         state, job = parts.board.state(project.key)
         runs = parts.board.runs(project.key)
@@ -133,6 +135,8 @@ def describe(told: dict[str, Any]) -> str:
         lines.append(
             f"  learnt from {told['labels']['labels']} labels; held out, {levels(told['metrics'])}"
         )
+    if told.get("following"):
+        lines.append(f"  {seen_since(told['following'])}")
     if progress := told.get("progress"):
         left = progress.get("seconds_left")
         tail = "" if left is None else f", {left:.0f} s left in this stage"
@@ -179,6 +183,29 @@ def levels(metrics: dict[str, Any]) -> str:
     return ", ".join(parts) + " right" if parts else "nothing could be checked"
 
 
+def following(parts: Parts, project: Project, version: str) -> dict[str, Any] | None:
+    """What annotators' answers say of the labels that a version showed, None if nothing yet."""
+    try:
+        kept = parts.store.read_following(project.key, version)
+    except ModelError as error:
+        return {"problem": str(error)}
+    return None if kept is None else kept.get("told")
+
+
+def seen_since(told: dict[str, Any]) -> str:
+    """The running accuracy of shown labels, in words."""
+    if "problem" in told:
+        return f"answers to pre-labels: {told['problem']}"
+    parts = [
+        f"{'all' if not row['level'] else 'level ' + str(row['level'])} {row['accuracy']:.0%} of "
+        f"{row['checked']} ({row['low']:.0%} to {row['high']:.0%})"
+        for row in told["levels"]
+        if row["accuracy"] is not None
+    ]
+    what = ", ".join(parts) + " right" if parts else "none could be checked yet"
+    return f"shown since, by annotators' answers: {what}; {told['grounds']}"
+
+
 def versions(parts: Parts, project: Project) -> list[dict[str, Any]]:
     """Every version with its figures, oldest first."""
     current, told = parts.store.current(project.key), []
@@ -191,6 +218,7 @@ def versions(parts: Parts, project: Project) -> list[dict[str, Any]]:
         else:
             keys = ("published_at", "parent", "metrics", "calibration", "labels", "gate", "seconds")
             row |= {key: manifest.get(key) for key in keys}
+            row["following"] = following(parts, project, name)
         told.append(row)
     return told
 
@@ -292,4 +320,81 @@ def _told(file: Path, found: Answer | PictureError, version: str) -> dict[str, A
         "probability": round(found.probability, 4),
         "best_leaf": found.leaf,
         "confidence": round(found.confidence, 4),
+        "reason": found.why,
     }
+
+
+def limit_depth(  # noqa: PLR0913 - a project, and each thing that may be asked of it
+    parts: Parts,
+    project: Project,
+    target: float | None,
+    minimum: int | None,
+    maximum: int | None,
+    strict: bool | None,  # noqa: FBT001 - yes, no or as it is
+) -> dict[str, Any]:
+    """Set what is asked for, and tell what would be shown at which depth.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+    if target is not None and not 0 < target < 1:
+        raise UsageError(f"--target must lie between 0 and 1, got {target}: 0.95 means 95 %")
+    lowest = project.minimum_depth if minimum is None else minimum
+    highest = project.maximum_depth if maximum is None else maximum or None
+    if lowest < 1 or (highest is not None and highest < lowest):
+        raise UsageError(
+            f"expected 1 <= --minimum <= --maximum, got {lowest} and {highest or 'no limit'}"
+        )
+    asked = replace(
+        project,
+        target_accuracy=project.target_accuracy if target is None else target,
+        minimum_depth=lowest,
+        maximum_depth=highest,
+        strict=project.strict if strict is None else strict,
+    )
+    if asked != project:
+        parts.store.save_project(asked)
+        if (live := parts.store.current(project.key)) is not None:
+            parts.board.note_moved(project.key, live)  # open tasks get answers by the new rule
+    told: dict[str, Any] = {
+        "project": asked.key,
+        "target": asked.target_accuracy or parts.settings.target_accuracy,
+        "minimum": asked.minimum_depth,
+        "maximum": asked.maximum_depth,
+        "strict": asked.strict,
+        "version": None,
+    }
+    return {**told, **_preview(parts, asked)}
+
+
+def _preview(parts: Parts, project: Project) -> dict[str, Any]:
+    """What the live version would show of the pictures that it was checked on."""
+    live = parts.store.current(project.key)
+    seen = read_evidence(parts.store.weights(project.key, live)) if live else None
+    if live is None or seen is None:
+        return {}
+    found = preview(
+        seen,
+        target=project.target_accuracy or parts.settings.target_accuracy,
+        minimum=project.minimum_depth,
+        maximum=project.maximum_depth,
+        strict=project.strict,
+    )
+    shares = [round(share, 4) for share in found.depths]
+    return {"version": live, "standing": found.standing, "shares": shares}
+
+
+def depth_text(told: Mapping[str, Any]) -> str:
+    """The same for people."""
+    limit = "any depth" if told["maximum"] is None else f"depth {told['maximum']}"
+    of_what = "on each level" if told["strict"] else "of shown labels"
+    lines = [f"target {told['target']:.0%} {of_what}, from depth {told['minimum']} to {limit}"]
+    if told["version"] is None:
+        return "\n".join([*lines, "  no version is live yet"])
+    nothing, *levels = told["shares"]
+    depths = ", ".join(f"depth {n + 1} {share:.0%}" for n, share in enumerate(levels))
+    lines.append(
+        f"  {told['version']} would show, of the pictures it was checked on: {depths}, "
+        f"nothing {nothing:.0%} ({told['standing']})"
+    )
+    return "\n".join(lines)

@@ -42,6 +42,7 @@ def as_environment(settings: Settings) -> dict[str, str]:
         "HRN_TARGET_ACCURACY": str(settings.target_accuracy),
         "HRN_TRAIN_EVERY": str(settings.train_every),
         "HRN_TRAIN_AFTER_MINUTES": str(settings.train_after),
+        "HRN_FOLLOW_MINUTES": str(settings.follow_minutes),
         "HRN_FINE_TUNE": settings.fine_tune,
         "HRN_GROUP_FIELD": settings.group_field,
         "HRN_ALLOWED_HOSTS": " ".join(sorted(settings.allowed_hosts)),

@@ -204,12 +204,13 @@ class Stream:
         feedback: share of pictures that annotators answered; 0 keeps the rule as it was.
         arrangement: ``random`` order, or ``by class``, classes in random order.
         streams: how many there were, over all heads.
-        first: accuracy of what is shown among the first window, mean over streams.
+        first: accuracy of what is shown among the first window, mean over streams; NaN where
+            nothing is shown.
         parts: the same for each window after the other; the last may be shorter.
         within: share of all later windows whose accuracy is at most ``TOLERANCE`` below the target.
         given: share of pictures that get a label, over all.
         depth: mean depth, nothing shown counting 0, over all.
-        late_depth: mean depth after the first two windows.
+        late_depth: mean depth after the first two windows; NaN in a shorter stream.
     """
 
     target: float
@@ -294,8 +295,7 @@ def _told(
     size = len(runs[0][0])
     depth = np.array([one for one, _ in runs])  # (R, n)
     parts = [
-        float(np.nanmean([_window(verdict, start) for _, verdict in runs]))
-        for start in range(0, size, WINDOW)
+        _mean([_window(verdict, start) for _, verdict in runs]) for start in range(0, size, WINDOW)
     ]
     starts = range(WINDOW, size - WINDOW + 1, STRIDE)
     later = [_window(verdict, start) for _, verdict in runs for start in starts]
@@ -309,8 +309,14 @@ def _told(
         within=float(np.mean([not one < target - TOLERANCE for one in later])) if later else 1.0,
         given=float((depth > 0).mean()),
         depth=float(depth.mean()),
-        late_depth=float(depth[:, 2 * WINDOW :].mean()) if size > 2 * WINDOW else float("nan"),
+        late_depth=_mean(depth[:, 2 * WINDOW :].ravel().tolist()),
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of those that are numbers; NaN where there are none."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def _window(verdict: Ints, start: int) -> float:
@@ -320,5 +326,11 @@ def _window(verdict: Ints, start: int) -> float:
 
 
 def to_json(rows: Iterable[Bootstrap | Stream]) -> list[dict[str, Any]]:
-    """Plain data for a report."""
-    return [asdict(row) for row in rows]
+    """Plain data for a report; what is not a number is None."""
+    return [
+        {
+            name: None if isinstance(value, float) and np.isnan(value) else value
+            for name, value in asdict(row).items()
+        }
+        for row in rows
+    ]

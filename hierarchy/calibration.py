@@ -1,8 +1,8 @@
 """Fitting the depth rule, with a certificate, from pictures the network was not trained on.
 
 Fixed-sequence learn-then-test (Angelopoulos et al., "Learn then Test", 2021): walk from the
-strictest price to looser ones, at each an exact binomial test of "what is shown is less accurate
-than the target"; stop at the first that does not reject. Letters: n pictures, L levels.
+strictest setting to looser ones, at each an exact binomial test of "what is shown is less accurate
+than the target"; stop at the first that does not reject. Letters: n pictures, L levels, K settings.
 """
 
 from collections.abc import Callable
@@ -10,19 +10,44 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import binom, poisson
 
-from hierarchy.choice import EDGE, Candidates, DepthRule, Floats, Ints, choose_depth, corrected
+from hierarchy.choice import (
+    EDGE,
+    Bools,
+    Candidates,
+    DepthRule,
+    Floats,
+    Ints,
+    allowed_levels,
+    choose_depth,
+    logits,
+)
 from hierarchy.tree import LabelTree
 
 #: Prices tried, strictest first: above the first only the safest level can win, below the last
-#: depth always does.
-PRICES: Floats = np.geomspace(3000.0, 0.5, 400)
+#: depth always does. Finer steps cost nothing in a fixed sequence, coarser ones cost depth.
+PRICES: Floats = np.geomspace(3000.0, 0.5, 600)
 
-#: Strength of the pull of a level's slope and offset towards (1, 0), in pictures.
+#: Least probabilities of a level tried by strict rules, strictest first, even in logit.
+THRESHOLDS: Floats = 1 / (1 + np.exp(-np.linspace(12.0, -1.0986, 600)))  # 1 - 6e-6 ... 0.25
+
+#: What showing anything is worth beside its depth, in levels: one picture in a hundred more gets a
+#: label, for less than a hundredth of a level of mean depth.
+BONUS = 0.5
+
+#: Strength of the pull of a level's own slope and its offset towards (1, 0), in pictures.
 PULL = 4.0
 
+#: The same for the weights of the other levels' logits, towards 0.
+PULL_ACROSS = 16.0
+
+#: A level's weights add up to at least this; less would turn the order of pictures around.
+LEAST_SLOPE = 0.05
+
 Standing = Literal["certified", "estimated", "none"]
+#: Of so many checked labels, how many may be wrong; -1 where even none is too many.
+Bears = Callable[[Ints], Ints]
 
 
 @dataclass(frozen=True)
@@ -45,11 +70,14 @@ class Evidence:
 class Fitted:
     """A depth rule and what it rests on.
 
+    The figures are of held-out pictures, each with a correction fitted without it.
+
     Attributes:
         rule: to be used as it is; its price is None where there is no evidence at all.
-        standing: ``certified``, the accuracy of what is shown is at least the target with
-            confidence 1 - delta; ``estimated``, with too few pictures for that, only the cautious
-            estimate 1 - (wrong + 1) / (checked + 1) is; ``none``, nothing can be shown.
+        standing: ``certified``, the accuracy of what is shown (of a strict rule: on every level) is
+            at least the target with confidence 1 - delta; ``estimated``, with too few pictures for
+            that, only the cautious estimate 1 - (wrong + 1) / (checked + 1) is; ``none``, nothing
+            can be shown.
         checked: held-out pictures whose shown label could be checked.
         wrong: how many of those were wrong.
         given: share of held-out pictures that get a label.
@@ -90,45 +118,95 @@ def evidence(found: Candidates, targets: Ints, tree: LabelTree) -> Evidence:
     return Evidence(found.probability, right)
 
 
-def fit_platt(seen: Evidence) -> tuple[tuple[float, float], ...]:
-    """Slope and offset of each level's logit by penalised logistic regression (Platt 1999).
+def fit_platt(seen: Evidence) -> tuple[tuple[float, ...], ...]:
+    """For each level a weight for every level's logit, and an offset, by logistic regression.
 
-    The penalty pulls towards (1, 0), "leave the probabilities as they are", so that a level with
-    few checked pictures is hardly moved.
+    Platt's (1999) with the other levels' certainty beside the level's own: a sure leaf makes its
+    top node surer still. The penalty pulls towards "leave the probabilities as they are", so that a
+    level with few checked pictures is hardly moved.
     """
+    design = _design(seen)
     return tuple(
-        _platt(seen.probability[known, level], seen.right[known, level].astype(np.float64))
+        tuple(float(number) for number in _fit_level(design, seen.right[:, level], level))
         for level in range(seen.probability.shape[1])
-        for known in [seen.right[:, level] >= 0]
     )
 
 
-def _platt(probability: Floats, right: Floats) -> tuple[float, float]:
-    inside = np.clip(probability, EDGE, 1 - EDGE)
-    design = np.stack([np.log(inside) - np.log1p(-inside), np.ones_like(inside)], axis=1)  # (n, 2)
-    start = np.array([1.0, 0.0])
+def left_out(seen: Evidence, platt: tuple[tuple[float, ...], ...]) -> Floats:
+    """``(n, L)`` probabilities that ``fit_platt`` would state of each picture without having it.
+
+    One Newton step from the fit on all (Pregibon 1981; Rad and Maleki 2020), so that a certificate
+    does not rest on a correction that has seen the answers. Pictures with the same probabilities on
+    all levels are one picture seen several times, and are left out together.
+    """
+    design = _design(seen)
+    _, place, twins = np.unique(design, axis=0, return_inverse=True, return_counts=True)
+    place = place.ravel()
+    result = np.empty_like(seen.probability)
+    for level, row in enumerate(platt):
+        known = seen.right[:, level] >= 0
+        fit = np.array(row)
+        stated = _sigmoid(design @ fit)
+        spread = stated * (1 - stated)
+        inverse = np.linalg.inv(_hessian(design[known], spread[known], level))
+        lever = np.einsum("ij,jk,ik->i", design, inverse, design)
+        surprise = np.where(known, seen.right[:, level] - stated, 0.0)
+        surprise = np.bincount(place, surprise, len(twins))[place]
+        count = np.bincount(place, known, len(twins))[place]
+        result[:, level] = design @ fit - lever * surprise / (1 - count * lever * spread)
+    return _sigmoid(result)
+
+
+def _design(seen: Evidence) -> Floats:
+    """``(n, L + 1)`` logits of all levels, and ones."""
+    return np.column_stack([logits(seen.probability), np.ones(len(seen))])
+
+
+def _sigmoid(value: Floats) -> Floats:
+    result: Floats = 1 / (1 + np.exp(-np.clip(value, -40, 40)))
+    return result
+
+
+def _start(levels: int, level: int) -> tuple[Floats, Floats]:
+    """``(L + 1,)`` where a level's fit is pulled to, and how strongly."""
+    start, pull = np.zeros(levels + 1), np.full(levels + 1, PULL_ACROSS)
+    start[level] = 1.0
+    pull[[level, levels]] = PULL
+    return start, pull
+
+
+def _hessian(design: Floats, spread: Floats, level: int) -> Floats:
+    pull = _start(design.shape[1] - 1, level)[1]
+    result: Floats = (design * spread[:, None]).T @ design + np.diag(pull)
+    return result
+
+
+def _fit_level(design: Floats, right: Ints, level: int) -> Floats:
+    known = right >= 0
+    design, right = design[known], right[known]
+    start, pull = _start(design.shape[1] - 1, level)
     fit = start.copy()
     for _ in range(50):  # Newton; the penalised problem is strictly convex
-        p = 1 / (1 + np.exp(-np.clip(design @ fit, -40, 40)))
-        gradient = design.T @ (p - right) + PULL * (fit - start)
-        hessian = (design * (p * (1 - p))[:, None]).T @ design + PULL * np.eye(2)
-        step = np.linalg.solve(hessian, gradient)
+        stated = _sigmoid(design @ fit)
+        gradient = design.T @ (stated - right) + pull * (fit - start)
+        step = np.linalg.solve(_hessian(design, stated * (1 - stated), level), gradient)
         fit -= step / max(1.0, float(np.abs(step).max()))  # damped: never more than 1 a step
         if np.abs(step).max() < 1e-10:
             break
-    slope = max(float(fit[0]), 0.05)  # a negative slope would turn the order of pictures around
-    return slope, float(fit[1])
+    fit[level] += max(0.0, LEAST_SLOPE - float(fit[:-1].sum()))
+    return fit
 
 
-def fit_rule(
+def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project may make
     seen: Evidence,
     *,
     target: float,
     delta: float = 0.1,
     minimum: int = 1,
     maximum: int | None = None,
+    strict: bool = False,
 ) -> Fitted:
-    """The loosest price whose accuracy of shown labels is certified, else cautiously estimated.
+    """The loosest rule whose accuracy of shown labels is certified, else cautiously estimated.
 
     Args:
         seen: held-out evidence.
@@ -136,6 +214,8 @@ def fit_rule(
         delta: chance that a certificate is wrong.
         minimum: shallowest depth to show.
         maximum: deepest depth to show, None for all.
+        strict: the target holds for what is shown on each level separately, not only on average; a
+            level that cannot keep it is not shown.
 
     Raises:
         ValueError: ``target`` or ``delta`` outside (0, 1).
@@ -143,21 +223,40 @@ def fit_rule(
     if not 0 < target < 1 or not 0 < delta < 1:
         raise ValueError(f"target and delta must lie in (0, 1), got {target} and {delta}")
     platt = fit_platt(seen)
-    rule = DepthRule(target, None, platt, minimum, maximum)
+    levels = seen.probability.shape[1]
+    closed = (None,) * levels if strict else None
+    rule = DepthRule(target, None, platt, minimum, maximum, 0.0 if strict else BONUS, closed)
     if not len(seen):
         return Fitted(rule, "none", 0, 0, 0.0, 0.0)
-    sure = corrected(seen.probability, platt)
-    walk = [_tried(seen, sure, replace(rule, price=float(price))) for price in PRICES]
-    certified = _walk(walk, lambda tried: _rejects(tried, 1 - target, delta))
+    sure = left_out(seen, platt)
+    if strict:  # Bonferroni: each level has a walk of its own
+        certified = _loosest_thresholds(
+            seen.right, sure, rule, lambda n: _certain(n, 1 - target, delta / levels), powerful=True
+        )
+    else:
+        certified = _loosest_price(seen.right, sure, rule, lambda n: _certain(n, 1 - target, delta))
     if certified is not None:
-        return replace(certified, standing="certified")
-    estimated = _walk(walk, lambda tried: _seems(tried, 1 - target))
-    if estimated is not None:
-        return estimated
-    return Fitted(rule, "none", 0, 0, 0.0, 0.0)
+        return replace(tried(seen, sure, certified), standing="certified")
+    return estimate(seen, sure, rule) or Fitted(rule, "none", 0, 0, 0.0, 0.0)
 
 
-def _tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
+def estimate(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted | None:
+    """The loosest rule of the same kind whose cautious estimate of being wrong is small enough.
+
+    Args:
+        seen: what is known of each picture.
+        sure: ``(n, L)`` corrected probabilities.
+        rule: its target, limits and kind are kept, its price or thresholds replaced.
+
+    Returns:
+        None where nothing can be shown.
+    """
+    loosest = _loosest_price if rule.thresholds is None else _loosest_thresholds
+    found = loosest(seen.right, sure, rule, lambda n: _cautious(n, 1 - rule.target))
+    return None if found is None else tried(seen, sure, found)
+
+
+def tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
     """What a rule would have shown, given the ``(n, L)`` corrected probabilities."""
     depth = choose_depth(sure, rule)
     shown = depth > 0
@@ -173,29 +272,113 @@ def _tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
     )
 
 
-def _rejects(tried: Fitted, risk: float, delta: float) -> bool:
-    """Is "wrong at least ``risk`` of the time" rejected at level ``delta``? Exact binomial."""
-    return bool(binom.cdf(tried.wrong, tried.checked, risk) <= delta)
+def _loosest_price(right: Ints, sure: Floats, rule: DepthRule, bears: Bears) -> DepthRule | None:
+    checked, wrong = _price_counts(right, sure, rule)
+    last = _walk(checked, wrong, bears(checked))
+    return None if last is None else replace(rule, price=float(PRICES[last]))
 
 
-def _seems(tried: Fitted, risk: float) -> bool:
-    """Is the cautious estimate of being wrong at most ``risk``?"""
-    return tried.wrong + 1 <= risk * (tried.checked + 1) + EDGE  # 1 - 0.9 is less than 0.1
+def _price_counts(right: Ints, sure: Floats, rule: DepthRule) -> tuple[Ints, Ints]:
+    """``(K,)`` how many shown labels each price leaves to check, and how many are wrong.
 
-
-def _walk(walk: list[Fitted], passes: Callable[[Fitted], bool]) -> Fitted | None:
-    """The last that passes before the first that fails, starting where passing is possible.
-
-    The start is chosen by how many pictures are *shown*, never by how many are wrong, as the method
-    demands; the Platt fit has seen the same pictures, which it does not allow for
-    (docs/decisions/0009 says what that was measured to cost).
+    What a level is worth falls in a straight line with the price, so each picture shows each level
+    between two prices, which follow from comparing levels two by two.
     """
-    start = next((i for i, tried in enumerate(walk) if passes(replace(tried, wrong=2))), None)
-    if start is None:  # too few pictures for two errors: the longest list there is, without error
-        start = max(range(len(walk)), key=lambda i: walk[i].checked)
-    last = None
-    for tried in walk[start:]:
-        if not passes(tried):
-            break
-        last = tried
-    return last
+    low, high = _price_ranges(sure, rule)
+    return _counted(low, high, right >= 0), _counted(low, high, right == 0)
+
+
+def _counted(low: Floats, high: Floats, which: Bools) -> Ints:
+    """``(K,)`` at each price, how many of ``which`` are shown: those with low <= price < high."""
+    which = which & (low < high)
+    rising = PRICES[::-1]
+    change = np.bincount(np.searchsorted(rising, low[which]), minlength=len(rising) + 1)
+    change -= np.bincount(np.searchsorted(rising, high[which]), minlength=len(rising) + 1)
+    result: Ints = change.cumsum()[-2::-1].astype(np.int64)
+    return result
+
+
+def _price_ranges(sure: Floats, rule: DepthRule) -> tuple[Floats, Floats]:
+    """``(n, L)`` prices from which on, and below which, each level is what is shown."""
+    allowed = allowed_levels(sure, rule)
+    low, high = np.zeros_like(sure), np.full_like(sure, np.inf)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for level in range(sure.shape[1]):
+            p = sure[:, level]
+            high[:, level] = np.where(
+                p < rule.target, (level + 1 + rule.bonus) / (rule.target - p), np.inf
+            )
+            for other in range(sure.shape[1]):
+                ahead = p - sure[:, other]
+                even = (other - level) / ahead  # the price at which both are worth the same
+                if other > level:
+                    low[:, level] = np.fmax(
+                        low[:, level],
+                        np.where(allowed[:, other], np.where(ahead > 0, even, np.inf), 0.0),
+                    )
+                elif other < level:
+                    high[:, level] = np.fmin(
+                        high[:, level], np.where(allowed[:, other] & (ahead < 0), even, np.inf)
+                    )
+    low[~allowed] = np.inf
+    return low, high
+
+
+def _loosest_thresholds(
+    right: Ints, sure: Floats, rule: DepthRule, bears: Bears, *, powerful: bool = False
+) -> DepthRule | None:
+    """Each level's own walk, the deepest first, over the pictures that are shown nothing deeper."""
+    left = allowed_levels(sure, rule)
+    found: list[float | None] = []
+    for level in reversed(range(sure.shape[1])):
+        p = sure[:, level]
+        known = left[:, level] & (right[:, level] >= 0)
+        order = np.sort(-p[known])
+        checked = np.searchsorted(order, -THRESHOLDS, side="right")
+        wrong = np.searchsorted(np.sort(-p[known & (right[:, level] == 0)]), -THRESHOLDS, "right")
+        expected = np.concatenate([[0.0], (1 + order).cumsum()])[checked]
+        last = _walk(checked, wrong, bears(checked), expected if powerful else None)
+        found.insert(0, None if last is None else float(THRESHOLDS[last]))
+        if last is not None:
+            left[p >= THRESHOLDS[last]] = False
+    shown = any(least is not None for least in found)
+    return replace(rule, price=0.0, thresholds=tuple(found)) if shown else None
+
+
+def _certain(checked: Ints, risk: float, delta: float) -> Ints:
+    """Most errors with which "wrong at least ``risk`` of the time" is rejected. Exact binomial."""
+    most = binom.ppf(delta, checked, risk)
+    result: Ints = np.where(binom.cdf(most, checked, risk) <= delta, most, most - 1).astype(
+        np.int64
+    )
+    return result
+
+
+def _cautious(checked: Ints, risk: float) -> Ints:
+    """Most errors with which (wrong + 1) / (checked + 1) is at most ``risk``."""
+    result: Ints = np.floor(risk * (checked + 1) + EDGE).astype(np.int64) - 1  # 1 - 0.9 < 0.1
+    return result
+
+
+def _walk(checked: Ints, wrong: Ints, most: Ints, expected: Floats | None = None) -> int | None:
+    """The last setting that passes before the first that fails, from where passing is possible.
+
+    The start is chosen by how many pictures are *shown*, and by how many errors their probabilities
+    foretell, never by how many are wrong, as the method demands.
+
+    Args:
+        checked: ``(K,)`` labels that could be checked, at each setting from the strictest on.
+        wrong: ``(K,)`` how many of them are wrong.
+        most: ``(K,)`` how many may be.
+        expected: ``(K,)`` how many errors are foretold: the walk then begins where it is least
+            likely to end; None for where two errors pass.
+    """
+    if expected is not None:
+        start = int(np.argmax(poisson.cdf(most, expected)))
+    elif (most >= 2).any():
+        start = int((most >= 2).argmax())
+    else:  # too few pictures for two errors: the longest list there is, without error
+        start = int(checked.argmax())
+    failed = wrong[start:] > most[start:]
+    last = start + int(failed.argmax() if failed.any() else len(failed)) - 1
+    return last if last >= start else None

@@ -1,12 +1,14 @@
-"""How deep to answer: probabilities of all nodes and a rule -> one node a picture, or none.
+"""How deep to answer: probabilities of all nodes and a rule -> one node a picture or none, and why.
 
 The price rule: of the most probable node of each level, answer the one that maximises
-``depth - price * ((1 - P) - (1 - target))``, nothing when that is negative for all. It maximises
-the mean depth for a given accuracy of what is shown when P is calibrated; ``price`` is the one
-number that calibration chooses. Letters: B pictures, N nodes, L levels.
+``depth + bonus - price * ((1 - P) - (1 - target))``, nothing when that is negative for all. It
+maximises the mean depth for a given accuracy of what is shown when P is calibrated; ``price`` is
+the one number that calibration chooses. A strict rule has a least P for each level instead.
+Letters: B pictures, N nodes, L levels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +18,7 @@ from hierarchy.tree import LabelTree
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 #: Probabilities are kept this far from 0 and 1 before their logit is taken.
 EDGE = 1e-9
@@ -32,36 +35,55 @@ class DepthRule:
     Attributes:
         target: the accuracy that shown labels should have, in (0, 1).
         price: levels of depth that one unit of excess risk costs; None shows nothing at all.
-        platt: slope and offset for each level's logit, correcting its probabilities.
+        platt: for each level how its probability is corrected: slope and offset of its logit, or a
+            weight for the logit of every level's best node, and an offset.
         minimum: shallowest depth that is shown (1 = top level).
         maximum: deepest depth that is shown; None for no limit.
+        bonus: what showing anything is worth beside its depth, in levels.
+        thresholds: strict rules only: the least probability that each level is shown at, None for a
+            level that is not; the deepest level that reaches its own is shown. The price then only
+            says whether anything is.
     """
 
     target: float
     price: float | None
-    platt: tuple[tuple[float, float], ...]
+    platt: tuple[tuple[float, ...], ...]
     minimum: int = 1
     maximum: int | None = None
+    bonus: float = 0.0
+    thresholds: tuple[float | None, ...] | None = None
+
+    @property
+    def strict(self) -> bool:
+        """Does every level keep the target for itself?"""
+        return self.thresholds is not None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a manifest."""
         return {
             "target": self.target,
             "price": self.price,
-            "platt": [list(pair) for pair in self.platt],
+            "platt": [list(row) for row in self.platt],
             "minimum": self.minimum,
             "maximum": self.maximum,
+            "bonus": self.bonus,
+            "thresholds": None if self.thresholds is None else list(self.thresholds),
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The rule that ``to_json`` wrote."""
+        """The rule that ``to_json`` wrote, also of a release that knew no bonus or thresholds."""
+        levels = data.get("thresholds")
         return cls(
             target=float(data["target"]),
             price=None if data["price"] is None else float(data["price"]),
-            platt=tuple((float(a), float(b)) for a, b in data["platt"]),
+            platt=tuple(tuple(float(number) for number in row) for row in data["platt"]),
             minimum=int(data["minimum"]),
             maximum=None if data["maximum"] is None else int(data["maximum"]),
+            bonus=float(data.get("bonus", 0.0)),
+            thresholds=None
+            if levels is None
+            else tuple(None if least is None else float(least) for least in levels),
         )
 
 
@@ -99,17 +121,68 @@ def candidates(log_probability: Floats, tree: LabelTree) -> Candidates:
     )
 
 
-def corrected(probability: Floats, platt: tuple[tuple[float, float], ...]) -> Floats:
-    """``(B, L)`` probabilities after each level's slope and offset in logit space.
-
-    A tree that has grown deeper since the fit uses the deepest known level's numbers below it.
-    """
-    levels = probability.shape[1]
-    pairs = np.array([platt[min(level, len(platt) - 1)] for level in range(levels)])
+def logits(probability: Floats) -> Floats:
+    """Log-odds, kept finite."""
     inside = np.clip(probability, EDGE, 1 - EDGE)
-    logit = np.log(inside) - np.log1p(-inside)
-    result: Floats = 1 / (1 + np.exp(-(pairs[:, 0] * logit + pairs[:, 1])))
+    result: Floats = np.log(inside) - np.log1p(-inside)
     return result
+
+
+def corrected(probability: Floats, platt: tuple[tuple[float, ...], ...]) -> Floats:
+    """``(B, L)`` probabilities of each level's best node after the correction in logit space.
+
+    A tree that has grown deeper since the fit uses the deepest known level's numbers below it; in
+    one that has lost levels, the deepest that is left speaks for those below it.
+    """
+    weights, offsets = correction(platt, probability.shape[1])
+    result: Floats = 1 / (1 + np.exp(-np.clip(logits(probability) @ weights.T + offsets, -40, 40)))
+    return result
+
+
+def corrected_nodes(
+    best: Floats, probability: Floats, levels: Ints, platt: tuple[tuple[float, ...], ...]
+) -> Floats:
+    """The same for any nodes: each takes the place of the best one of its level.
+
+    Args:
+        best: ``(B, L)`` of each level's best node, before correction.
+        probability: ``(B, K)`` of the nodes asked for, before correction.
+        levels: ``(B, K)`` their levels, 0 the top.
+        platt: the rule's.
+
+    Returns:
+        ``(B, K)`` corrected probabilities.
+    """
+    weights, offsets = correction(platt, best.shape[1])
+    own = np.take_along_axis(logits(best), levels, axis=1)  # (B, K)
+    total = logits(best) @ weights.T + offsets  # (B, L)
+    total = np.take_along_axis(total, levels, axis=1)
+    total += weights[levels, levels] * (logits(probability) - own)
+    result: Floats = 1 / (1 + np.exp(-np.clip(total, -40, 40)))
+    return result
+
+
+def correction(platt: tuple[tuple[float, ...], ...], levels: int) -> tuple[Floats, Floats]:
+    """``(L, L)`` weights and ``(L,)`` offsets of a correction, for a tree of ``levels`` levels.
+
+    Raises:
+        ValueError: a row is neither slope and offset nor one weight a row and an offset.
+    """
+    weights, offsets = np.zeros((levels, levels)), np.zeros(levels)
+    for level in range(levels):
+        known = min(level, len(platt) - 1)
+        *slopes, offsets[level] = platt[known]
+        if len(slopes) == 1:
+            weights[level, level] = slopes[0]
+            continue
+        if len(slopes) != len(platt):
+            raise ValueError(
+                f"the correction of level {known + 1} has {len(slopes)} weights: expected 1, of "
+                f"its own logit, or {len(platt)}, one a level"
+            )
+        for other, slope in enumerate(slopes):
+            weights[level, level if other == known else min(other, levels - 1)] += slope
+    return weights, offsets
 
 
 def choose_depth(probability: Floats, rule: DepthRule) -> Ints:
@@ -123,11 +196,129 @@ def choose_depth(probability: Floats, rule: DepthRule) -> Ints:
     if rule.price is None:
         return np.zeros(len(probability), dtype=np.int64)
     depth = np.arange(1, probability.shape[1] + 1)
-    worth = depth - rule.price * (rule.target - probability)
-    allowed = (depth >= rule.minimum) & (probability >= min(LEAST_PROBABILITY, rule.target))
-    if rule.maximum is not None:
-        allowed &= depth <= rule.maximum
+    allowed = allowed_levels(probability, rule)
+    if rule.thresholds is not None:
+        worth = np.where(probability >= _least(rule.thresholds, len(depth)), depth, 0.0)
+    else:
+        worth = depth + rule.bonus - rule.price * (rule.target - probability)
     worth = np.where(allowed, worth, -np.inf)
     best = worth.argmax(axis=1)
     shown = worth[np.arange(len(worth)), best] > 0
     return np.where(shown, best + 1, 0)
+
+
+def allowed_levels(probability: Floats, rule: DepthRule) -> Bools:
+    """``(B, L)`` levels within the rule's limits whose node is more than a bare guess."""
+    depth = np.arange(1, probability.shape[1] + 1)
+    allowed: Bools = (depth >= rule.minimum) & (probability >= min(LEAST_PROBABILITY, rule.target))
+    if rule.maximum is not None:
+        allowed &= depth <= rule.maximum
+    return allowed
+
+
+def _least(thresholds: tuple[float | None, ...], levels: int) -> Floats:
+    """``(L,)`` least probabilities, more than 1 for closed levels; unknown levels are closed."""
+    known = [2.0 if least is None else least for least in thresholds[:levels]]
+    return np.array(known + [2.0] * (levels - len(known)))
+
+
+class Reason(StrEnum):
+    """Why an answer stops where it does."""
+
+    DEEPEST = "deepest"  #: there is nothing below what is shown
+    RISK = "risk"  #: one level deeper would be wrong too often
+    LIMIT = "limit"  #: sure enough for more, but the project wants no deeper answers
+    UNSURE = "unsure"  #: nothing is shown: not even the shallowest level is sure enough
+    MINIMUM = "minimum"  #: nothing is shown: only levels that the project does not want are sure
+    NOTHING = "nothing"  #: nothing is shown: too few checked labels for any promise
+
+
+#: Reasons in the order of the codes that ``explain_depth`` returns.
+REASONS = tuple(Reason)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Depths with the reason for each.
+
+    Attributes:
+        depth: ``(B,)`` depth to answer at, 0 for nothing: what ``choose_depth`` returns.
+        code: ``(B,)`` index into ``REASONS``.
+        deeper: ``(B,)`` corrected probability of the best node of the next level, the first that
+            was refused; NaN where no level is left.
+    """
+
+    depth: Ints
+    code: Ints
+    deeper: Floats
+
+    def reasons(self) -> list[Reason]:
+        """One a picture."""
+        return [REASONS[code] for code in self.code.tolist()]
+
+
+def explain_depth(probability: Floats, rule: DepthRule, ends: Bools | None = None) -> Explained:
+    """``choose_depth`` with the reason why each answer goes no deeper.
+
+    Args:
+        probability: ``(B, L)`` corrected probabilities.
+        rule: when to stop.
+        ends: ``(B, L)`` whether the best node of each level has nothing below it; None where all
+            leaves lie on the last level.
+
+    Example:
+        >>> rule = DepthRule(target=0.9, price=10.0, platt=((1.0, 0.0), (1.0, 0.0)))
+        >>> explain_depth(np.array([[0.99, 0.95], [0.97, 0.4], [0.5, 0.3]]), rule).reasons()
+        [<Reason.DEEPEST: 'deepest'>, <Reason.RISK: 'risk'>, <Reason.UNSURE: 'unsure'>]
+    """
+    rows, levels = np.arange(len(probability)), probability.shape[1]
+    depth = choose_depth(probability, rule)
+    free = choose_depth(probability, replace(rule, minimum=1, maximum=None))
+    last = depth == levels
+    if ends is not None:
+        last |= (depth > 0) & ends[rows, np.maximum(depth - 1, 0)]
+    name = np.select(
+        [rule.price is None, last, (depth > 0) & (free > depth), depth > 0, free > 0],
+        [REASONS.index(Reason.NOTHING), REASONS.index(Reason.DEEPEST)]
+        + [REASONS.index(reason) for reason in (Reason.LIMIT, Reason.RISK, Reason.MINIMUM)],
+        REASONS.index(Reason.UNSURE),
+    )
+    following = np.where(depth > 0, depth, min(rule.minimum, levels) - 1)
+    deeper = np.where(last, np.nan, probability[rows, np.minimum(following, levels - 1)])
+    return Explained(depth, name.astype(np.int64), deeper)
+
+
+def reason_text(
+    reason: Reason,
+    *,
+    deeper: str | None = None,
+    probability: float | None = None,
+    target: float | None = None,
+) -> str:
+    """A reason in words for people.
+
+    Args:
+        reason: which.
+        deeper: name of the best node of the next level, the first that was refused.
+        probability: that it is right, corrected.
+        target: the accuracy asked for.
+
+    Example:
+        >>> reason_text(Reason.RISK, deeper="Gala", probability=0.62, target=0.95)
+        "One level deeper, 'Gala' would be right in about 62 % of such pictures (target 95 %)."
+    """
+    name = "the best guess" if deeper is None else f"'{deeper}'"
+    often = "too rarely" if probability is None else f"in {_about(probability)} of such pictures"
+    aim = "" if target is None else f" (target {100 * target:g} %)"
+    return {
+        Reason.DEEPEST: "There is nothing below this label.",
+        Reason.RISK: f"One level deeper, {name} would be right {often}{aim}.",
+        Reason.LIMIT: "A deeper label would be sure enough, but the project wants none.",
+        Reason.UNSURE: f"Nothing is shown: {name} would be right {often}{aim}.",
+        Reason.MINIMUM: "Nothing is shown: what is sure is shallower than the project wants.",
+        Reason.NOTHING: "Nothing is shown: too few checked labels yet to promise any accuracy.",
+    }[reason]
+
+
+def _about(probability: float) -> str:
+    return f"about {100 * probability:.0f} %"

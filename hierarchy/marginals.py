@@ -84,7 +84,8 @@ class Layout:
         """Lay out a tree for a device, or find what was laid out before."""
         key = (cls, device)
         if key not in tree.derived:
-            tree.derived[key] = _lay_out(tree, device)
+            with torch.inference_mode(mode=False):  # or it would be no good in training later
+                tree.derived[key] = _lay_out(tree, device)
         found: Layout = tree.derived[key]
         return found
 

@@ -1,5 +1,6 @@
 """A version loaded and ready: feature maps in, answers out, under the tree of today."""
 
+import copy
 import logging
 import threading
 from collections import OrderedDict
@@ -14,7 +15,17 @@ from torch import Tensor, nn
 
 from hierarchy import LabelTree, log_marginals
 from hierarchy.calibration import Evidence, fit_rule
-from hierarchy.choice import DepthRule, candidates, choose_depth, corrected
+from hierarchy.choice import (
+    REASONS,
+    Candidates,
+    DepthRule,
+    Explained,
+    Reason,
+    candidates,
+    corrected,
+    explain_depth,
+    reason_text,
+)
 from hierarchy.network import FrozenHead, ResidualHead, carry_over
 from models.errors import ModelStoreError
 from models.store import ModelStore, Project
@@ -38,12 +49,16 @@ class Answer:
         probability: of that node, corrected; of the best top node when nothing is shown.
         confidence: probability of the best leaf: low where a person teaches most.
         leaf: the best leaf, for people who want to know.
+        reason: why it goes no deeper.
+        why: the same in words.
     """
 
     path: tuple[str, ...] | None
     probability: float
     confidence: float
     leaf: tuple[str, ...]
+    reason: Reason
+    why: str
 
 
 class Predictor:
@@ -76,11 +91,12 @@ class Predictor:
         self.version = version
         self.tree = tree
         self.head = head.eval()
-        self.rule = rule
+        self.rule = self.own_rule = rule
         self.backbone_name, self.backbone_fingerprint = backbone
         self.backbone_weights = backbone_weights
         self.manifest = manifest
         self._learnt = np.ones(len(tree), dtype=bool) if learnt is None else learnt
+        self._ends = np.isin(np.arange(len(tree)), tree.leaves)
 
     def log_probabilities(self, maps: NDArray[np.float16]) -> NDArray[np.float64]:
         """``(n, C, H, W)`` feature maps -> ``(n, N)`` log P(node)."""
@@ -92,23 +108,48 @@ class Predictor:
                 parts.append(log_marginals(scores.double(), self.tree).cpu())
         return torch.cat(parts).numpy() if parts else np.empty((0, len(self.tree)))
 
+    def under(self, rule: DepthRule) -> "Predictor":
+        """The same version, its weights shared, stopping by another rule."""
+        other = copy.copy(self)
+        other.rule = rule
+        return other
+
+    def guesses(self, maps: NDArray[np.float16]) -> tuple[Candidates, NDArray[np.bool_]]:
+        """Each level's best node, before any rule, and ``(n, L)`` whether the head learnt it."""
+        found = candidates(self.log_probabilities(maps), self.tree)
+        return found, self._learnt[found.nodes]
+
     def answer(self, maps: NDArray[np.float16]) -> list[Answer]:
         """One answer a map, in order."""
         if not len(maps):
             return []
-        found = candidates(self.log_probabilities(maps), self.tree)
+        found, learnt = self.guesses(maps)
         sure = corrected(found.probability, self.rule.platt)
-        sure[~self._learnt[found.nodes]] = 0  # the correction might lift what nothing is known of
-        depth = choose_depth(sure, self.rule)
+        sure[~learnt] = 0  # the correction might lift what nothing is known of
+        told = explain_depth(sure, self.rule, self._ends[found.nodes])
         return [
-            Answer(
-                path=self.tree.paths[int(found.nodes[row, level - 1])] if level else None,
-                probability=float(sure[row, max(level - 1, 0)]),
-                confidence=float(found.confidence[row]),
-                leaf=self.tree.paths[int(found.leaf[row])],
-            )
-            for row, level in enumerate(depth.tolist())
+            self._answer(found, row, level, float(sure[row, max(level - 1, 0)]), told)
+            for row, level in enumerate(told.depth.tolist())
         ]
+
+    def _answer(
+        self, found: Candidates, row: int, depth: int, probability: float, told: Explained
+    ) -> Answer:
+        refused = min(depth or self.rule.minimum - 1, self.tree.depth - 1)
+        left, reason = float(told.deeper[row]), REASONS[int(told.code[row])]
+        return Answer(
+            path=self.tree.paths[int(found.nodes[row, depth - 1])] if depth else None,
+            probability=probability,
+            confidence=float(found.confidence[row]),
+            leaf=self.tree.paths[int(found.leaf[row])],
+            reason=reason,
+            why=reason_text(
+                reason,
+                deeper=None if np.isnan(left) else self.tree.names[int(found.nodes[row, refused])],
+                probability=None if np.isnan(left) else left,
+                target=self.rule.target,
+            ),
+        )
 
 
 def load_predictor(
@@ -186,11 +227,39 @@ def rule_for(project: Project, manifest: dict[str, Any], seen: Evidence | None) 
     asked = replace(
         rule, target=target, minimum=project.minimum_depth, maximum=project.maximum_depth
     )
-    if asked == rule:
+    if asked == rule and project.strict == rule.strict:
         return rule
     if seen is not None:
-        return fit_rule(seen, target=target, minimum=asked.minimum, maximum=asked.maximum).rule
-    return asked if target <= rule.target else replace(asked, price=None)
+        fitted = fit_rule(
+            seen,
+            target=target,
+            minimum=asked.minimum,
+            maximum=asked.maximum,
+            strict=project.strict,
+        )
+        return fitted.rule
+    kept = target <= rule.target and project.strict <= rule.strict
+    return asked if kept else replace(asked, price=None)
+
+
+def followed_rule(store: ModelStore, key: str, version: str, own: DepthRule) -> DepthRule:
+    """The rule that feedback has led to, the version's own where there is none.
+
+    Also the own one where feedback was followed under another target or other depth limits than the
+    project asks for now: what held for those is no promise for these.
+    """
+    try:
+        kept = (store.read_following(key, version) or {}).get("rule")
+        rule = own if kept is None else DepthRule.from_json(kept)
+    except (ModelStoreError, KeyError, TypeError, ValueError, AttributeError) as error:
+        log.warning("the version's own rule holds project=%s version=%s: %s", key, version, error)
+        return own
+    return rule if asks(rule) == asks(own) else own
+
+
+def asks(rule: DepthRule) -> tuple[object, ...]:
+    """What a rule was made to fulfil, beside how it does."""
+    return rule.target, rule.minimum, rule.maximum, rule.strict
 
 
 def read_evidence(tensors: dict[str, Tensor]) -> Evidence | None:
@@ -211,13 +280,18 @@ def _split(tensors: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], 
 
 
 class Predictors:
-    """Loaded versions, the most recently used kept; each is read from disk once a process."""
+    """Loaded versions, the most recently used kept; each is read from disk once a process.
+
+    Feedback may change a version's rule while it is live: a look at one file's time tells, and the
+    rule is taken from there without loading anything else.
+    """
 
     def __init__(self, store: ModelStore, *, device: str = "cpu", keep: int = 8) -> None:
         self._store = store
         self._device = device
         self._keep = keep
         self._loaded: OrderedDict[tuple[object, ...], Predictor] = OrderedDict()
+        self._stamps: dict[tuple[object, ...], object] = {}
         self._lock = threading.Lock()
 
     def get(self, project: Project, version: str, tree: LabelTree | None = None) -> Predictor:
@@ -226,16 +300,22 @@ class Predictors:
         Raises:
             UnknownVersionError, ModelStoreError: it is not there, or not whole.
         """
-        asks = (project.target_accuracy, project.minimum_depth, project.maximum_depth)
-        key = (project.key, version, tree, *asks)
+        limits = (project.minimum_depth, project.maximum_depth)
+        key = (project.key, version, tree, project.target_accuracy, *limits, project.strict)
         with self._lock:  # one load at a time: two would read the same file twice
+            stamp = self._store.following_stamp(project.key, version)  # before what it stands for
             if key not in self._loaded:
                 self._loaded[key] = load_predictor(
                     self._store, project, version, tree=tree, device=self._device
                 )
+            if stamp != self._stamps.get(key):
+                known = self._loaded[key]
+                rule = followed_rule(self._store, project.key, version, known.own_rule)
+                self._loaded[key] = known.under(rule)
+                self._stamps[key] = stamp
             self._loaded.move_to_end(key)
             while len(self._loaded) > self._keep:
-                self._loaded.popitem(last=False)
+                self._stamps.pop(self._loaded.popitem(last=False)[0], None)
             return self._loaded[key]
 
     def loaded(self) -> Sequence[str]:

@@ -5,6 +5,7 @@
 ``projects/<key>/versions/v7/weights.safetensors``
 ``projects/<key>/current.json``             the pointer, replaced in one rename
 ``projects/<key>/history.jsonl``            every move of the pointer, with its reason
+``projects/<key>/following/v7.json``        how v7 has done since: judged answers, the rule in force
 
 A version is written under a temporary name and renamed: a reader finds all of it or nothing.
 """
@@ -71,6 +72,7 @@ class Project:
         target_accuracy: of shown labels, None for the server's default.
         minimum_depth: shallowest depth shown.
         maximum_depth: deepest depth shown, None for no limit.
+        strict: the target holds for each level shown, not only on average.
         pinned: a person rolled back: do not go live with a new version by yourself.
     """
 
@@ -83,6 +85,7 @@ class Project:
     target_accuracy: float | None = None
     minimum_depth: int = 1
     maximum_depth: int | None = None
+    strict: bool = False
     pinned: bool = False
 
     @classmethod
@@ -217,6 +220,67 @@ class ModelStore:
             finally:
                 shutil.rmtree(work, ignore_errors=True)
 
+    # What was learnt of a version since it was published
+
+    def read_following(self, key: str, version: str) -> dict[str, Any] | None:
+        """What `write_following` last wrote for the version, None if nothing.
+
+        Nothing, too, where it was written for another version of that name.
+
+        Raises:
+            UnknownVersionError: there is no such complete version.
+            ModelStoreError: the file is not whole, or of a format this release does not know.
+        """
+        path = self._following(key, version)
+        try:
+            data = _read_json(path)
+        except UnknownVersionError:
+            return None
+        what = f"{key}/following/{path.name}"
+        if data.get("format") != FORMAT:
+            raise ModelStoreError(
+                f"{what} has format {data.get('format')!r}, this release reads {FORMAT}"
+            )
+        following = data.get("following")
+        if not isinstance(following, dict) or data.get("sha256") != _digest(following):
+            raise ModelStoreError(f"{what} is not as it was written: it is made anew from labels")
+        published = self.manifest(key, version).get("weights_sha256")
+        return following if data.get("weights_sha256") == published else None
+
+    def write_following(self, key: str, version: str, following: Mapping[str, Any]) -> None:
+        """Replace what is kept beside a version, whole or not at all; the version stays as it is.
+
+        Files of versions that are gone are removed.
+
+        Args:
+            key: whose version.
+            version: its name.
+            following: plain data.
+
+        Raises:
+            UnknownVersionError: there is no such complete version.
+            ModelStoreError: the store cannot be written.
+        """
+        told = {
+            "format": FORMAT,
+            "weights_sha256": self.manifest(key, version).get("weights_sha256"),
+            "sha256": _digest(following),
+            "following": dict(following),
+        }
+        _write_json(self._following(key, version), told, indent=None)
+        left = set(self._taken(key))
+        for path in self._following(key, version).parent.glob("v*.json"):
+            if path.stem not in left:
+                path.unlink(missing_ok=True)
+
+    def following_stamp(self, key: str, version: str) -> tuple[int, int, int] | None:
+        """Changes whenever `write_following` wrote; None where it never did. Reads no file."""
+        try:
+            found = self._following(key, version).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
     # The pointer
 
     def current(self, key: str) -> str | None:
@@ -298,6 +362,11 @@ class ModelStore:
             raise UnknownVersionError(f"{version!r} is not a version name: expected v1, v2, ...")
         return self._folder(key) / "versions" / version
 
+    def _following(self, key: str, version: str) -> Path:
+        if not VERSION_NAME.fullmatch(version):
+            raise UnknownVersionError(f"{version!r} is not a version name: expected v1, v2, ...")
+        return self._folder(key) / "following" / f"{version}.json"
+
     def _taken(self, key: str) -> Iterator[str]:
         for path in (self._folder(key) / "versions").iterdir():
             if VERSION_NAME.fullmatch(path.name):
@@ -317,8 +386,14 @@ def _number(version: str) -> int:
     return int(version[1:])
 
 
-def _json(data: object) -> bytes:
-    return json.dumps(data, indent=1, ensure_ascii=False).encode()
+def _json(data: object, indent: int | None = 1) -> bytes:
+    return json.dumps(data, indent=indent, ensure_ascii=False).encode()
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    """Of plain data, however its file is laid out."""
+    plain = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -337,12 +412,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _write_json(path: Path, data: object) -> None:
+def _write_json(path: Path, data: object, indent: int | None = 1) -> None:
     with _writable(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         work = path.parent / _unused_name()
         try:
-            _write_durably(work, _json(data))
+            _write_durably(work, _json(data, indent))
             work.replace(path)
         finally:
             work.unlink(missing_ok=True)

@@ -279,6 +279,17 @@ class LabelStudio:
         reply = self._object(Call("POST", path, body=body, timeout=LONG))
         return int(reply.get("created", 0))
 
+    def update_prediction(
+        self, prediction: int, result: Sequence[Mapping[str, object]], *, score: float
+    ) -> None:
+        """Change a stored prediction in place.
+
+        Its id stays, so an annotator who has the task open can still submit: after a deletion
+        Label Studio refuses the answer (400), since it names a prediction that is gone.
+        """
+        body = {"result": [dict(row) for row in result], "score": score}
+        self._transport.send(Call("PATCH", f"/api/predictions/{prediction}/", body=body))
+
     def delete_model_version(self, project: int, version: str) -> int:
         """Delete a version's predictions from all tasks; how many there were.
 

@@ -14,7 +14,7 @@ from rq.job import Job
 
 from worker.errors import MisconfiguredError
 from worker.parts import Parts
-from worker.queue import FINE_TUNE, QUEUE_NAME, REFRESH
+from worker.queue import FINE_TUNE, FOLLOW, QUEUE_NAME, REFRESH
 from worker.reconcile import Reconciler
 from worker.settings import Settings
 
@@ -22,7 +22,7 @@ from worker.settings import Settings
 WORKER_LIFE: Final = 60
 
 #: Nothing else runs, whatever is written into the queue: RQ imports any dotted name it reads.
-ALLOWED: Final = frozenset({FINE_TUNE, REFRESH})
+ALLOWED: Final = frozenset({FINE_TUNE, REFRESH, FOLLOW})
 
 
 class OurJob(Job):

@@ -14,6 +14,7 @@ from rq import get_current_job
 from models.errors import ModelError, ModelStoreError
 from studio.errors import PictureError, StudioError, StudioRefusedError, StudioUnavailableError
 from worker.errors import JobError
+from worker.following import follow_version
 from worker.order import Order
 from worker.parts import Parts
 from worker.progress import Progress
@@ -44,12 +45,28 @@ def refresh(project: str, version: str) -> dict[str, Any]:
     parts = Parts(Settings.from_environ(os.environ))
     try:
         ended = refresh_predictions(project, version, parts)
-    except StudioError as error:  # the reconciler asks again until it is done
-        log.warning("refresh stopped project=%s version=%s: %s", project, version, error)
-        return {"state": "stopped", "why": str(error)}
+    except (StudioError, ModelError) as error:  # the reconciler asks again until it is done
+        return _stopped("refresh", project, version, error)
     if ended["state"] == "done":
         parts.board.note_refreshed(project, version)
     return ended
+
+
+def follow(project: str, version: str) -> dict[str, Any]:
+    """Queue entry: hold annotators' answers against what a version showed them."""
+    parts = Parts(Settings.from_environ(os.environ))
+    try:
+        return follow_version(project, version, parts)
+    except StudioUnavailableError as error:
+        parts.board.note_heard(project)  # the reconciler asks again
+        return _stopped("following", project, version, error)
+    except (StudioError, ModelError) as error:  # and here after a while
+        return _stopped("following", project, version, error)
+
+
+def _stopped(what: str, project: str, version: str, error: Exception) -> dict[str, Any]:
+    log.warning("%s stopped project=%s version=%s: %s", what, project, version, error)
+    return {"state": "stopped", "why": str(error)}
 
 
 def train_once(order: Order, parts: Parts, job_id: str) -> dict[str, Any]:

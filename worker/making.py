@@ -51,6 +51,7 @@ def fit_head(  # noqa: PLR0913 - what fine-tuning takes, and the recipe
         target=project.target_accuracy or parts.settings.target_accuracy,
         minimum=project.minimum_depth,
         maximum=project.maximum_depth,
+        strict=project.strict,
         report=progress,
     )
     backbone = parts.galleries.backbone()

@@ -7,6 +7,9 @@ reconciler. Keys of a project in Redis, all under ``hrn:<key>:``
 ``again``     the order that waits behind a running one: at most one
 ``later``     the order that waits for Label Studio to come back, and until when
 ``refreshed`` the version that all open tasks have the answers of
+``shown``     the rule by which that version answered them, and when
+``moved``     the version whose rule has moved since then: its pre-labels want a refresh
+``heard``     answers came or went since they were last held against what was shown
 ``attempted`` the newest label that an attempt has read, whether or not it led to a version
 ``alive``     the running job's id, kept alive by its heartbeat
 ``progress``  where the running job is
@@ -42,10 +45,12 @@ QUEUE_NAME: Final = "hrn"
 #: By name, so that the web process need not import the jobs.
 FINE_TUNE: Final = "worker.jobs.fine_tune"
 REFRESH: Final = "worker.jobs.refresh"
+FOLLOW: Final = "worker.jobs.follow"
 
 #: Longest run allowed, in seconds; RQ's own default of 180 would end a fine-tuning.
 TRAINING_TIMEOUT: Final = 12 * 3600
 REFRESH_TIMEOUT: Final = 6 * 3600
+FOLLOW_TIMEOUT: Final = 3600
 
 #: A job whose heartbeat is older than this, in seconds, is dead.
 HEARTBEAT_LIFE: Final = 45
@@ -202,28 +207,50 @@ class Board:
         """
         rest = f"-{uuid.uuid4().hex[:6]}" if again else ""
         job_id = f"refresh-{project}-{version}{rest}".replace(".", "-")
-        with contextlib.suppress(NoSuchJobError):
-            known = Job.fetch(job_id, connection=self.redis, serializer=JSONSerializer)
-            if (status := known.get_status(refresh=True)) in _PENDING:
-                return status != JobStatus.STARTED
-            known.delete()
-        self.queue.enqueue_call(
-            REFRESH,
-            args=[project, version],
-            job_id=job_id,
-            timeout=REFRESH_TIMEOUT,
-            result_ttl=0,
-            failure_ttl=7 * 86400,
-        )
-        return True
+        return self._once(job_id, REFRESH, [project, version], REFRESH_TIMEOUT)
+
+    def ask_follow(self, project: str, version: str) -> bool:
+        """Ask to hold new answers against what was shown; one such job waits or runs at a time.
+
+        Returns:
+            False if one runs already: it may have read the answers before the newest came.
+        """
+        job_id = f"follow-{project}-{version}".replace(".", "-")
+        return self._once(job_id, FOLLOW, [project, version], FOLLOW_TIMEOUT)
 
     def note_refreshed(self, project: str, version: str) -> None:
         """Every open task has the version's answer."""
         self.redis.set(self._key(project, "refreshed"), version)
 
+    def note_shown(self, project: str, version: str, rule: dict[str, Any]) -> None:
+        """Every open task has the version's answer under this rule."""
+        self._set(project, "shown", {"version": version, "rule": rule, "at": time.time()})
+
+    def shown(self, project: str, version: str) -> tuple[dict[str, Any], float] | None:
+        """The rule that `note_shown` last noted for the version and when (seconds, epoch)."""
+        told = self._get(project, "shown")
+        if told is None or told["version"] != version:
+            return None
+        return told["rule"], float(told["at"])
+
     def refreshed(self, project: str) -> str | None:
         """The version that `note_refreshed` last noted."""
         return self._text(project, "refreshed")
+
+    def note_moved(self, project: str, version: str) -> None:
+        """The version's rule gives other answers than open tasks have."""
+        self.redis.set(self._key(project, "moved"), version)
+
+    def moved(self, project: str, version: str, pause: float) -> bool:
+        """Was that noted, and is the last refresh so many seconds ago?"""
+        if self._text(project, "moved") != version:
+            return False
+        shown = self.shown(project, version)
+        return shown is None or time.time() - shown[1] >= pause
+
+    def drop_moved(self, project: str) -> None:
+        """A refresh was asked for."""
+        self.redis.delete(self._key(project, "moved"))
 
     def training_waits(self) -> bool:
         """Does a training stand in the queue? They go before refreshes."""
@@ -290,6 +317,7 @@ class Board:
         pipe = self.redis.pipeline(transaction=False)
         pipe.incr(self._key(project, "events"))
         pipe.set(self._key(project, "touched"), repr(time.time()))
+        pipe.set(self._key(project, "heard"), repr(time.time()))
         pipe.execute()
 
     def note_tasks(self, project: str) -> None:
@@ -299,6 +327,14 @@ class Board:
     def take_new_tasks(self, project: str) -> bool:
         """Were tasks added since this was last asked?"""
         return self.redis.getdel(self._key(project, "new-tasks")) is not None
+
+    def take_heard(self, project: str) -> bool:
+        """Did answers come or go since this was last asked?"""
+        return self.redis.getdel(self._key(project, "heard")) is not None
+
+    def note_heard(self, project: str) -> None:
+        """They did."""
+        self.redis.set(self._key(project, "heard"), repr(time.time()))
 
     def events(self, project: str) -> tuple[int, float | None]:
         """Events since labels were last read, and when the last one came (seconds, epoch)."""
@@ -361,6 +397,23 @@ class Board:
         why = f"its process died: queued again as {again}"
         self.log_run(project, {**ended, "state": "died", "why": why, "again": again})
         return f"the worker of {job.id} died: its work was queued again"
+
+    def _once(self, job_id: str, function: str, args: list[str], timeout: int) -> bool:
+        """Queue a job unless one of its name waits; False if that one runs already."""
+        with contextlib.suppress(NoSuchJobError):
+            known = Job.fetch(job_id, connection=self.redis, serializer=JSONSerializer)
+            if (status := known.get_status(refresh=True)) in _PENDING:
+                return status != JobStatus.STARTED
+            known.delete()
+        self.queue.enqueue_call(
+            function,
+            args=args,
+            job_id=job_id,
+            timeout=timeout,
+            result_ttl=0,
+            failure_ttl=7 * 86400,
+        )
+        return True
 
     def _forget(self, job: Job) -> None:
         with contextlib.suppress(NoSuchJobError, InvalidJobOperation):

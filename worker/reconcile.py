@@ -27,6 +27,13 @@ log = logging.getLogger(__name__)
 GLANCE = 1.0
 LOOK = 60.0
 
+#: Least seconds between two jobs that hold a project's new answers against what was shown: people
+#: answer every few seconds, and one job reads what came from all of them.
+FOLLOW_PAUSE = 30.0
+
+#: Seconds after which such a job is asked for without any hint.
+FOLLOW_ANYWAY = 3600.0
+
 #: Seconds between looks at the size of the cache.
 PRUNE = 3600.0
 
@@ -72,6 +79,8 @@ class Reconciler:
         self._looked: dict[str, float] = {}
         self._refreshed: dict[str, str] = {}
         self._pruned = -PRUNE
+        self._followed: dict[str, float] = {}
+        self._newest: dict[str, float | None] = {}
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Go on until told to stop; nothing that fails ends it."""
@@ -120,6 +129,24 @@ class Reconciler:
         new_tasks = version is not None and board.take_new_tasks(project.key)
         if version and new_tasks and not board.ask_refresh(project.key, version):
             board.note_tasks(project.key)  # asked for once the one that runs has ended
+        if version:
+            self._follow(project, version)
+
+    def _follow(self, project: Project, version: str) -> None:
+        """Hold new answers against what was shown, and refresh what has moved: both now and then.
+
+        A hint is dropped before the work is asked for, and noted again where that cannot be had.
+        """
+        board, now = self._parts.board, time.monotonic()
+        since = now - self._followed.setdefault(project.key, now - FOLLOW_PAUSE)
+        if since >= FOLLOW_PAUSE and (board.take_heard(project.key) or since >= FOLLOW_ANYWAY):
+            if board.ask_follow(project.key, version):
+                self._followed[project.key] = now
+            else:
+                board.note_heard(project.key)
+        pause = self._parts.settings.follow_minutes * 60
+        if board.moved(project.key, version, pause) and board.ask_refresh(project.key, version):
+            board.drop_moved(project.key)
 
     def look(self, project: Project) -> None:
         """Compare with Label Studio itself.
@@ -136,6 +163,9 @@ class Reconciler:
             self._ask_refresh(project, version)
         config = parse_label_config(str(settings["label_config"]))
         new, last = self._unlearnt(project, version, config)
+        if version and last != self._newest.get(project.key):  # its event may have been lost
+            self._parts.board.note_heard(project.key)
+        self._newest[project.key] = last
         if reason := self._policy.reason(new, last, time.time()):
             self._parts.board.ask(Order(project.key, reason))
 

@@ -66,6 +66,9 @@ class Settings:
         target_accuracy: HRN_TARGET_ACCURACY - of shown labels.
         train_every: HRN_TRAIN_EVERY - new labels that start a training.
         train_after: HRN_TRAIN_AFTER_MINUTES - minutes after the last new label that start one.
+        follow_minutes: HRN_FOLLOW_MINUTES - least minutes between two rounds in which pre-labels of
+            open tasks change depth because of what annotators answered. 10: each changed pre-label
+            costs Label Studio a tenth of a second or more, and people look at those lists.
         fine_tune: HRN_FINE_TUNE - train the backbone too: auto (on a GPU), on, off.
         group_field: HRN_GROUP_FIELD - task field whose values are held out together.
         allowed_hosts: HRN_ALLOWED_HOSTS - only these (and Label Studio's) may serve pictures.
@@ -90,6 +93,7 @@ class Settings:
     target_accuracy: float = 0.9
     train_every: int = 20
     train_after: float = 5.0
+    follow_minutes: float = 10.0
     fine_tune: Switch = "auto"
     group_field: str = ""
     allowed_hosts: frozenset[str] = frozenset()
@@ -135,6 +139,12 @@ class Settings:
                 "minutes above 0",
                 _within(float, 0.01, 1e6),
                 cls.train_after,
+            ),
+            follow_minutes=read(
+                "HRN_FOLLOW_MINUTES",
+                "minutes above 0",
+                _within(float, 0.01, 1e6),
+                cls.follow_minutes,
             ),
             fine_tune=read("HRN_FINE_TUNE", "auto, on or off", _one_of(_SWITCHES), cls.fine_tune),
             group_field=environ.get("HRN_GROUP_FIELD", ""),

@@ -109,6 +109,7 @@ def train(  # noqa: PLR0913 - the examples, and each choice that a project may m
     target: float,
     minimum: int = 1,
     maximum: int | None = None,
+    strict: bool = False,
     report: Report,
     device: str = "cpu",
 ) -> Trained:
@@ -136,7 +137,7 @@ def train(  # noqa: PLR0913 - the examples, and each choice that a project may m
     head = heads[-1]
     report("calibrating", 0, 1)
     seen, metrics = judge(tree, examples, held_out)
-    fitted = fit_rule(seen, target=target, minimum=minimum, maximum=maximum)
+    fitted = fit_rule(seen, target=target, minimum=minimum, maximum=maximum, strict=strict)
     report("calibrating", 1, 1)
     return Trained(head.cpu(), fitted, seen, metrics, held_out)
 

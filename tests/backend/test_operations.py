@@ -6,7 +6,10 @@ from pathlib import Path
 from flask.testing import FlaskClient
 from rq import Worker
 
+from models.store import Project
+from tests.backend.conftest import go_live
 from worker.order import Order
+from worker.parts import Parts
 from worker.queue import Board
 
 
@@ -49,6 +52,29 @@ def test_metrics_count_requests_and_what_waits(client: FlaskClient, board: Board
     assert "hrn_queue_depth 1.0" in text
     assert "hrn_workers 0.0" in text
     assert 'hrn_request_seconds_count{route="unknown",status="404"}' in text
+
+
+def test_metrics_tell_how_right_the_live_version_was(
+    client: FlaskClient, fresh: Callable[..., Project], parts: Parts
+) -> None:
+    known = fresh()
+    row = {"level": 1, "shown": 9, "checked": 8, "right": 6, "accuracy": 0.75}
+    unknown = {"level": 2, "shown": 3, "checked": 0, "right": 0, "accuracy": None}
+    for version in (go_live(parts, known), go_live(parts, known)):
+        told = {"levels": [row, unknown], "grounds": ""}
+        parts.store.write_following(known.key, version, {"told": told})
+    text = client.get("/metrics").text
+    of = f'project="{known.key}",version="v2"'
+    assert f'hrn_shown_accuracy{{level="1",{of}}} 0.75' in text
+    assert f'hrn_shown_checked{{level="1",{of}}} 8.0' in text
+    assert f'hrn_shown_checked{{level="2",{of}}} 0.0' in text
+    assert f'hrn_shown_accuracy{{level="2",{of}}}' not in text
+    assert f'project="{known.key}",version="v1"' not in text
+    pointer = parts.store.root / "projects" / known.key / "current.json"
+    pointer.write_text("{", encoding="utf-8")
+    reply = client.get("/metrics")
+    assert reply.status_code == 200
+    assert known.key not in reply.text
 
 
 def test_metrics_say_that_nothing_is_known_while_redis_is_away(without_redis: FlaskClient) -> None:

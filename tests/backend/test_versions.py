@@ -37,3 +37,17 @@ def test_they_are_listed_without_redis(
     go_live(parts, known)
     reply = without_redis.get("/versions", query_string={"project": known.project})
     assert reply.get_json() == {"versions": ["v1"]}
+
+
+def test_how_right_shown_labels_were_is_told_beside_the_names(
+    client: FlaskClient, fresh: Callable[..., Project], parts: Parts
+) -> None:
+    known = fresh()
+    names = [go_live(parts, known) for _ in range(3)]
+    told = {"levels": [], "grounds": "40 answers"}
+    parts.store.write_following(known.key, "v2", {"told": told})
+    parts.store.write_following(known.key, "v3", {"told": {"grounds": "lost"}})
+    file = parts.store.root / "projects" / known.key / "following" / "v3.json"
+    file.write_text("{}", encoding="utf-8")  # damaged: the names are told all the same
+    reply = client.get("/versions", query_string={"project": known.project})
+    assert reply.get_json() == {"versions": names, "shown": {"v2": told}}

@@ -39,6 +39,16 @@ def test_methods_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert evaluate(tmp_path, *words, "--method", "marginal", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["rows"]) == 6
 
+    again = [*words, "--method", "marginal", "hrn", "--depth"]
+    assert evaluate(tmp_path, *again) == 0  # what is known is not run again
+    assert "2 of 2" in capsys.readouterr().err
+    depth = json.loads((tmp_path / "out" / "depth.json").read_text())
+    assert {row["target"] for row in depth["50"]} == {0.9, 0.95, 0.99}
+
+    assert evaluate(tmp_path, *words, "--grow", "1") == 0
+    (outcome,) = json.loads((tmp_path / "out" / "growth.json").read_text())["outcomes"]
+    assert len(outcome["withheld"]) == 1
+
     assert evaluate(tmp_path, *common, "--method", "flat") == 1  # not the same protocol
     assert "settings do not compare" in capsys.readouterr().err
 

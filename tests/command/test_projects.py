@@ -9,6 +9,8 @@ from command import projects
 from command.projects import UsageError
 from models.errors import ModelError
 from models.store import Project
+from tests.models.small import FROZEN, head_of, seen
+from tests.models.small import publish as publish_with_evidence
 from tests.published import TREE, manifest, project, publish
 from worker.errors import MisconfiguredError
 from worker.order import Order
@@ -99,6 +101,37 @@ def test_the_status_without_redis_is_still_told(settings: Settings, known: Proje
     told = projects.status(lame)
     assert "Redis cannot be reached" in told["waiting_jobs"]
     assert "unknown" in projects.describe(told["projects"][0])
+
+
+def test_what_annotators_answers_say_is_told(parts: Parts, known: Project, board: Board) -> None:
+    version = publish(parts.store, known)
+    assert projects.project_status(parts, known)["following"] is None
+    rows = [
+        {"level": level, "checked": checked, "accuracy": accuracy, "low": 0.8, "high": 0.97}
+        for level, checked, accuracy in [(0, 50, 0.92), (1, 40, 0.95), (2, 10, None)]
+    ]
+    told = {"levels": rows, "grounds": "from the newest 60 answers"}
+    parts.store.write_following(known.key, version, {"told": told})
+    words = projects.describe(projects.project_status(parts, known))
+    assert (
+        "shown since, by annotators' answers: all 92% of 50 (80% to 97%), level 1 95% of 40 "
+        "(80% to 97%) right; from the newest 60 answers" in words
+    )
+    (row,) = projects.versions(parts, known)
+    assert row["following"] == told
+    none = {**told, "levels": rows[2:]}
+    assert "none could be checked yet" in projects.seen_since(none)
+
+
+def test_what_annotators_answers_said_may_be_damaged(
+    parts: Parts, known: Project, board: Board
+) -> None:
+    version = publish(parts.store, known)
+    parts.store.write_following(known.key, version, {"told": None})
+    file = parts.store.root / "projects" / known.key / "following" / f"{version}.json"
+    file.write_text("{", encoding="utf-8")
+    words = projects.describe(projects.project_status(parts, known))
+    assert "answers to pre-labels: cannot read following/v1.json" in words
 
 
 @pytest.mark.parametrize(
@@ -194,3 +227,59 @@ def test_files_are_answered_and_a_missing_one_is_told(
     assert 0 < good["confidence"] < 1
     assert text["problem"]
     assert "No such file" in missing["problem"]
+
+
+# --- how deep ---
+
+
+def test_depth_and_target_are_kept_and_told(parts: Parts, known: Project) -> None:
+    told = projects.limit_depth(parts, known, 0.95, 1, 2, True)  # noqa: FBT003
+    kept = parts.store.project(known.key)
+    assert kept is not None
+    assert (kept.target_accuracy, kept.minimum_depth, kept.maximum_depth) == (0.95, 1, 2)
+    assert kept.strict
+    assert projects.depth_text(told).splitlines() == [
+        "target 95% on each level, from depth 1 to depth 2",
+        "  no version is live yet",
+    ]
+
+
+def test_what_is_not_named_stays(parts: Parts, known: Project) -> None:
+    first = projects.limit_depth(parts, known, 0.95, None, 2, None)
+    kept = parts.store.project(known.key)
+    assert kept is not None
+    again = projects.limit_depth(parts, kept, None, None, None, None)
+    assert again == first
+    lifted = projects.limit_depth(parts, kept, None, None, 0, None)
+    assert (lifted["target"], lifted["maximum"]) == (0.95, None)
+
+
+def test_the_live_version_says_what_it_would_show(
+    parts: Parts, known: Project, board: Board
+) -> None:
+    tree = TREE
+    held = seen(levels=tree.depth)
+    version = publish_with_evidence(parts.store, known, tree, head_of(tree, FROZEN), known=held)
+    parts.store.point(known.key, version, reason="test")
+    told = projects.limit_depth(parts, known, 0.8, None, None, None)
+    assert (told["version"], told["standing"]) == (version, "certified")
+    assert sum(told["shares"]) == pytest.approx(1, abs=1e-3)
+    assert f"{version} would show, of the pictures it was checked on: depth 1 " in (
+        projects.depth_text(told)
+    )
+    assert board.moved(known.key, version, pause=0)  # open tasks will get the new answers
+    harder = projects.limit_depth(parts, known, 0.99, None, None, None)
+    depths = [sum(n * share for n, share in enumerate(t["shares"])) for t in (told, harder)]
+    assert depths[1] < depths[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "minimum", "maximum"),
+    [(1.0, None, None), (0.0, None, None), (None, 0, 2), (0.9, 3, 2)],
+)
+def test_wishes_out_of_range_are_refused(
+    parts: Parts, known: Project, target: float | None, minimum: int | None, maximum: int | None
+) -> None:
+    with pytest.raises(UsageError, match=r"between 0 and 1|1 <= --minimum <= --maximum"):
+        projects.limit_depth(parts, known, target, minimum, maximum, None)
+    assert parts.store.project(known.key) == known

@@ -119,6 +119,7 @@ def next_training_set(campaign: Campaign) -> dict[int, TaskLabels]:
 def only_label(campaign: Campaign, task: int) -> tuple[NodePath, str | None]:
     """The path that the next training learns for a task, and where the answer came from."""
     (label,) = next_training_set(campaign)[task].labels
+    assert label.target is not None
     return campaign.tree.paths[label.target], label.origin
 
 

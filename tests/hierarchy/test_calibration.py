@@ -1,6 +1,7 @@
 """The certificate keeps its promise, and evidence is read as it is meant."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,17 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from hierarchy import LabelTree
-from hierarchy.calibration import PRICES, Evidence, Fitted, evidence, fit_platt, fit_rule
+from hierarchy.calibration import (
+    PRICES,
+    Evidence,
+    Fitted,
+    estimate,
+    evidence,
+    fit_platt,
+    fit_rule,
+    left_out,
+    tried,
+)
 from hierarchy.choice import (
     Candidates,
     DepthRule,
@@ -95,7 +106,7 @@ def test_without_pictures_nothing_is_shown() -> None:
     fitted = fit_rule(Evidence(np.empty((0, 2)), np.empty((0, 2), dtype=np.int64)), target=0.9)
     assert fitted.standing == "none"
     assert fitted.rule.price is None
-    assert fitted.rule.platt == ((1.0, 0.0), (1.0, 0.0))
+    assert fitted.rule.platt == ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
 
 def test_a_network_that_is_wrong_is_not_shown() -> None:
@@ -133,7 +144,7 @@ def test_limits_are_part_of_the_fit() -> None:
 def test_what_is_claimed_holds_on_the_evidence_itself(seed: int, count: int, target: float) -> None:
     _, seen = drawn(np.random.default_rng(seed), count)
     fitted = fit_rule(seen, target=target)
-    depth = choose_depth(corrected(seen.probability, fitted.rule.platt), fitted.rule)
+    depth = choose_depth(left_out(seen, fitted.rule.platt), fitted.rule)
     right = seen.right[np.arange(count), depth - 1][depth > 0]
     assert fitted.given == pytest.approx((depth > 0).mean())
     assert (fitted.checked, fitted.wrong) == (len(right), int((right == 0).sum()))
@@ -161,6 +172,156 @@ def test_platt_finds_the_distortion_it_should_undo() -> None:
     slope, offset = fit_platt(Evidence(corrected(truth, ((2.0, 1.0),)), right))[0]
     assert slope == pytest.approx(0.5, abs=0.03)
     assert offset == pytest.approx(-0.5, abs=0.06)
+
+
+def test_a_sure_leaf_makes_its_top_node_surer() -> None:
+    """Tops that all state 0.8 are right when their leaf is sure, and else as often as not."""
+    draw = np.random.default_rng(0)
+    sure = draw.random(2000) < 0.5
+    right = np.where(sure, 1, draw.random(2000) < 0.5).astype(np.int64)
+    stated = np.column_stack([np.full(2000, 0.8), np.where(sure, 0.79, 0.2)])
+    platt = fit_platt(Evidence(stated, np.column_stack([right, right])))
+    found = corrected(np.array([[0.8, 0.79], [0.8, 0.2]]), platt)[:, 0]
+    assert found[0] > 0.97
+    assert found[1] == pytest.approx(0.5, abs=0.05)
+
+
+def test_each_picture_is_judged_as_if_the_correction_had_not_seen_it() -> None:
+    """One Newton step is within 0.02 of fitting anew without the picture."""
+    _, seen = drawn(np.random.default_rng(4), 150)
+    found = left_out(seen, fit_platt(seen))
+    for row in range(0, 150, 10):
+        others = np.arange(150) != row
+        without = fit_platt(Evidence(seen.probability[others], seen.right[others]))
+        expected = corrected(seen.probability[row : row + 1], without)[0]
+        np.testing.assert_allclose(found[row], expected, atol=0.02)
+
+
+def test_a_picture_drawn_twice_does_not_vouch_for_itself() -> None:
+    """Twins are left out together; a picture that nothing is known of is judged by all others."""
+    _, once = drawn(np.random.default_rng(5), 80)
+    rows = np.append(np.arange(80), 7)
+    seen = Evidence(once.probability[rows], once.right[rows])
+    others = np.arange(80) != 7
+    without = fit_platt(Evidence(once.probability[others], once.right[others]))
+    expected = corrected(once.probability[7:8], without)[0]
+    found = left_out(seen, fit_platt(seen))
+    np.testing.assert_allclose(found[[7, 80]], [expected, expected], atol=0.03)
+    unknown = Evidence(once.probability, np.where(others[:, None], once.right, -1))
+    found = left_out(unknown, fit_platt(unknown))
+    np.testing.assert_allclose(found[7], expected, rtol=1e-6)
+
+
+def test_pictures_that_weigh_much_are_left_out_in_full() -> None:
+    """Three twins among 51, surely wrong: without them 0.94 is stated, with them 0.59."""
+    draw = np.random.default_rng(6)
+    stated = np.append(draw.uniform(0.2, 0.9, 48), np.full(3, 0.99))[:, None]
+    right = np.append(draw.random(48) < stated[:48, 0], np.zeros(3)).astype(np.int64)[:, None]
+    platt = fit_platt(Evidence(stated, right))
+    found = left_out(Evidence(stated, right), platt)[-1, 0]
+    others = corrected(stated[-1:], fit_platt(Evidence(stated[:48], right[:48])))[0, 0]
+    assert abs(corrected(stated[-1:], platt)[0, 0] - others) > 0.3
+    assert found == pytest.approx(others, abs=0.02)
+
+
+def slow_walk(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted | None:
+    """Price by price with ``choose_depth``, as the fast count must do it."""
+    walk = [tried(seen, sure, replace(rule, price=float(price))) for price in PRICES]
+    most = [(1 - rule.target) * (one.checked + 1) - 1 + 1e-9 for one in walk]
+    start = next((i for i, bears in enumerate(most) if bears >= 2), None)
+    if start is None:
+        start = max(range(len(walk)), key=lambda i: walk[i].checked)
+    last = None
+    for one, bears in zip(walk[start:], most[start:], strict=True):
+        if one.wrong > bears:
+            break
+        last = one
+    return last
+
+
+@settings(max_examples=15)
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([0.15, 0.7, 0.9]),
+    st.integers(1, 3),
+    st.none() | st.integers(1, 3),
+    st.floats(0, 1),
+)
+def test_the_walk_over_prices_matches_one_done_price_by_price(
+    seed: int, target: float, minimum: int, maximum: int | None, bonus: float
+) -> None:
+    draw = np.random.default_rng(seed)
+    _, seen = drawn(draw, 120)
+    seen = Evidence(seen.probability, np.where(draw.random(seen.right.shape) < 0.1, -1, seen.right))
+    sure = seen.probability[:, draw.permutation(3)]  # deeper nodes may be surer than those above
+    rule = DepthRule(target, None, ((1.0, 0.0),) * 3, minimum, maximum, bonus)
+    assert estimate(seen, sure, rule) == slow_walk(seen, sure, rule)
+
+
+# --- strict ---
+
+
+def level_accuracies(fitted: Fitted, truth: Floats, stated: Floats) -> list[float]:
+    """Of what a rule shows on each level that it shows, over a known population."""
+    depth = choose_depth(corrected(stated, fitted.rule.platt), fitted.rule)
+    return [
+        float(truth[depth == level, level - 1].mean())
+        for level in range(1, truth.shape[1] + 1)
+        if (depth == level).any()
+    ]
+
+
+def test_strict_rules_keep_the_target_on_every_level_of_new_pictures() -> None:
+    """60 draws of 1000 pictures, delta 0.1: at least 51 must keep it on all three levels."""
+    truth, population = drawn(np.random.default_rng(10**6), 20_000)
+    kept, deep = 0, []
+    for seed in range(60):
+        _, seen = drawn(np.random.default_rng(seed), 1000)
+        fitted = fit_rule(seen, target=0.9, strict=True)
+        assert fitted.standing == "certified"
+        assert fitted.rule.strict
+        deep.append(fitted.mean_depth)
+        kept += min(level_accuracies(fitted, truth, population.probability)) >= 0.9
+    assert kept >= 51
+    assert np.mean(deep) > 1.2  # not by showing little
+
+
+def test_a_pooled_rule_does_not_keep_every_level() -> None:
+    """What strict is for: on average right often enough, on the deepest level not."""
+    truth, population = drawn(np.random.default_rng(10**6), 20_000)
+    _, seen = drawn(np.random.default_rng(0), 1000)
+    fitted = fit_rule(seen, target=0.9)
+    assert min(level_accuracies(fitted, truth, population.probability)) < 0.89
+
+
+def test_a_level_that_cannot_keep_the_target_is_closed() -> None:
+    right = np.ones((300, 2), dtype=np.int64)
+    right[::2, 1] = 0
+    stated = np.column_stack([np.full(300, 0.98), np.full(300, 0.9)])
+    fitted = fit_rule(Evidence(stated, right), target=0.9, strict=True)
+    assert fitted.rule.thresholds is not None
+    assert fitted.rule.thresholds[1] is None
+    assert (fitted.standing, fitted.mean_depth, fitted.wrong) == ("certified", 1.0, 0)
+
+
+def test_a_level_answers_only_for_what_it_is_shown_for() -> None:
+    """Of 500 tops 95 % are right; of the 100 with nothing deeper to show, only 75 %."""
+    right = np.ones((500, 2), dtype=np.int64)
+    right[400:, 1] = 0
+    right[400::4, 0] = 0
+    stated = np.where(np.arange(500)[:, None] < 400, [[0.98, 0.97]], [[0.6, 0.3]])
+    fitted = fit_rule(Evidence(stated, right), target=0.9, strict=True)
+    assert (fitted.checked, fitted.wrong, fitted.mean_depth) == (400, 0, 1.6)
+
+
+def test_strict_limits_and_scarcity() -> None:
+    _, seen = drawn(np.random.default_rng(2), 500)
+    fitted = fit_rule(seen, target=0.9, maximum=1, strict=True)
+    assert fitted.rule.thresholds is not None
+    assert fitted.rule.thresholds[1:] == (None, None)
+    assert fit_rule(same(15), target=0.9, strict=True).standing == "estimated"
+    few = fit_rule(same(8), target=0.9, strict=True)
+    assert (few.standing, few.rule.price, few.rule.thresholds) == ("none", None, (None,))
 
 
 def test_platt_hardly_moves_for_two_pictures() -> None:

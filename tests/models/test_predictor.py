@@ -392,3 +392,17 @@ def test_the_own_rule_holds_where_what_feedback_left_is_damaged(
     predictors = Predictors(store)
     assert predictors.get(project(), version).rule == predictors.get(project(), version).own_rule
     assert caplog.text.count("own rule holds") == 1
+
+
+def test_a_strict_project_gets_a_strict_rule(store: ModelStore) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    assert not load_predictor(store, project(), version).rule.strict
+    assert load_predictor(store, project(strict=True), version).rule.strict
+    predictors = Predictors(store)
+    loose, strict = (predictors.get(project(strict=one), version) for one in (False, True))
+    assert (loose.rule.strict, strict.rule.strict) == (False, True)
+
+
+def test_without_evidence_strictness_is_not_promised(store: ModelStore) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN))
+    assert load_predictor(store, project(strict=True), version).rule.price is None

@@ -122,6 +122,14 @@ def test_predictions_are_not_sent_twice() -> None:
         assert len(server.requests) == 1
 
 
+def test_a_prediction_is_changed_in_place() -> None:
+    with serving(script(Reply({}))) as server:
+        LabelStudio(server.url, LEGACY).update_prediction(7, fruit("Milk"), score=0.5)
+    (request,) = server.requests
+    assert (request.method, request.path) == ("PATCH", "/api/predictions/7/")
+    assert request.json == {"result": fruit("Milk"), "score": 0.5}
+
+
 def test_no_secret_is_printed() -> None:
     client = LabelStudio("http://studio/", LEGACY)
     assert repr(client) == "LabelStudio('http://studio')"
@@ -296,6 +304,25 @@ def test_predictions_are_stored_and_told(label_studio: RunningLabelStudio) -> No
     assert client.delete_model_version(project, "v1") == 3
     left = chain.from_iterable(client.predictions_of(task) for task in ids)
     assert [row["model_version"] for row in left] == ["v2"] * 3
+
+
+@pytest.mark.label_studio
+def test_a_changed_prediction_keeps_its_id_for_who_has_it_open(
+    label_studio: RunningLabelStudio,
+) -> None:
+    client = label_studio.client()
+    project = label_studio.create_project("changed", CONFIG)
+    (task,) = label_studio.import_urls(project, ["http://pictures.invalid/1"])
+    row = {"task": task, "result": fruit("Fruit"), "score": 0.25, "model_version": "v1"}
+    client.import_predictions(project, [row])
+    (before,) = client.predictions_of(task)
+    client.update_prediction(before["id"], fruit("Milk"), score=0.5)
+    (after,) = client.predictions_of(task)
+    assert (after["id"], after["model_version"]) == (before["id"], "v1")
+    assert (after["result"], after["score"]) == (fruit("Milk"), 0.5)
+    assert after["created_at"] == before["created_at"] < after["updated_at"]
+    answer = client.create_annotation(task, fruit("Milk"), parent_prediction=before["id"])
+    assert answer["parent_prediction"] == before["id"]
 
 
 @pytest.mark.label_studio

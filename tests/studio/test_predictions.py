@@ -33,6 +33,7 @@ def read_back(config: LabelConfig, entry: dict[str, object]) -> int:
     labels = read_task(task, config).labels
     assert len(labels) == 1
     assert labels[0].note == ""
+    assert labels[0].target is not None
     return labels[0].target
 
 

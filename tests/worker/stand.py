@@ -36,6 +36,8 @@ class Stand:
         created_at: when the project was made.
         label_config: the project's.
         away: answer 503 to everything.
+        stored: predictions that were imported.
+        changed: ids of those that were changed in place.
         free: while it is not set, a list of tasks is not answered.
     """
 
@@ -47,6 +49,7 @@ class Stand:
         self.free = threading.Event()
         self.free.set()
         self.stored: list[dict[str, Any]] = []
+        self.changed: list[int] = []
         self.server: Server | None = None
 
     @property
@@ -65,6 +68,14 @@ class Stand:
                 {"id": number, "data": data, "annotations": [answer], "predictions": []}
             )
 
+    def predict(self, task: int, **prediction: Any) -> int:
+        """One more prediction on a task; its id."""
+        number = sum(len(known["predictions"]) for known in self.tasks) + 1
+        when = "2026-11-23T14:00:00.000010Z"
+        row = {"id": number, "created_at": when, "updated_at": when, **prediction}
+        self.tasks[task - 1]["predictions"].append(row)
+        return number
+
     def __call__(self, request: Request) -> Reply:
         if self.away:
             return Reply({"detail": "starting"}, 503)
@@ -82,7 +93,16 @@ class Stand:
             return self._tasks(request)
         if request.path.endswith("/import/predictions"):
             self.stored += request.json
+            for row in request.json:
+                self.predict(**row)
             return Reply({"created": len(request.json)})
+        if request.path.startswith("/api/predictions/") and request.method == "PATCH":
+            number = int(request.path.split("/")[3])
+            rows = [row for task in self.tasks for row in task["predictions"]]
+            (row,) = [row for row in rows if row["id"] == number]
+            row.update(request.json)
+            self.changed.append(number)
+            return Reply(row)
         return Reply({"detail": request.path}, 404)
 
     def _tasks(self, request: Request) -> Reply:
@@ -94,4 +114,7 @@ class Stand:
             rows = [task for task in rows if task["annotations"]]
         if ("total_annotations", "equal") in asked:
             rows = [task for task in rows if not task["annotations"]]
+        if ("updated_at", "greater") in asked:
+            since = next(item["value"] for item in items if item["filter"].endswith("updated_at"))
+            rows = [task for task in rows if task.get("updated_at", "9") > since]
         return Reply({"total": len(rows), "tasks": rows})

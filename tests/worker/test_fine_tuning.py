@@ -1,6 +1,7 @@
 """A backbone that was trained along comes back from the store as it left; features and gate too."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +16,8 @@ from studio.annotations import Label, TaskLabels
 from studio.labelconfig import LabelConfig, parse_label_config
 from tests.models.small import NAME, png, weights_file
 from tests.studio.configs import taxonomy_xml, tree_of
-from worker import fine_tuning, making, trainer, training
-from worker.fine_tuning import TuneRecipe, wanted
+from worker import fine_tuning, trainer, training
+from worker.fine_tuning import forget, wanted
 from worker.gathering import Gathered, gather, mark
 from worker.order import Order
 from worker.parts import Parts
@@ -24,6 +25,7 @@ from worker.recipe import Recipe
 from worker.settings import Settings
 from worker.snapshot import Snapshot, take
 from worker.training import learn
+from worker.tune_recipe import TuneRecipe
 
 CONFIG: LabelConfig = parse_label_config(
     taxonomy_xml(tree_of([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)]))
@@ -31,7 +33,7 @@ CONFIG: LabelConfig = parse_label_config(
 TREE = CONFIG.tree
 
 #: The rate is high, so that two epochs of three steps make a difference.
-TINY = TuneRecipe(inner=8, features=8, epochs=2, batch=4, rate=0.3, folds=3)
+TINY = TuneRecipe(inner=8, features=8, epochs=2, batch=4, rate=0.3, folds=3, precision="f32")
 
 ORDER = Order("somewhere-1-17", fine_tune=False)
 
@@ -85,7 +87,15 @@ def labelled(count: int, start: int = 0) -> Snapshot:
 
 @pytest.fixture(scope="module")
 def twelve(parts: Parts) -> Gathered:
-    return gather(labelled(12), parts.galleries.base(), "", silent)
+    return gather(labelled(12), parts.galleries.base(), "", silent, (0, 1))
+
+
+@pytest.fixture
+def afresh(parts: Parts) -> Iterator[None]:
+    """No checkpoint is left by another test, or for one."""
+    forget(parts.settings, ORDER.project)
+    yield
+    forget(parts.settings, ORDER.project)
 
 
 # Features
@@ -95,25 +105,25 @@ def test_every_label_is_gathered_with_its_picture(twelve: Gathered) -> None:
     examples = twelve.examples
     assert (examples.pictures, len(twelve.refs), twelve.skipped) == (12, 12, {})
     assert examples.picture.tolist() == list(range(12))
-    assert examples.truth.tolist() == examples.target.tolist()
+    assert examples.truth.tolist() == examples.target[:, 0].tolist()
     assert len(set(twelve.marks.tolist())) == 12
     assert twelve.newest[3] == "2026-01-04"
 
 
-def test_features_are_read_at_any_positions_either_way(twelve: Gathered, parts: Parts) -> None:
+def test_features_are_read_at_any_positions_in_every_view(twelve: Gathered, parts: Parts) -> None:
     gallery = parts.galleries.base()
-    for mirrored in (False, True):
-        found = twelve.examples.read([7, 2], mirrored)
-        expected = maps_of(gallery, [twelve.refs[7], twelve.refs[2]], mirrored=mirrored)
+    for view in twelve.examples.views:
+        found = twelve.examples.read([7, 2], view)
+        expected = maps_of(gallery, [twelve.refs[7], twelve.refs[2]], view=view)
         np.testing.assert_array_equal(found, expected)
 
 
 def test_pictures_that_cannot_be_had_are_counted_and_left_out(parts: Parts) -> None:
     tasks = [task(0, 1), task(1, 2, picture="/data/local-files/?d=gone.png"), task(2, 3)]
-    found = gather(take(tasks, TREE), parts.galleries.base(), "", silent)
+    found = gather(take(tasks, TREE), parts.galleries.base(), "", silent, (0,))
     assert found.examples.pictures == 2
     assert found.examples.picture.tolist() == [0, 1]
-    assert found.examples.target.tolist() == [1, 3]
+    assert found.examples.target.tolist() == [[1], [3]]
     assert sum(found.skipped.values()) == 1
 
 
@@ -121,13 +131,14 @@ def test_nothing_to_be_had_is_too_little_to_train(parts: Parts) -> None:
     found = gather(take([], TREE), parts.galleries.base(), "", silent)
     assert found.examples.pictures == 0
     with pytest.raises(trainer.TooFewLabelsError, match="got 0 pictures"):
-        trainer.check_enough(found.examples.pictures, set(found.examples.target.tolist()))
+        trainer.check_enough(found.examples.pictures, found.examples.named)
 
 
 def test_annotators_share_a_picture_and_groups_come_from_the_task(parts: Parts) -> None:
     both = task(0, 1, session="monday")
     both = replace(both, labels=(*both.labels, replace(both.labels[0], annotation_id=9, target=2)))
-    found = gather(take([both, task(1, 2)], TREE), parts.galleries.base(), "session", silent)
+    tasks = [both, task(1, 2)]
+    found = gather(take(tasks, TREE), parts.galleries.base(), "session", silent, (0,))
     assert found.examples.picture.tolist() == [0, 0, 1]
     assert found.examples.weight.tolist() == [0.5, 0.5, 1]
     assert list(found.examples.groups) == ["monday", None]
@@ -136,6 +147,7 @@ def test_annotators_share_a_picture_and_groups_come_from_the_task(parts: Parts) 
 # The backbone too
 
 
+@pytest.mark.usefixtures("afresh")
 def test_what_was_fine_tuned_comes_back_from_the_store(parts: Parts, twelve: Gathered) -> None:
     """Two epochs on twelve pictures: the served log-probabilities are those of training."""
     project = owner(parts)
@@ -159,25 +171,79 @@ def test_what_was_fine_tuned_comes_back_from_the_store(parts: Parts, twelve: Gat
     )
     predictor = load_predictor(parts.store, project, version)
     gallery = parts.galleries.of(predictor)
-    maps = maps_of(gallery, [twelve.refs[at] for at in judged.tolist()], mirrored=False)
+    maps = maps_of(gallery, [twelve.refs[at] for at in judged.tolist()])
     served = predictor.log_probabilities(maps)
     np.testing.assert_allclose(served, made.trained.held_out[judged], atol=0.1)
     assert np.ptp(served, axis=0).max() > 0.2  # and they tell pictures apart
 
 
-def test_fine_tuning_reports_forward_and_can_be_stopped(parts: Parts, twelve: Gathered) -> None:
-    shares: list[float] = []
+class Stopped:
+    """Listens, and stops the training the first time a mean loss is told: after an epoch."""
 
-    def report(stage: str, done: int, total: int, **figures: float) -> None:
+    def __init__(self) -> None:
+        self.shares: list[float] = []
+
+    def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
         if stage == "fine-tuning":
-            shares.append(done / total)
+            self.shares.append(done / total)
             if "loss" in figures:
                 raise InterruptedError
 
+
+class Heard(Stopped):
+    """Listens only."""
+
+    def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
+        with suppress(InterruptedError):
+            super().__call__(stage, done, total, **figures)
+
+
+@pytest.mark.usefixtures("afresh")
+def test_a_stopped_fine_tuning_goes_on_and_ends_as_if_it_had_not_been(
+    parts: Parts, twelve: Gathered
+) -> None:
+    project = owner(parts)
+    whole = fine_tuning.fit(TREE, twelve, parts, project, silent, TINY)
+    forget(parts.settings, project.key)
+    first, second = Stopped(), Heard()
     with pytest.raises(InterruptedError):
-        fine_tuning.fit(TREE, twelve, parts, owner(parts), report, TINY)
-    assert shares == sorted(shares)
-    assert shares[-1] == 0.5  # one epoch of two
+        fine_tuning.fit(TREE, twelve, parts, project, first, TINY)
+    assert first.shares == sorted(first.shares)
+    assert first.shares[-1] == 0.5  # one epoch of two
+    resumed = fine_tuning.fit(TREE, twelve, parts, project, second, TINY)
+    assert second.shares[0] > 0.5
+    assert second.shares[-1] == 1
+    assert resumed.backbone["fingerprint"] == whole.backbone["fingerprint"]
+    assert resumed.backbone["fingerprint"] != parts.galleries.backbone().fingerprint
+    for name, value in whole.trained.head.state_dict().items():
+        assert torch.equal(resumed.trained.head.state_dict()[name], value)
+    np.testing.assert_array_equal(resumed.trained.held_out, whole.trained.held_out)
+
+
+@pytest.mark.usefixtures("afresh")
+def test_other_labels_start_afresh(parts: Parts, twelve: Gathered) -> None:
+    project, others = owner(parts), Heard()
+    with pytest.raises(InterruptedError):
+        fine_tuning.fit(TREE, twelve, parts, project, Stopped(), TINY)
+    changed = twelve.examples.target.copy()
+    changed[0], changed[1] = twelve.examples.target[1], twelve.examples.target[0]
+    other = replace(twelve, examples=replace(twelve.examples, target=changed))
+    fine_tuning.fit(TREE, other, parts, project, others, TINY)
+    assert others.shares[0] < 0.5
+    files = [file.name for file in (parts.settings.home / "tuning" / project.key).iterdir()]
+    assert len(files) == 1  # the other labels' is gone
+
+
+@pytest.mark.usefixtures("afresh")
+def test_a_picture_that_vanished_since_its_features_were_made_is_left_out(
+    parts: Parts, twelve: Gathered
+) -> None:
+    refs = [("/data/local-files/?d=gone.png", 0), *twelve.refs[1:]]
+    made = fine_tuning.fit(
+        TREE, replace(twelve, refs=refs), parts, owner(parts), silent, replace(TINY, epochs=1)
+    )
+    assert np.isnan(made.trained.held_out[0]).all()
+    assert not np.isnan(made.trained.held_out).all()
 
 
 def test_one_group_cannot_be_fine_tuned(parts: Parts, twelve: Gathered) -> None:
@@ -186,13 +252,21 @@ def test_one_group_cannot_be_fine_tuned(parts: Parts, twelve: Gathered) -> None:
         fine_tuning.fit(TREE, grouped, parts, owner(parts), silent, TINY)
 
 
-def test_the_same_seed_tunes_the_same_backbone(parts: Parts, twelve: Gathered) -> None:
-    marks = {
-        fine_tuning.fit(TREE, twelve, parts, owner(parts), silent, TINY).backbone["fingerprint"]
-        for _ in range(2)
-    }
-    assert len(marks) == 1
-    assert marks != {parts.galleries.backbone().fingerprint}
+def test_what_is_published_leaves_no_checkpoint(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TuneRecipe, "for_device", lambda _: replace(TINY, epochs=1))
+    project = owner(parts, "tuned-1-17")
+    folder, seen = parts.settings.home / "tuning" / project.key, list[bool]()
+
+    def report(stage: str, done: int, total: int, **figures: float) -> None:
+        if stage == "publishing" and done == 0:
+            seen.append(any(folder.iterdir()))
+
+    ended = learn(Order(project.key, fine_tune=True), project, CONFIG, labelled(12), parts, report)
+    assert (ended.state, seen) == ("published", [True])  # it was there until the version was
+    assert not folder.exists()
+    assert parts.store.manifest(project.key, "v1")["network"]["kind"] == "residual"
 
 
 @pytest.mark.parametrize(
@@ -217,8 +291,8 @@ def test_without_a_gpu_auto_is_no() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head of few weights and steps; what surrounds it is as it is."""
-    small = Recipe(reduced=8, width=8, projection=8, epochs=2, least_steps=20, folds=3)
-    monkeypatch.setattr(making, "Recipe", lambda: small)
+    small = Recipe(views=(0, 1), reduced=8, width=8, hidden=8, epochs=2, least_steps=20, folds=3)
+    monkeypatch.setattr(training, "Recipe", lambda: small)
 
 
 @pytest.mark.usefixtures("quick")

@@ -1,5 +1,7 @@
 """What the queue runs: every way a training ends is recorded in words for people."""
 
+import time
+
 import pytest
 
 from command.services import as_environment
@@ -9,9 +11,10 @@ from studio.transport import Patience
 from tests.published import publish
 from tests.worker.stand import LEGACY, Stand
 from worker import jobs
+from worker.__main__ import ALLOWED
 from worker.order import Order
 from worker.parts import Parts
-from worker.queue import FINE_TUNE, REFRESH, Board
+from worker.queue import FINE_TUNE, FOLLOW, REFRESH, Board
 from worker.settings import Settings
 
 QUICK = Patience(backoff=0.01)
@@ -132,6 +135,43 @@ def test_a_refresh_that_label_studio_refuses_stops_with_its_reason(
     assert "404" in outcome["why"] or "/nowhere" in outcome["why"]
 
 
+def test_following_where_nothing_was_answered_loads_nothing(
+    known: Project, parts: Parts, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(parts.store, known)
+    stand.label(2, minute=0)
+    environment(parts.settings, monkeypatch)
+    ended = jobs.follow(known.key, "v1")
+    assert (ended["state"], ended["answers"]) == ("done", 0)
+    assert jobs.follow(known.key, "v2") == {"state": "outdated"}
+
+
+def test_following_goes_on_when_label_studio_is_back(
+    known: Project,
+    parts: Parts,
+    stand: Stand,
+    board: Board,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    publish(parts.store, known)
+    environment(parts.settings, monkeypatch)
+    monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    ended = jobs.follow(known.key, "v1")
+    assert ended["state"] == "stopped"
+    assert board.take_heard(known.key)
+
+
+def test_following_that_label_studio_refuses_waits_for_the_next_look(
+    known: Project, parts: Parts, stand: Stand, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(parts.store, known)
+    environment(parts.settings, monkeypatch)
+    monkeypatch.setenv("LABEL_STUDIO_URL", f"{stand.url}/nowhere")
+    assert jobs.follow(known.key, "v1")["state"] == "stopped"
+    assert not board.take_heard(known.key)
+
+
 def test_a_queue_entry_reads_its_settings_from_the_environment(
     known: Project, parts: Parts, stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,5 +188,7 @@ def environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_jobs_are_named_as_the_queue_asks_for_them() -> None:
-    names = {f"{job.__module__}.{job.__name__}" for job in (jobs.fine_tune, jobs.refresh)}
-    assert names == {FINE_TUNE, REFRESH}
+    names = {
+        f"{job.__module__}.{job.__name__}" for job in (jobs.fine_tune, jobs.refresh, jobs.follow)
+    }
+    assert names == {FINE_TUNE, REFRESH, FOLLOW} == ALLOWED

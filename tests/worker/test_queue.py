@@ -299,3 +299,45 @@ def test_an_attempt_is_remembered(board: Board) -> None:
     assert board.attempted(KEY) == ""
     board.note_attempt(KEY, "2026-11-23T14:00:00Z")
     assert board.attempted(KEY) == "2026-11-23T14:00:00Z"
+
+
+# --- following ---
+
+
+def test_one_job_that_follows_a_version_waits(board: Board) -> None:
+    assert all(board.ask_follow(KEY, "v1") for _ in range(3))
+    assert board.queue.job_ids == [f"follow-{KEY}-v1"]
+    start(board, f"follow-{KEY}-v1")
+    assert not board.ask_follow(KEY, "v1")
+    assert board.ask_follow(KEY, "v2")
+    assert board.queue.job_ids == [f"follow-{KEY}-v2"]
+
+
+def test_a_hint_that_answers_came_is_taken_once(board: Board) -> None:
+    assert not board.take_heard(KEY)
+    board.note_event(KEY)
+    assert (board.take_heard(KEY), board.take_heard(KEY)) == (True, False)
+    board.note_heard(KEY)
+    assert board.take_heard(KEY)
+
+
+def test_the_rule_that_open_tasks_were_answered_by_is_known_for_its_version(board: Board) -> None:
+    assert board.shown(KEY, "v1") is None
+    board.note_shown(KEY, "v1", {"price": 3.0})
+    noted = board.shown(KEY, "v1")
+    assert noted is not None
+    assert noted[0] == {"price": 3.0}
+    assert abs(noted[1] - time.time()) < 60
+    assert board.shown(KEY, "v2") is None
+
+
+def test_a_rule_that_moved_waits_for_its_time(board: Board) -> None:
+    assert not board.moved(KEY, "v1", 0)
+    board.note_moved(KEY, "v1")
+    assert board.moved(KEY, "v1", 600)  # nothing was refreshed yet
+    board.note_shown(KEY, "v1", {})
+    assert not board.moved(KEY, "v1", 600)
+    assert board.moved(KEY, "v1", 0)
+    assert not board.moved(KEY, "v2", 0)
+    board.drop_moved(KEY)
+    assert not board.moved(KEY, "v1", 0)

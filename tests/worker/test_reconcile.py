@@ -1,10 +1,12 @@
 """Wanted against done: the policy on paper, and what is asked for when every hint is lost."""
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from rq.job import JobStatus
 
 from models.store import Project
 from tests.published import project, publish
@@ -154,6 +156,84 @@ def test_new_tasks_get_pre_labels(parts: Parts, known: Project, board: Board) ->
     board.note_tasks(known.key)
     ours.glance()
     assert board.queue.job_ids == [f"refresh-{known.key}-v1"]
+
+
+def test_answers_that_were_heard_of_are_followed_once_in_a_while(
+    parts: Parts, known: Project, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(parts.store, known)
+    job = f"follow-{known.key}-v1"
+    ours = Reconciler(parts)
+    ours._hints(known)
+    assert board.queue.job_ids == []
+    board.note_event(known.key)
+    ours._hints(known)
+    assert board.queue.job_ids == [job]
+    board.queue.empty()
+    for _ in range(3):
+        board.note_event(known.key)
+        ours._hints(known)
+    assert board.queue.job_ids == []
+    monkeypatch.setattr(reconcile, "FOLLOW_PAUSE", 0.0)
+    ours._hints(known)
+    ours._hints(known)
+    assert board.queue.job_ids == [job]
+    board.queue.empty()
+    monkeypatch.setattr(reconcile, "FOLLOW_ANYWAY", 0.0)  # an hour has passed without a hint
+    ours._hints(known)
+    assert board.queue.job_ids == [job]
+
+
+def test_a_hint_is_kept_while_the_job_that_may_have_missed_it_runs(
+    parts: Parts, known: Project, board: Board
+) -> None:
+    publish(parts.store, known)
+    board.ask_follow(known.key, "v1")
+    (job,) = board.queue.jobs
+    board.queue.empty()
+    job.save()
+    job.set_status(JobStatus.STARTED)
+    board.note_event(known.key)
+    Reconciler(parts)._hints(known)
+    assert board.queue.job_ids == []
+    assert board.take_heard(known.key)
+
+
+def test_answers_whose_events_were_lost_are_followed(
+    parts: Parts, known: Project, board: Board, stand: Stand
+) -> None:
+    publish(parts.store, known)
+    stand.label(1, minute=0)
+    ours = Reconciler(parts)
+    ours.look(known)
+    assert board.take_heard(known.key)
+    ours.look(known)
+    assert not board.take_heard(known.key)
+    stand.label(1, minute=1)
+    ours.look(known)
+    assert board.take_heard(known.key)
+
+
+def test_an_untrained_project_is_not_followed(parts: Parts, known: Project, board: Board) -> None:
+    board.note_event(known.key)
+    Reconciler(parts).glance()
+    assert board.queue.job_ids == []
+
+
+def test_a_rule_that_moved_is_told_once_its_time_has_come(
+    parts: Parts, known: Project, board: Board
+) -> None:
+    publish(parts.store, known)
+    board.ask_follow(known.key, "v1")
+    board.note_shown(known.key, "v1", {})
+    board.note_moved(known.key, "v1")
+    job = f"refresh-{known.key}-v1"
+    Reconciler(parts)._hints(known)
+    assert job not in board.queue.job_ids
+    soon = Parts(replace(parts.settings, follow_minutes=0.0))
+    Reconciler(soon)._hints(known)
+    assert job in board.queue.job_ids
+    assert not board.moved(known.key, "v1", 0)
 
 
 # --- what fails ---

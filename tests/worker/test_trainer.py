@@ -242,9 +242,9 @@ def test_pictures_that_annotators_disagree_on_judge_nothing(plain: Examples) -> 
 
 
 def test_limits_and_target_reach_the_rule(plain: Examples) -> None:
-    found = train(TREE, plain, SMALL, target=0.8, minimum=2, maximum=2, report=silent)
+    found = train(TREE, plain, SMALL, target=0.8, minimum=2, maximum=2, strict=True, report=silent)
     rule = found.fitted.rule
-    assert (rule.target, rule.minimum, rule.maximum) == (0.8, 2, 2)
+    assert (rule.target, rule.minimum, rule.maximum, rule.strict) == (0.8, 2, 2, True)
 
 
 @pytest.mark.parametrize(("count", "target"), [(0, []), (3, [0, 1, 2]), (5, [1] * 5)])

@@ -1,0 +1,349 @@
+"""Following annotators between trainings: what they submit against the pre-labels that they saw.
+
+Keeps a running estimate of the accuracy of what is shown, level by level, and moves the depth rule
+so that the target holds when the pictures drift: refitted from the feedback alone once there is
+enough, plus a small offset after each answer (adaptive conformal inference, Gibbs and Candes 2021,
+on the logarithm of the price). States go in and come out; nothing here is changed in place.
+Letters: m answers kept, L levels.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from scipy.stats import beta
+
+from hierarchy.calibration import (
+    PRICES,
+    Evidence,
+    Standing,
+    estimate,
+    fit_platt,
+    fit_rule,
+    left_out,
+)
+from hierarchy.choice import DepthRule, Floats, Ints, choose_depth, corrected, logits
+
+#: Answers from which on the rule is fitted to them alone; before, the version's own holds. Held-out
+#: pictures of before a drift keep the accuracy low for a thousand answers if they stay in.
+REFIT_FROM = 50
+
+#: Answers between two fits.
+REFIT_EVERY = 10
+
+#: Answers from which on the probabilities are corrected anew too, not only priced.
+CORRECT_FROM = 200
+
+#: Answers kept, the newest; the oldest say least of what is shown now.
+KEEP = 1000
+
+#: What a wrong label that was shown adds to the offset; every label that was shown takes
+#: GAIN * (1 - target) off again, so where errors are as rare as they should be both cancel out.
+GAIN = 0.25
+
+#: The offset never goes further: a long run without errors must not be paid for by as long a run
+#: with too many.
+FURTHEST = 1.0
+
+#: Confidence of the intervals told.
+CONFIDENCE = 0.9
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """One annotator's answer, held against the pre-label that it started from.
+
+    Attributes:
+        id: the annotation's; the same id again is the same answer, maybe changed.
+        probability: of each level's best node, before correction.
+        right: of each level's best node: 1 right, 0 wrong, -1 not known.
+        shown: depth of the pre-label that the annotator saw, 0 for none.
+        verdict: of that pre-label: 1 right, 0 wrong, -1 not known or none shown.
+    """
+
+    id: int
+    probability: tuple[float, ...]
+    right: tuple[int, ...]
+    shown: int
+    verdict: int
+
+
+@dataclass(frozen=True)
+class ShownAccuracy:
+    """How often what was shown on one level was right.
+
+    Attributes:
+        level: depth shown, 1 the top; 0 stands for all levels together.
+        shown: answers that had started from a label on this level.
+        checked: those whose pre-label could be judged.
+        right: how many of those were right.
+        accuracy: right / checked; None without any checked.
+        low: lower end of the 90 % interval (Clopper and Pearson 1934), 0 without any checked.
+        high: upper end, 1 without any checked.
+    """
+
+    level: int
+    shown: int
+    checked: int
+    right: int
+    accuracy: float | None
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Follower:
+    """What is known since a version went live, and the rule that follows from it.
+
+    Attributes:
+        own: the version's own rule, as it was certified.
+        refitted: the newest fit to the feedback; None before there is enough.
+        offset: added to the logarithm of the price, or to a strict rule's logits.
+        ids: ``(m,)`` annotations kept, in order of arrival.
+        seen: what they say of each level's best node, m rows.
+        shown: ``(m,)`` depth of the pre-label, 0 for none.
+        verdict: ``(m,)`` 1 right, 0 wrong, -1 not known.
+        since: answers since the newest fit.
+        through: the highest id that was let go; answers up to it that are not kept are old ones.
+    """
+
+    own: DepthRule
+    refitted: DepthRule | None
+    offset: float
+    ids: Ints
+    seen: Evidence
+    shown: Ints
+    verdict: Ints
+    since: int = 0
+    through: int = -1
+
+    @property
+    def rule(self) -> DepthRule:
+        """The rule in force."""
+        return _moved(self.own if self.refitted is None else self.refitted, self.offset)
+
+    @property
+    def accuracy(self) -> tuple[ShownAccuracy, ...]:
+        """All levels together, then each level."""
+        levels = range(self.seen.probability.shape[1] + 1)
+        return tuple(_shown_accuracy(level, self.shown, self.verdict) for level in levels)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, to be kept beside the version."""
+        return {
+            "own": self.own.to_json(),
+            "refitted": None if self.refitted is None else self.refitted.to_json(),
+            "offset": self.offset,
+            "ids": self.ids.tolist(),
+            "probability": self.seen.probability.round(6).tolist(),
+            "right": self.seen.right.tolist(),
+            "shown": self.shown.tolist(),
+            "verdict": self.verdict.tolist(),
+            "since": self.since,
+            "through": self.through,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The state that ``to_json`` wrote."""
+        own = DepthRule.from_json(data["own"])
+        shape = (len(data["ids"]), len(own.platt))
+        refitted = data["refitted"]
+        return cls(
+            own=own,
+            refitted=None if refitted is None else DepthRule.from_json(refitted),
+            offset=float(data["offset"]),
+            ids=np.array(data["ids"], dtype=np.int64),
+            seen=Evidence(
+                np.array(data["probability"], dtype=np.float64).reshape(shape),
+                np.array(data["right"], dtype=np.int64).reshape(shape),
+            ),
+            shown=np.array(data["shown"], dtype=np.int64),
+            verdict=np.array(data["verdict"], dtype=np.int64),
+            since=int(data["since"]),
+            through=int(data["through"]),
+        )
+
+
+def begin(own: DepthRule) -> Follower:
+    """The state on the day that a version goes live."""
+    none = np.empty(0, dtype=np.int64)
+    levels = len(own.platt)
+    seen = Evidence(np.empty((0, levels)), np.empty((0, levels), dtype=np.int64))
+    return Follower(own, None, 0.0, none, seen, none, none)
+
+
+def follow(state: Follower, answers: Iterable[Feedback]) -> Follower:
+    """Take in answers, in the order in which they were submitted.
+
+    An answer whose id is known replaces what it said before, and moves nothing.
+
+    Raises:
+        ValueError: an answer speaks of another number of levels than the rule.
+    """
+    for answer in answers:
+        _check(state, answer)
+        known = np.flatnonzero(state.ids == answer.id)
+        if len(known):
+            state = _changed(state, int(known[0]), answer)
+        elif answer.id > state.through:
+            state = _added(state, answer)
+            if state.since >= REFIT_EVERY and _useful(state.seen) >= REFIT_FROM:
+                state = replace(state, refitted=_refitted(state), since=0)
+    return state
+
+
+def _check(state: Follower, answer: Feedback) -> None:
+    levels = state.seen.probability.shape[1]
+    if len(answer.probability) != levels or len(answer.right) != levels:
+        raise ValueError(
+            f"answer {answer.id} speaks of {len(answer.probability)} levels: expected {levels}, as "
+            "the version's tree has; begin anew when the tree changes"
+        )
+
+
+def _changed(state: Follower, at: int, answer: Feedback) -> Follower:
+    probability, right = state.seen.probability.copy(), state.seen.right.copy()
+    shown, verdict = state.shown.copy(), state.verdict.copy()
+    probability[at], right[at] = answer.probability, answer.right
+    shown[at], verdict[at] = answer.shown, answer.verdict
+    return replace(state, seen=Evidence(probability, right), shown=shown, verdict=verdict)
+
+
+def _added(state: Follower, answer: Feedback) -> Follower:
+    offset = state.offset
+    if answer.shown and answer.verdict >= 0:
+        offset += GAIN * ((answer.verdict == 0) - (1 - state.own.target))
+    gone = state.ids[: max(0, len(state.ids) + 1 - KEEP)]
+    kept = slice(len(gone), None)
+    return replace(
+        state,
+        offset=float(np.clip(offset, -FURTHEST, FURTHEST)),
+        ids=np.append(state.ids[kept], answer.id),
+        seen=Evidence(
+            np.vstack([state.seen.probability[kept], answer.probability]),
+            np.vstack([state.seen.right[kept], answer.right]),
+        ),
+        shown=np.append(state.shown[kept], answer.shown),
+        verdict=np.append(state.verdict[kept], answer.verdict),
+        since=state.since + 1,
+        through=max([state.through, *gone.tolist()]),
+    )
+
+
+def _useful(seen: Evidence) -> int:
+    """Answers that say anything of any level."""
+    return int((seen.right >= 0).any(axis=1).sum())
+
+
+def _refitted(state: Follower) -> DepthRule:
+    """The loosest rule that the feedback bears, by the cautious estimate.
+
+    Where it bears none, the strictest there is: an error in a hundred cannot be told from 50
+    answers, and the version's own promise is what the feedback was to check.
+    """
+    own, seen = state.own, state.seen
+    platt = fit_platt(seen) if _useful(seen) >= CORRECT_FROM else own.platt
+    sure = left_out(seen, platt) if platt is not own.platt else corrected(seen.probability, platt)
+    rule = replace(own, platt=platt)
+    found = estimate(seen, sure, rule)
+    if found is not None:
+        return found.rule
+    if own.thresholds is not None:
+        return replace(rule, price=None)
+    return replace(rule, price=float(PRICES[0]))
+
+
+def _moved(rule: DepthRule, offset: float) -> DepthRule:
+    """The rule made stricter by a positive offset, looser by a negative one."""
+    if rule.price is None or not offset:
+        return rule
+    if rule.thresholds is None:
+        return replace(rule, price=rule.price * float(np.exp(offset)))
+    raised = tuple(None if p is None else _raised(p, offset) for p in rule.thresholds)
+    return replace(rule, thresholds=raised)
+
+
+def _raised(probability: float, offset: float) -> float:
+    return float(1 / (1 + np.exp(-(logits(np.array(probability)) + offset))))
+
+
+def _shown_accuracy(level: int, depth: Ints, verdict: Ints) -> ShownAccuracy:
+    here = depth == level if level else depth > 0
+    right, wrong = int((here & (verdict == 1)).sum()), int((here & (verdict == 0)).sum())
+    outside = (1 - CONFIDENCE) / 2
+    return ShownAccuracy(
+        level=level,
+        shown=int(here.sum()),
+        checked=right + wrong,
+        right=right,
+        accuracy=right / (right + wrong) if right + wrong else None,
+        low=float(beta.ppf(outside, right, wrong + 1)) if right else 0.0,
+        high=float(beta.ppf(1 - outside, right + 1, wrong)) if wrong else 1.0,
+    )
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a target would show of pictures like the held-out ones.
+
+    Attributes:
+        target: accuracy asked for.
+        standing: what could be promised, as ``calibration.Fitted`` says.
+        depths: share of pictures answered at each depth, 0 (nothing) first; they add up to 1.
+        checked: held-out pictures whose label could be checked.
+        wrong: how many of those were wrong.
+    """
+
+    target: float
+    standing: Standing
+    depths: tuple[float, ...]
+    checked: int
+    wrong: int
+
+    @property
+    def given(self) -> float:
+        """Share of pictures that get a label."""
+        return 1 - self.depths[0]
+
+    @property
+    def mean_depth(self) -> float:
+        """Over all pictures, nothing shown counting 0."""
+        return sum(depth * share for depth, share in enumerate(self.depths))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a page."""
+        return {
+            "target": self.target,
+            "standing": self.standing,
+            "given": round(self.given, 4),
+            "mean_depth": round(self.mean_depth, 3),
+            "depths": [round(share, 4) for share in self.depths],
+            "checked": self.checked,
+            "wrong": self.wrong,
+        }
+
+
+def preview(
+    seen: Evidence,
+    *,
+    target: float,
+    minimum: int = 1,
+    maximum: int | None = None,
+    strict: bool = False,
+) -> Preview:
+    """What share would be shown at which depth under another target or other limits.
+
+    Raises:
+        ValueError: ``target`` outside (0, 1).
+    """
+    fitted = fit_rule(seen, target=target, minimum=minimum, maximum=maximum, strict=strict)
+    levels = seen.probability.shape[1]
+    depth = np.zeros(0, dtype=np.int64)
+    if len(seen):
+        depth = choose_depth(left_out(seen, fitted.rule.platt), fitted.rule)
+    counts: Floats = np.bincount(depth, minlength=levels + 1) / max(1, len(depth))
+    counts[0] += not len(depth)  # of no pictures, nothing is shown
+    shares = tuple(float(share) for share in counts)
+    return Preview(target, fitted.standing, shares, fitted.checked, fitted.wrong)

@@ -1,0 +1,433 @@
+"""How the live version does between trainings: annotators' answers against what it had shown them.
+
+Reads the answers that changed since the last look, holds each against the pre-label that it started
+from, and lets the rule of how deep to answer follow. What is known is kept beside the version, one
+row an annotation: a row that is read again replaces itself, so nothing counts twice, whatever was
+killed in between.
+"""
+
+import hashlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hierarchy import LabelTree
+from hierarchy.calibration import evidence
+from hierarchy.choice import Candidates, DepthRule, choose_depth, corrected, correction
+from hierarchy.feedback import KEEP, REFIT_FROM, Feedback, Follower, begin, follow
+from models.errors import ModelStoreError
+from models.gallery import Gallery, Item
+from models.predictor import EVIDENCE, Predictor
+from models.store import Project
+from studio.errors import PictureError
+from studio.labelconfig import LabelConfig, parse_label_config
+from studio.prelabels import LeftOut, Submission, submissions
+from worker.gathering import mark
+from worker.parts import Parts
+
+log = logging.getLogger(__name__)
+
+#: Seconds after which all answers are read again: a task that was deleted tells nobody.
+FULL_AFTER: Final = 6 * 3600.0
+
+#: Seconds before the newest change seen from which on changes are read again: transactions that
+#: began earlier may have ended later.
+OVERLAP: Final = 60.0
+
+#: Pictures scored at once.
+CHUNK: Final = 256
+
+#: Share of answered pictures whose depth a new rule must change before open tasks are told: 2 in
+#: 100 is what the accuracy of the refitted rule itself swings by.
+MATERIAL: Final = 0.02
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer, held against the pre-label that it started from.
+
+    Attributes:
+        annotation: its id.
+        task: its task.
+        updated_at: when it was last changed.
+        submitted: when it was first sent, by which rows are ordered.
+        depth: of the pre-label shown, 0 where nothing was.
+        verdict: 1 right, 0 wrong, -1 not known or nothing shown.
+        why: reason for a verdict that is not known.
+        said: digest of picture, pre-label and answer: an unchanged row is not scored again.
+        probability: of each level's best node, before correction.
+        right: of each level's best node: 1, 0 or -1 not known.
+    """
+
+    annotation: int
+    task: int
+    updated_at: str
+    submitted: str
+    depth: int
+    verdict: int
+    why: str
+    said: str
+    probability: tuple[float, ...]
+    right: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The row that was kept."""
+        lists = {name: tuple(data[name]) for name in ("probability", "right")}
+        return cls(**{**data, **lists})
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What is kept beside a version.
+
+    Attributes:
+        tree: digest of the tree that the rows were judged under.
+        rows: by annotation.
+        left_out: task and reason of answers that say nothing, by annotation.
+        through: the newest change of a task that was seen.
+        read_all_at: when all answers were last read, seconds since the epoch.
+    """
+
+    tree: str
+    rows: Mapping[int, Row]
+    left_out: Mapping[int, tuple[int, str]]
+    through: str = ""
+    read_all_at: float = 0.0
+
+    def without(self, tasks: Iterable[int]) -> Self:
+        """The same without what is known of these tasks."""
+        gone = set(tasks)
+        return replace(
+            self,
+            rows={key: row for key, row in self.rows.items() if row.task not in gone},
+            left_out={key: out for key, out in self.left_out.items() if out[0] not in gone},
+        )
+
+    @property
+    def ordered(self) -> list[Row]:
+        """Rows in the order in which they were submitted."""
+        return sorted(self.rows.values(), key=lambda row: (row.submitted, row.annotation))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the store."""
+        return {
+            "tree": self.tree,
+            "rows": [asdict(row) for row in self.ordered],
+            "left_out": [[key, *out] for key, out in sorted(self.left_out.items())],
+            "through": self.through,
+            "read_all_at": self.read_all_at,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What ``to_json`` wrote."""
+        rows = [Row.from_json(row) for row in data["rows"]]
+        return cls(
+            tree=str(data["tree"]),
+            rows={row.annotation: row for row in rows},
+            left_out={int(key): (int(task), str(why)) for key, task, why in data["left_out"]},
+            through=str(data["through"]),
+            read_all_at=float(data["read_all_at"]),
+        )
+
+
+def follow_version(key: str, version: str, parts: Parts) -> dict[str, Any]:
+    """Take in what annotators answered since the last look; how that ended, in words.
+
+    Raises:
+        StudioError: Label Studio could not be reached, or refused.
+        ModelError: the version cannot be read or served here, or the store not written.
+    """
+    project = parts.store.project(key)
+    if project is None or parts.store.current(key) != version:
+        return {"state": "outdated"}
+    config = parse_label_config(str(parts.studio.settings(project.number)["label_config"]))
+    before, saved = _kept(parts, key, version, config.tree)
+    notes, fresh = _read(parts, project, version, config, before)
+    kept: dict[str, Any] = {"told": None, "rule": None, "state": None}
+    moved = 0.0
+    if notes.rows or fresh:
+        predictor = parts.predictors.get(project, version, config.tree)
+        notes = _scored(parts, project, predictor, notes, fresh)
+        own = _of_levels(predictor.own_rule, config.tree.depth)
+        state = _followed(saved, own, notes, before)
+        kept = {
+            "told": _told(state, notes),
+            "rule": state.rule.to_json(),
+            "state": state.to_json(),
+        }
+        moved = _moved(parts, key, version, notes, own, state.rule)
+    if parts.store.current(key) != version:
+        return {"state": "outdated"}
+    parts.store.write_following(key, version, {**notes.to_json(), **kept})
+    if moved >= MATERIAL:
+        parts.board.note_moved(key, version)
+    ended = {"answers": len(notes.rows), "new": len(fresh), "moved": round(moved, 4)}
+    log.info("followed project=%s version=%s: %s", key, version, ended)
+    return {"state": "done", **ended}
+
+
+def judge(shown: int, answer: Sequence[int], tree: LabelTree) -> tuple[int, str]:
+    """Was a pre-label right: 1, 0, or -1 with the reason why that is not known.
+
+    Args:
+        shown: the node that was pre-labelled.
+        answer: the annotator's node, or several of which one is meant.
+        tree: of both.
+
+    Example:
+        >>> tree = LabelTree.from_paths([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)])
+        >>> fruit, apple, pear = (tree.index(p) for p in (("Fruit",), *tree.paths[2:]))
+        >>> judge(fruit, [apple], tree)[0], judge(apple, [pear], tree)[0]
+        (1, 0)
+        >>> judge(apple, [fruit], tree)
+        (-1, 'the answer is coarser than the pre-label')
+    """
+    if all(tree.covers(shown, node) for node in answer):
+        return 1, ""
+    if not any(tree.covers(shown, node) or tree.covers(node, shown) for node in answer):
+        return 0, ""
+    if any(tree.covers(shown, node) for node in answer):
+        return -1, "the answer leaves open whether it is the pre-label or something else"
+    # The annotator went up: the depth was corrected. They may know that the deeper part was wrong,
+    # or not be able to tell; an error counted for the latter would push every answer upwards.
+    return -1, "the answer is coarser than the pre-label"
+
+
+def _kept(parts: Parts, key: str, version: str, tree: LabelTree) -> tuple[Notes, Follower | None]:
+    """What is known so far; nothing of another tree, or where the file is damaged."""
+    empty = Notes(_tree_digest(tree), {}, {})
+    try:
+        kept = parts.store.read_following(key, version)
+        if kept is None or kept["tree"] != empty.tree:
+            return empty, None
+        state = kept["state"]
+        return Notes.from_json(kept), None if state is None else Follower.from_json(state)
+    except (ModelStoreError, KeyError, TypeError, ValueError) as error:
+        log.warning("answers are read anew project=%s version=%s: %s", key, version, error)
+        return empty, None
+
+
+def _tree_digest(tree: LabelTree) -> str:
+    return hashlib.sha256(repr(tree.paths).encode()).hexdigest()[:16]
+
+
+# Reading
+
+
+def _read(
+    parts: Parts, project: Project, version: str, config: LabelConfig, before: Notes
+) -> tuple[Notes, list[Submission]]:
+    """What is still true of what was known, and the submissions that are new or have changed."""
+    now = time.time()
+    everything = now - before.read_all_at >= FULL_AFTER
+    since = None if everything else _earlier(before.through)
+    tasks, found, through = set[int](), list[tuple[int, Submission | LeftOut]](), before.through
+    for task in parts.studio.tasks(
+        project.number, annotated_only=since is None, updated_after=since
+    ):
+        tasks.add(int(task["id"]))
+        through = max(through, str(task.get("updated_at") or ""))
+        found += [(int(task["id"]), one) for one in submissions(task, config, version)]
+    notes = replace(before, rows={}, left_out={}) if since is None else before.without(tasks)
+    rows, left_out, fresh = dict(notes.rows), dict(notes.left_out), []
+    for task_id, one in found:
+        if isinstance(one, LeftOut):
+            left_out[one.annotation_id] = (task_id, one.reason)
+            continue
+        known = before.rows.get(one.label.annotation_id)
+        if known is not None and known.said == _said(one):
+            rows[known.annotation] = replace(known, updated_at=one.label.updated_at)
+        else:
+            fresh.append(one)
+    read_all_at = now if since is None else before.read_all_at
+    return (
+        replace(notes, rows=rows, left_out=left_out, through=through, read_all_at=read_all_at),
+        fresh,
+    )
+
+
+def _earlier(stamp: str) -> str | None:
+    """The time to read changes from; None for all."""
+    try:
+        when = datetime.fromisoformat(stamp)
+    except ValueError:
+        return None
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return (when - timedelta(seconds=OVERLAP)).isoformat()
+
+
+def _said(one: Submission) -> str:
+    text = repr((one.picture, one.shown, one.label.nodes))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# Scoring
+
+
+def _scored(
+    parts: Parts,
+    project: Project,
+    predictor: Predictor,
+    notes: Notes,
+    fresh: Sequence[Submission],
+) -> Notes:
+    """The notes with a row for each new submission whose picture can be had."""
+    learnt = parts.store.weights(project.key, predictor.version).get(f"{EVIDENCE}pictures")
+    numbers = set() if learnt is None else set(learnt.tolist())
+    rows, left_out = dict(notes.rows), dict(notes.left_out)
+    todo = []
+    for one in fresh:
+        if mark(one.picture) in numbers:
+            why = "the version has learnt from this picture"
+            left_out[one.label.annotation_id] = (one.label.task_id, why)
+        else:
+            todo.append(one)
+    gallery = parts.galleries.of(predictor) if todo else None
+    for start in range(0, len(todo), CHUNK):
+        part = todo[start : start + CHUNK]
+        assert gallery is not None  # noqa: S101 - there is something to do
+        for one, row in zip(part, _rows(gallery, predictor, part), strict=True):
+            if isinstance(row, Row):
+                rows[row.annotation] = row
+            else:
+                left_out[one.label.annotation_id] = (one.label.task_id, row)
+    return replace(notes, rows=rows, left_out=left_out)
+
+
+def _rows(gallery: Gallery, predictor: Predictor, part: Sequence[Submission]) -> list[Row | str]:
+    """A row for each, or why its picture cannot be had."""
+    items: list[Item] = [(one.picture, one.label.task_id) for one in part]
+    maps = gallery.maps(items)
+    at = [i for i, one in enumerate(maps) if not isinstance(one, PictureError)]
+    rows: list[Row | str] = [
+        f"its picture: {one.reason}" if isinstance(one, PictureError) else "" for one in maps
+    ]
+    if not at:
+        return rows
+    readable = [one for one in maps if not isinstance(one, PictureError)]
+    found, learnt = predictor.guesses(np.stack(readable))
+    right = _right(found, [part[i].label.nodes for i in at], predictor.tree)
+    right[~learnt] = -1  # never shown, whatever the rule
+    for row, i in enumerate(at):
+        rows[i] = _row(part[i], predictor.tree, found.probability[row], right[row])
+    return rows
+
+
+def _row(
+    one: Submission, tree: LabelTree, probability: NDArray[np.float64], right: NDArray[np.int64]
+) -> Row:
+    verdict, why = -1, "nothing was shown"
+    if one.shown is not None:
+        verdict, why = judge(one.shown, one.label.nodes, tree)
+    return Row(
+        annotation=one.label.annotation_id,
+        task=one.label.task_id,
+        updated_at=one.label.updated_at,
+        submitted=one.submitted,
+        depth=0 if one.shown is None else tree.levels[one.shown] + 1,
+        verdict=verdict,
+        why=why,
+        said=_said(one),
+        probability=tuple(round(float(p), 6) for p in probability),
+        right=tuple(int(r) for r in right),
+    )
+
+
+def _right(
+    found: Candidates, answers: Sequence[Sequence[int]], tree: LabelTree
+) -> NDArray[np.int64]:
+    """``(B, L)`` is each level's best node right; what an answer of several leaves open is -1."""
+    counts = np.array([len(answer) for answer in answers])
+    rows = np.repeat(np.arange(len(answers)), counts)
+    targets = np.array([node for answer in answers for node in answer], dtype=np.int64)
+    each = evidence(
+        Candidates(
+            found.nodes[rows], found.probability[rows], found.leaf[rows], found.confidence[rows]
+        ),
+        targets,
+        tree,
+    ).right  # (sum of counts, L)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    low, high = (f.reduceat(each, starts, axis=0) for f in (np.minimum, np.maximum))
+    result: NDArray[np.int64] = np.where(low == high, low, -1)
+    return result
+
+
+# The rule
+
+
+def _moved(  # noqa: PLR0913 - two rules, and what they are compared on
+    parts: Parts, key: str, version: str, notes: Notes, own: DepthRule, rule: DepthRule
+) -> float:
+    """Share of answered pictures to which open tasks' rule gives another depth than this one."""
+    noted = parts.board.shown(key, version)
+    shown = own if noted is None else DepthRule.from_json(noted[0])
+    if not notes.rows or shown == rule:
+        return 0.0
+    probability = np.array([row.probability for row in notes.ordered])
+    before, after = (choose_depth(corrected(probability, r.platt), r) for r in (shown, rule))
+    return float((before != after).mean())
+
+
+def _followed(saved: Follower | None, own: DepthRule, notes: Notes, before: Notes) -> Follower:
+    """The state after what is new or has changed, in the order it was submitted.
+
+    An answer that is gone cannot be taken out of what followed from it: then the newest are gone
+    through once more, as after a change of the tree or of what the project asks for.
+    """
+    known = set[int]() if saved is None else set(saved.ids.tolist())
+    if saved is None or saved.own != own or not known <= notes.rows.keys():
+        return follow(begin(own), (_feedback(row) for row in notes.ordered[-KEEP:]))
+    new = (
+        row
+        for row in notes.ordered
+        if row.annotation not in before.rows
+        or (row.annotation in known and row != before.rows[row.annotation])
+    )
+    return follow(saved, (_feedback(row) for row in new))
+
+
+def _feedback(row: Row) -> Feedback:
+    return Feedback(row.annotation, row.probability, row.right, row.depth, row.verdict)
+
+
+def _of_levels(own: DepthRule, levels: int) -> DepthRule:
+    """The same rule written down for a tree of so many levels."""
+    if len(own.platt) == levels:
+        return own
+    weights, offsets = correction(own.platt, levels)
+    platt = tuple((*w.tolist(), float(o)) for w, o in zip(weights, offsets, strict=True))
+    if own.thresholds is None:
+        return replace(own, platt=platt)
+    closed = (None,) * max(0, levels - len(own.thresholds))
+    return replace(own, platt=platt, thresholds=(*own.thresholds[:levels], *closed))
+
+
+def _told(state: Follower, notes: Notes) -> dict[str, Any]:
+    """For people: what the answers say of the labels that were shown."""
+    count = len(state.ids)
+    grounds = f"the version's own rule holds until {REFIT_FROM} answers, {count} so far"
+    if state.refitted is not None:
+        grounds = f"how deep to answer follows from the newest {count} answers"
+    return {"levels": [asdict(one) for one in state.accuracy], "grounds": grounds, **_counts(notes)}
+
+
+def _counts(notes: Notes) -> dict[str, Any]:
+    """What is not in the figures, and why."""
+    rows = notes.ordered
+    unknown = Counter(row.why for row in rows if row.depth and row.verdict < 0)
+    return {
+        "answers": len(rows),
+        "nothing_shown": sum(not row.depth for row in rows),
+        "unknown": dict(unknown),
+        "left_out": dict(Counter(why for _, why in notes.left_out.values())),
+    }
