@@ -67,7 +67,9 @@ def test_every_task_is_answered_in_order(client: FlaskClient, fresh: Fresh, part
         assert entry["model_version"] == version
         assert 0 < entry["score"] < 1
     again = client.post("/predict", json=asking(known, [GOOD])).get_json()
-    assert again["results"][0] == body["results"][1]
+    assert paths(again) == paths(body)[1:2]
+    # Alone or among others the same picture scores the same, up to the order of sums.
+    assert again["results"][0]["score"] == pytest.approx(body["results"][1]["score"], abs=1e-6)
 
 
 def test_a_rule_without_a_price_answers_nothing_but_scores(
