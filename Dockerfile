@@ -21,6 +21,10 @@ COPY command /build/command
 RUN /opt/hrn/bin/pip install --no-deps --no-build-isolation /build
 
 FROM python:3.11-slim
+# Letters for `hrn predict --heatmap`: Pillow's own font has hardly more than ASCII.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends fonts-dejavu-core \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --home-dir /var/lib/hrn --create-home hrn
 COPY --from=build /opt/hrn /opt/hrn
 ENV PATH=/opt/hrn/bin:$PATH \
