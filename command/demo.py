@@ -249,6 +249,10 @@ def _connect(client: LabelStudio, demo: Demo, settings: Settings) -> None:
     )
 
 
+#: "nothing new" too: the policy's own training may have learnt from all labels before ours began.
+_NO_FAILURE = frozenset({"published", "postponed", "died", "kept back", "nothing new"})
+
+
 def _first_version(settings: Settings, project: dict[str, Any], demo: Demo) -> None:
     """Ask for a training and wait until its answers are stored."""
     parts = Parts(settings)
@@ -260,7 +264,7 @@ def _first_version(settings: Settings, project: dict[str, Any], demo: Demo) -> N
         if version and parts.board.state(key)[0] == "idle" and not parts.board.depth():
             return
         runs = parts.board.runs(key)
-        if runs and runs[0]["state"] not in {"published", "postponed", "died", "kept back"}:
+        if runs and runs[0]["state"] not in _NO_FAILURE:
             raise StartError(f"the first training: {runs[0]['state']}: {runs[0]['why']}")
         time.sleep(0.3)
     raise StartError("the first training took longer than four minutes; its log is worker.log")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from command.demo import Demo, _answer, _free_port, run
+from command.demo import _NO_FAILURE, Demo, _answer, _free_port, run
 from command.samples import Quality, Sample
 from command.supervisor import StartError
 
@@ -44,3 +44,14 @@ def test_a_demos_annotator_names_what_a_careful_person_could(quality: Quality, d
         depths.add(len(result["value"]["taxonomy"][0]))
     assert min(depths) == depth
     assert max(depths) == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "fails"), [("nothing new", False), ("died", False), ("too few labels", True)]
+)
+def test_a_training_that_another_one_forestalled_is_no_failure(
+    state: str,
+    fails: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """The policy may train before the demo's own order is begun."""
+    assert (state not in _NO_FAILURE) == fails
