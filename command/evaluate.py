@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import re
 import sys
 import tempfile
 import time
@@ -12,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.report import Figure
+from experiments.report import Figure, file_name
 from worker.recipe import Recipe
 from worker.settings import Settings
 
@@ -59,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--again", action="store_true", help="also runs whose figures stand in --out already")
     add("--json", action="store_true", help="print the results as JSON")
     add("--fine-tune", action="store_true", help="train the backbone too, on a GPU if there is one")
+    add("--pool", type=Path, nargs="+", metavar="OUT", help="answer by several --out together")
     add("--depth", action="store_true", help="also: how deep the answers of hrn may be shown")
     add("--grow", type=int, metavar="N", help="N leaves come late: growing against training anew")
     add("--steps", type=int, help="with --fine-tune: stop after so many steps, to try it out")
@@ -74,6 +74,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         from experiments import tuning
 
         return tuning.command(arguments, settings)
+    if arguments.pool:
+        return _pool(arguments)
     from experiments import evaluation, report
     from experiments.album import Album
     from experiments.data import Options, load
@@ -100,7 +102,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     with tempfile.TemporaryDirectory(dir=arguments.out) as folder:
         album = Album(backbone, settings.home / "evaluation")
         material = gather(
-            dataset, album, recipe, poor=_poor(arguments), tests=_tests(arguments), tell=_Progress()
+            dataset, album, recipe, poor=_poor(arguments), tests=_tests(arguments), tell=Progress()
         )
         if arguments.grow:
             return _grow(arguments, material, recipe)
@@ -115,6 +117,18 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         _plots(results, material, arguments.out)
         if arguments.depth:
             _depth(arguments, material)
+    print(json.dumps(results.to_json()) if arguments.json else report.text(results, FIGURES))
+    return 0
+
+
+def _pool(arguments: argparse.Namespace) -> int:
+    """Several comparisons' probabilities together; nothing is trained."""
+    from experiments import pooling, report
+    from experiments.data import Options, load
+
+    options = Options() if arguments.tree is None else Options(tree=arguments.tree)
+    dataset = load(arguments.data, arguments.layout, options)
+    results = pooling.pool(arguments.pool, dataset)
     print(json.dumps(results.to_json()) if arguments.json else report.text(results, FIGURES))
     return 0
 
@@ -234,8 +248,7 @@ def _keep(done: "Done", out: Path) -> None:
     folder = out / "probabilities"
     folder.mkdir(exist_ok=True)
     run = done.run
-    name = re.sub(r"[^a-z0-9]+", "-", run.method)
-    file = folder / f"{name}-{100 * run.share:g}-{run.seed}.safetensors"
+    file = folder / file_name(run.method, run.share, run.seed)
     save_file({key.replace(" ", "_"): value for key, value in done.log_probability.items()}, file)
 
 
@@ -252,7 +265,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-class _Progress:
+class Progress:
     """Says how far the backbone is, at most once a second."""
 
     def __init__(self) -> None:

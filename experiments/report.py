@@ -7,6 +7,7 @@ mean over seeds and its spread, with the best of each column marked, and all tha
 import json
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,6 +126,11 @@ class Results:
             _mapping(found.get("settings"), "results.settings"),
             _mapping(found.get("machine"), "results.machine"),
         )
+
+
+def file_name(method: str, share: float, seed: int) -> str:
+    """What a run's probabilities are called."""
+    return f"{re.sub(r'[^a-z0-9]+', '-', method)}-{100 * share:g}-{seed}.safetensors"
 
 
 def save(results: Results, file: Path) -> None:
