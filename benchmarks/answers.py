@@ -1,0 +1,101 @@
+"""What one picture's answer costs in a large tree: from its feature map to node, depth and reason.
+
+    python -m benchmarks.answers [--json PATH] [--nodes 100000] [--levels 8] [--repeats 30]
+
+The parts are timed one by one in the same turn: the head (three networks of the default recipe),
+the probabilities of all nodes, the choice of depth.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from hierarchy import LabelTree, log_marginals
+from hierarchy.choice import DepthRule
+from hierarchy.network import FrozenHead
+from models.predictor import Predictor
+
+#: Of EfficientNet-lite0's last map.
+CHANNELS, GRID = 1280, 7
+
+
+def grow(nodes: int, levels: int) -> LabelTree:
+    """A tree in which every node but those of the last level has about as many children."""
+    fan = 2
+    while sum(fan**level for level in range(1, levels + 1)) < nodes:
+        fan += 1
+    parents: list[int] = []
+    above = [-1]
+    for level in range(levels):
+        left = nodes - len(parents)
+        here = left if level == levels - 1 else min(left, fan ** (level + 1))
+        begin = len(parents)
+        parents += [above[place % len(above)] for place in range(here)]
+        above = list(range(begin, begin + here)) or above
+    return LabelTree.from_parents(parents, [str(node) for node in range(nodes)])
+
+
+def measure(tree: LabelTree, *, repeats: int) -> dict[str, float]:
+    """Median milliseconds of each part and of the whole, for one picture."""
+    head = FrozenHead(tree, CHANNELS).eval()
+    levels = tree.depth
+    rule = DepthRule(target=0.9, price=1.0, platt=((1.0, 0.0),) * levels)
+    predictor = Predictor(
+        version="v1",
+        tree=tree,
+        head=head,
+        rule=rule,
+        backbone=("none", ""),
+        backbone_weights={},
+        manifest={},
+    )
+    drawn = np.random.default_rng(0)
+    maps = drawn.random((1, CHANNELS, GRID, GRID), dtype=np.float32).astype(np.float16)
+    times: dict[str, list[float]] = {"head": [], "probabilities": [], "choice": [], "whole": []}
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        with torch.inference_mode():
+            scores = head(torch.from_numpy(maps).float())
+            scored = time.perf_counter()
+            log_p = log_marginals(scores.double(), tree).numpy()
+        known = time.perf_counter()
+        predictor.told(log_p)
+        told = time.perf_counter()
+        predictor.answer(maps)
+        ended = time.perf_counter()
+        spent = (scored - began, known - scored, told - known, ended - told)
+        for name, seconds in zip(times, spent, strict=True):
+            times[name].append(1000 * seconds)
+    return {name: round(median(values[1:]), 2) for name, values in times.items()}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Print a table and, where asked, write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--nodes", type=int, default=100_000)
+    parser.add_argument("--levels", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=30)
+    asked = parser.parse_args(words)
+    began = time.perf_counter()
+    tree = grow(asked.nodes, asked.levels)
+    built = time.perf_counter() - began
+    found = measure(tree, repeats=asked.repeats)
+    print(f"{len(tree)} nodes, {tree.depth} levels, built in {built:.2f} s")
+    for name, milliseconds in found.items():
+        print(f"{name:14} {milliseconds:8.2f} ms")
+    if asked.json:
+        told = {"nodes": len(tree), "levels": tree.depth, "built_s": built, "ms": found}
+        told |= {"machine": platform.machine(), "threads": torch.get_num_threads()}
+        asked.json.write_text(json.dumps(told, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
