@@ -1,18 +1,123 @@
-"""A label config for a tree, laid out so that picture and answer are on the screen together."""
+"""A label config for a tree, laid out so that picture and answer are on the screen together.
 
+Two forms: one `<Taxonomy>`, for any tree, or a cascade of `<Choices>`, one key a label, for small
+ones. What is written is read back before it is handed out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
 from xml.etree import ElementTree as ET
 
 from hierarchy import LabelTree
+from studio.controls import MAX_NODES, REFERENCE
+from studio.errors import LabelConfigError
+from studio.labelconfig import FIELD, parse_label_config
+from studio.labelxml import MAX_DEPTH
 
-#: Picture on the left, answer beside it: below a tall picture nobody finds it.
-STYLE = """
-.hrn { display: flex; gap: 16px; align-items: flex-start; }
-.hrn-picture { flex: 1 1 60%; min-width: 0; }
-.hrn-answer { flex: 1 1 320px; max-width: 460px; }
+#: How labels are asked for.
+Form = Literal["taxonomy", "choices"]
+
+#: Picture on the left, answer beside it: below a tall picture nobody finds it. Where there is no
+#: room for both, the answer goes above (wrap-reverse), for the same reason.
+STYLE: Final = """
+.hrn { display: flex; flex-wrap: wrap-reverse; gap: 8px 16px; align-items: flex-end; }
+.hrn-picture { flex: 1000 1 300px; min-width: 0; }
+.hrn-answer { flex: 1 1 240px; max-width: 420px; }
+.hrn-level { margin: 4px 0 0 6px; padding-left: 10px; border-left: 2px solid #8888; }
+.hrn-answer .lsf-choices { margin: 4px 0; }
+.hrn-answer .lsf-choice__item, .hrn-answer .lsf-choice__checkbox { line-height: 26px; }
+.hrn-answer .lsf-hint { font-size: 12px; }
 """
 
-#: Greatest height of the picture, as CSS: part of the window, so that all of it is seen.
-PICTURE_HEIGHT = "70vh"
+#: Greatest height of the picture, as CSS: the window less Label Studio's bars above and below.
+PICTURE_HEIGHT: Final = "calc(100vh - 215px)"
+
+#: Keys that Label Studio 1.23.2 gives to choices by itself, in its order, less "v", which selects
+#: its move tool. It leaves out "h", "r" and "u", which are its own as well.
+SINGLE_KEYS: Final = tuple("1234567890qwetasdfgzxcbyiopjklnm")
+
+#: More keys, once those are used up; shift with a digit zooms the picture.
+SHIFTED_KEYS: Final = tuple(f"shift+{key}" for key in SINGLE_KEYS if key.isalpha())
+
+#: Most labels of a cascade: each has a key of its own. Label Studio binds keys of hidden choices
+#: too, and one key on two choices ticks both, so none can be used again elsewhere in the tree.
+MAX_CASCADE: Final = len(SINGLE_KEYS) + len(SHIFTED_KEYS)
+
+#: Most labels on the screen at once, all levels of one path together, for `auto` to choose a
+#: cascade: what stands beside the picture at 1024 x 700.
+MAX_SHOWN: Final = 16
+
+#: Most levels: beside those of the tree, four tags stand around a choice.
+MAX_LEVELS: Final = MAX_DEPTH - 4
+
+#: What XML 1.0 cannot hold, not even escaped.
+_NO_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+#: A name that stands in a control's name as it is, blanks apart.
+_PLAIN: Final = re.compile(r"[A-Za-z0-9-]+(?: [A-Za-z0-9-]+)*")
+
+#: Longest control name made of a path; a longer one is cut and numbered.
+_LONG_NAME: Final = 80
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which form was chosen for a tree, and why."""
+
+    form: Form
+    why: str
+
+
+def label_config(
+    tree: LabelTree, form: Form, *, image_key: str = "image", title: str = "What is it?"
+) -> str:
+    """Label config XML, by either form; see :func:`taxonomy_config` and :func:`choices_config`."""
+    write = taxonomy_config if form == "taxonomy" else choices_config
+    return write(tree, image_key=image_key, title=title)
+
+
+def choose_form(tree: LabelTree) -> Choice:
+    """The form that suits a tree: a cascade where each label has a single key and room."""
+    if (obstacle := why_no_cascade(tree)) is not None:
+        return Choice("taxonomy", obstacle)
+    if len(tree) > len(SINGLE_KEYS):
+        why = f"{len(tree)} labels, and {len(SINGLE_KEYS)} single keys for a cascade"
+        return Choice("taxonomy", why)
+    if (shown := most_shown(tree)) > MAX_SHOWN:
+        why = f"a cascade would show {shown} labels at once; {MAX_SHOWN} have room beside a picture"
+        return Choice("taxonomy", why)
+    return Choice("choices", f"{len(tree)} labels, each with a key of its own")
+
+
+def most_shown(tree: LabelTree) -> int:
+    """Most labels that a cascade shows at once: the siblings all along one path."""
+    shown = dict.fromkeys([-1], len(tree.level_nodes(0)))
+    for node in tree.preorder:
+        shown[node] = shown[tree.parents[node]] + len(tree.children[node])
+    return max(shown.values())
+
+
+def why_no_cascade(tree: LabelTree) -> str | None:
+    """Why a tree cannot be asked for by a cascade of `<Choices>`; None if it can."""
+    if len(tree) > MAX_CASCADE:
+        return f"a cascade has keys for {MAX_CASCADE} labels, and the tree has {len(tree)}"
+    for node, name in enumerate(tree.names):
+        if REFERENCE.search(name):
+            return (
+                f'in a cascade Label Studio replaces the "$..." in "{_short(name)}" by task data: '
+                "rename it"
+            )
+        if "," in name and tree.children[node]:
+            return (
+                f'a cascade cannot show what lies below "{_short(name)}": Label Studio splits '
+                "whenChoiceValue at the comma. Rename it"
+            )
+    return None
 
 
 def taxonomy_config(
@@ -27,16 +132,12 @@ def taxonomy_config(
         tree: what annotators choose from.
         image_key: field of the tasks' data that holds the picture.
         title: asked above the tree.
+
+    Raises:
+        LabelConfigError: if Label Studio could not carry a name or the size of the tree.
     """
-    view = ET.Element("View")
-    ET.SubElement(view, "Style").text = STYLE
-    row = ET.SubElement(view, "View", className="hrn")
-    picture = ET.SubElement(row, "View", className="hrn-picture")
-    ET.SubElement(
-        picture, "Image", name="image", value=f"${image_key}", maxHeight=PICTURE_HEIGHT, zoom="true"
-    )
-    answer = ET.SubElement(row, "View", className="hrn-answer")
-    ET.SubElement(answer, "Header", value=title, size="4")
+    _check(tree, image_key, title)
+    view, answer = _page(image_key, title)
     taxonomy = ET.SubElement(
         answer,
         "Taxonomy",
@@ -44,12 +145,146 @@ def taxonomy_config(
         toName="image",
         showFullPath="true",
         placeholder="As deep as you are sure",
-        minWidth="300px",
+        minWidth="240px",
+        maxWidth="420px",
     )
+    if (separator := path_separator(tree.names)) != " / ":
+        taxonomy.set("pathSeparator", separator)
     made: dict[int, ET.Element] = {-1: taxonomy}
     for level in range(tree.depth):
         for node in tree.level_nodes(level):
             parent = made[tree.parents[node]]
             made[node] = ET.SubElement(parent, "Choice", value=tree.names[node])
-    ET.indent(view)
-    return ET.tostring(view, encoding="unicode")
+    return _written(view, tree)
+
+
+def choices_config(tree: LabelTree, *, image_key: str = "image", title: str = "What is it?") -> str:
+    """Label config XML with a cascade of ``<Choices>``, one key a label.
+
+    The tops are shown from the start, the labels below one once it is ticked. A coarse pre-label
+    thus has its children on the screen, a key away. None is ``required``: a coarse answer is an
+    answer.
+
+    Args:
+        tree: what annotators choose from.
+        image_key: field of the tasks' data that holds the picture.
+        title: asked above the choices.
+
+    Raises:
+        LabelConfigError: if the tree does not suit (:func:`why_no_cascade`), or Label Studio could
+            not carry a name.
+    """
+    if (obstacle := why_no_cascade(tree)) is not None:
+        raise LabelConfigError(f"{obstacle}, or use a taxonomy")
+    _check(tree, image_key, title)
+    view, answer = _page(image_key, title)
+    in_order = [node for level in range(tree.depth) for node in tree.level_nodes(level)]
+    keys = dict(zip(in_order, SINGLE_KEYS + SHIFTED_KEYS, strict=False))
+    _add_choices(answer, tree, control_name(()), tree.level_nodes(0), keys)
+    places = {-1: answer}
+    for node in tree.preorder:
+        if not (below := tree.children[node]):
+            continue
+        # Inside the view of the level above: what hides that hides this, in any editor.
+        places[node] = ET.SubElement(
+            places[tree.parents[node]],
+            "View",
+            className="hrn-level",
+            visibleWhen="choice-selected",
+            whenTagName=control_name(tree.path(node)[:-1]),
+            whenChoiceValue=tree.names[node],
+        )
+        _add_choices(places[node], tree, control_name(tree.path(node)), below, keys)
+    return _written(view, tree)
+
+
+def _add_choices(
+    place: ET.Element, tree: LabelTree, name: str, nodes: Iterable[int], keys: dict[int, str]
+) -> None:
+    choices = ET.SubElement(place, "Choices", name=name, toName="image", choice="single")
+    for node in nodes:
+        ET.SubElement(choices, "Choice", value=tree.names[node], hotkey=keys[node])
+
+
+def control_name(path: tuple[str, ...]) -> str:
+    """Name of the `<Choices>` with the labels below a path; () is the top.
+
+    It depends on nothing but the path, so that answers keep their place when the tree grows.
+    """
+    joined = ".".join(("label", *(name.replace(" ", "_") for name in path)))
+    if all(map(_PLAIN.fullmatch, path)) and len(joined) <= _LONG_NAME:
+        return joined
+    number = hashlib.sha256("\0".join(path).encode(errors="surrogatepass")).hexdigest()[:12]
+    return f"label-{number}.{re.sub(r'[^A-Za-z0-9.-]+', '_', path[-1])[:40]}"
+
+
+def path_separator(names: Iterable[str]) -> str:
+    """What the editor may put between names without losing where one ends.
+
+    It joins a path and splits the text again (`NewTaxonomy.onChange`), so no name may hold the
+    separator's mark: with one at its end even " / " would be found too early.
+    """
+    used = set().union(*names)
+    mark = next((mark for mark in "/>|»→" if mark not in used), None)
+    if mark is None:
+        longest = max(len(run) for name in names for run in re.findall("/+", name))
+        mark = "/" * (longest + 1)
+    return f" {mark} "
+
+
+def _page(image_key: str, title: str) -> tuple[ET.Element, ET.Element]:
+    """The label config with its picture, and the place for the answer."""
+    view = ET.Element("View")
+    ET.SubElement(view, "Style").text = STYLE
+    row = ET.SubElement(view, "View", className="hrn")
+    picture = ET.SubElement(row, "View", className="hrn-picture")
+    ET.SubElement(
+        picture,
+        "Image",
+        name="image",
+        value=f"${image_key}",
+        maxHeight=PICTURE_HEIGHT,
+        zoom="true",
+        zoomControl="true",
+    )
+    answer = ET.SubElement(row, "View", className="hrn-answer")
+    ET.SubElement(answer, "Header", value=title, size="4")
+    return view, answer
+
+
+def _check(tree: LabelTree, image_key: str, title: str) -> None:
+    if FIELD.fullmatch(f"${image_key}") is None:
+        raise LabelConfigError(
+            f'"{_short(image_key)}" cannot name a field of the task data: expected letters, '
+            "digits and _, such as image"
+        )
+    if (bad := _NO_XML.search(title)) is not None:
+        raise LabelConfigError(f"the title holds {bad[0]!a}, which XML cannot: remove it")
+    if len(tree) > MAX_NODES or tree.depth > MAX_LEVELS:
+        raise LabelConfigError(
+            f"the tree has {len(tree)} labels on {tree.depth} levels; at most {MAX_NODES} on "
+            f"{MAX_LEVELS} can be used"
+        )
+    for name in tree.names:
+        if (bad := _NO_XML.search(name)) is not None:
+            raise LabelConfigError(
+                f"the name {_short(name)!a} holds {bad[0]!a}, which a label config cannot: "
+                "remove that character"
+            )
+        if not name.strip():
+            raise LabelConfigError(f"a name is blank ({name!a}): give each label a name")
+
+
+def _written(view: ET.Element, tree: LabelTree) -> str:
+    """The text, once it was read back as the same tree."""
+    if tree.depth <= 20:  # deeper, the blanks would outweigh the names
+        ET.indent(view)
+    xml = ET.tostring(view, encoding="unicode")
+    back = parse_label_config(xml).tree
+    if len(back) != len(tree) or set(back.paths) != set(tree.paths):
+        raise LabelConfigError("this tree cannot be written so that it is read back as it was")
+    return xml
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}..."

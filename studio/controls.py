@@ -18,7 +18,7 @@ from studio.labelxml import Tag
 MAX_NODES: Final = 50_000
 
 #: A reference to task data: the editor puts the data in its place (`utils/data.js`, parseValue).
-_REFERENCE: Final = re.compile(r"\$[\w\[\].{}]+", re.ASCII)
+REFERENCE: Final = re.compile(r"\$[\w\[\].{}]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _check_plain(control: Tag, tag: Tag, name: str) -> None:
             "there: such a pre-label shows nothing, and ticking a parent ticks everything below "
             "it. Use <Taxonomy> with the same nested <Choice> tags instead"
         )
-    if _REFERENCE.search(name):
+    if REFERENCE.search(name):
         raise LabelConfigError(
             f'{describe(control)}: Label Studio replaces the "$..." in "{name}" by task data, so '
             "the answer cannot be known beforehand: give the choice an alias without it"

@@ -60,3 +60,7 @@ class StudioRequestError(StudioError):
         """
         super().__init__(message)
         self.status = status
+
+
+class TreeFileError(StudioError):
+    """A file that should hold a label tree does not; the message names the line or place."""

@@ -34,7 +34,7 @@ Kind = Literal["taxonomy", "cascade", "choices"]
 MARK: Final = "prelabel"
 
 #: Image values that name one field of the task's data, as the editor reads them (parseValue).
-_FIELD: Final = re.compile(r"\$([\w\[\].{}]+)", re.ASCII)
+FIELD: Final = re.compile(r"\$([\w\[\].{}]+)", re.ASCII)
 
 #: A place in a list, short enough for any list there is.
 _INDEX: Final = re.compile(r"[0-9]{1,9}")
@@ -297,7 +297,7 @@ def _image_key(image: Tag) -> str:
             'label cannot say which it is about: give each picture its own task and value="$..."'
         )
     value = image.get("value") or ""
-    found = _FIELD.fullmatch(value.strip())
+    found = FIELD.fullmatch(value.strip())
     if found is None:
         raise LabelConfigError(
             f'<Image name="{image.name}"> has value="{value}", which does not name one field of '

@@ -1,0 +1,217 @@
+"""`hrn label-config`: write the label config for a tree, or read the tree of a label config."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from hierarchy import LabelTree
+from studio import treefiles
+from studio.configwriter import Choice, Form, choose_form, label_config
+from studio.errors import TreeFileError
+from studio.labelconfig import parse_label_config
+from studio.treefiles import TreeFile
+from worker.settings import Settings
+
+#: Largest file read, in bytes: four for each character that is read.
+MAX_BYTES = 4 * treefiles.MAX_CHARACTERS
+
+#: Of each split the names its folder may have, as `hrn evaluate` takes them.
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `hrn label-config`."""
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    text = "a folder of folders, a .csv or .json file, or a label config (.xml) to write anew"
+    source.add_argument("--from", dest="source", type=Path, metavar="PATH", help=text)
+    text = "print the tree of this label config, and what hurts in it"
+    source.add_argument("--read", type=Path, metavar="FILE", help=text)
+    text = "one searchable list, one box and key a label, or whichever suits the tree (default)"
+    add("--as", dest="form", choices=["taxonomy", "choices", "auto"], default="auto", help=text)
+    add("--image-field", default="image", help="field of the tasks' data with the picture")
+    add("--title", default="What is it?", help="asked above the answer")
+    text = "what stands between names where a cell or text is a path, such as /"
+    add("--separator", help=text)
+    text = "the first line of a CSV file heads the columns; told from its words if left out"
+    add("--header", action=argparse.BooleanOptionalAction, help=text)
+    add("--out", type=Path, metavar="FILE", help="write the label config here (default: print it)")
+
+
+def run(arguments: argparse.Namespace, _settings: Settings) -> int:
+    """Write or read. Returns the exit status."""
+    return _read(arguments) if arguments.read else _write(arguments)
+
+
+def _read(arguments: argparse.Namespace) -> int:
+    config = parse_label_config(read_text(arguments.read))
+    told = {
+        "as": config.kind,
+        "image_field": config.image_key,
+        "paths": [list(path) for path in config.tree.paths],
+        "notes": list(config.notes),
+    }
+    if arguments.json:
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+        return 0
+    print(treefiles.outline(config.tree))
+    _say(f"{treefiles.summary(config.tree)}; {config.kind}, pictures in {config.image_key!r}")
+    for note in config.notes:
+        _say(f"note: {note}")
+    return 0
+
+
+def _write(arguments: argparse.Namespace) -> int:
+    found = read_tree(arguments.source, separator=arguments.separator, header=arguments.header)
+    chosen = _choose(found.tree, arguments.form)
+    xml = label_config(
+        found.tree, chosen.form, image_key=arguments.image_field, title=arguments.title
+    )
+    if arguments.out:
+        arguments.out.write_text(f"{xml}\n", encoding="utf-8")
+    if arguments.json:
+        told = {
+            "as": chosen.form,
+            "why": chosen.why,
+            "labels": len(found.tree),
+            "levels": found.tree.depth,
+            "notes": list(found.notes),
+        }
+        shown = {"out": str(arguments.out)} if arguments.out else {"config": xml}
+        print(json.dumps({**told, **shown}, indent=1, ensure_ascii=False))
+        return 0
+    for note in found.notes:
+        _say(f"note: {note}")
+    _say(f"{treefiles.summary(found.tree)}; as {chosen.form} ({chosen.why})")
+    if arguments.out:
+        _say(f"written to {arguments.out}: Settings > Labeling Interface > Code takes it")
+    else:
+        print(xml)
+    return 0
+
+
+def _choose(tree: LabelTree, wish: str) -> Choice:
+    if wish == "auto":
+        return choose_form(tree)
+    form: Form = "taxonomy" if wish == "taxonomy" else "choices"
+    return Choice(form, "as asked for")
+
+
+def _say(text: str) -> None:
+    """Beside what is printed, so that that can go to a file."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# Sources
+
+
+def read_tree(
+    source: Path, *, separator: str | None = None, header: bool | None = None
+) -> TreeFile:
+    """The label tree of a folder or file; see :mod:`studio.treefiles` for what files may hold.
+
+    Args:
+        source: a folder of folders, or a file; ``.json`` and ``.xml`` (or a text that begins as
+            these do) are read as such, any other as CSV.
+        separator: what stands between the names of a path.
+        header: whether a CSV file's first line heads the columns.
+
+    Raises:
+        TreeFileError: it is not as expected; names the file, and the line or place.
+        LabelConfigError: an XML file holds no tree.
+    """
+    if separator == "":
+        raise TreeFileError("--separator is empty: give the text that stands between names")
+    if source.is_dir():
+        return read_folders(source)
+    text = read_text(source)
+    kind = source.suffix.lower()
+    start = text.lstrip()[:1]
+    try:
+        if kind == ".json" or (kind != ".csv" and start in {"{", "["}):
+            return treefiles.read_json(text, separator=separator)
+        if kind == ".xml" or (kind != ".csv" and start == "<"):
+            return TreeFile(parse_label_config(text).tree)
+        return treefiles.read_csv(text, separator=separator, header=header)
+    except TreeFileError as error:
+        raise TreeFileError(f"{source}, {error}") from error
+
+
+def read_text(file: Path) -> str:
+    """A file's text: UTF-8, or UTF-16 with its mark, as spreadsheets save it.
+
+    Raises:
+        TreeFileError: it is too large or no such text; names the line.
+    """
+    if not file.is_file():
+        raise TreeFileError(f"{file}: expected a folder or a file, there is none")
+    if (size := file.stat().st_size) > MAX_BYTES:
+        raise TreeFileError(f"{file}: {size} bytes, at most {MAX_BYTES} are read")
+    data = file.read_bytes()
+    utf16 = data[:2] in {b"\xff\xfe", b"\xfe\xff"}
+    try:
+        return data.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise TreeFileError(
+            f"{file}, line {line}: expected UTF-8 text, got the byte {data[error.start]:#04x}: "
+            "save the file as UTF-8"
+        ) from error
+
+
+def read_folders(root: Path) -> TreeFile:
+    """The tree of a folder of folders; the path of folders is the label.
+
+    A layer of ``train``, ``val`` and ``test`` on top is no label. Hidden folders are left out, and
+    links are not followed.
+
+    Raises:
+        TreeFileError: there is no folder in it, a name cannot be a label, train is missing beside
+            the other splits, or they have labels that train has not.
+    """
+    splits = _splits(root)
+    if not splits:
+        return treefiles.from_paths(_folders(root))
+    if "train" not in splits:
+        there = ", ".join(sorted(folder.name for folder in splits.values()))
+        raise TreeFileError(f"{root} has {there} but no train: add it, or give a folder of labels")
+    found = treefiles.from_paths(_folders(splits["train"]))
+    known = set(found.tree.paths)
+    for folder in splits.values():
+        more = [path for _, path in _folders(folder) if path not in known]
+        if more:
+            raise TreeFileError(
+                f"{folder} has {len(more)} label(s) that train has not, such as "
+                f"{treefiles.shorten('/'.join(more[0]))}: move or rename them, or give "
+                f"{splits['train']} alone"
+            )
+    names = ", ".join(folder.name for folder in splits.values())
+    return TreeFile(found.tree, (*found.notes, f"{names} are read as splits, not as labels"))
+
+
+def _splits(root: Path) -> dict[str, Path]:
+    found = {}
+    for name, aliases in SPLITS.items():
+        there = [root / alias for alias in aliases if (root / alias).is_dir()]
+        if len(there) > 1:
+            both = " and ".join(folder.name for folder in there)
+            raise TreeFileError(f"{root} has {both}: keep one of them")
+        if there:
+            found[name] = there[0]
+    return found
+
+
+def _folders(root: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each folder below one, those above first, by name."""
+    none = True
+    for place, names, _ in os.walk(root):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        path = Path(place).relative_to(root).parts
+        for name in names:
+            none = False
+            yield f"folder {treefiles.shorten('/'.join((*path, name)))}", (*path, name)
+    if none:
+        raise TreeFileError(f"{root}: expected a folder for each label, found no folder in it")
