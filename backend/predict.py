@@ -8,14 +8,15 @@ from flask import Blueprint, request
 from flask.typing import ResponseReturnValue
 
 from backend.operations import PICTURES
-from backend.services import UNTRAINED, Services, services
+from backend.services import Services, services
 from models.answers import answers
 from models.predictor import Answer
-from models.store import Project
+from models.store import UNTRAINED, Project
 from studio.contract import PredictCall, TaskRef
 from studio.errors import PictureError
 from studio.labelconfig import LabelConfig
 from studio.predictions import prediction
+from worker.asking import Places, entry_of
 
 log = logging.getLogger(__name__)
 bp = Blueprint("predict", __name__)
@@ -38,8 +39,9 @@ def predict() -> ResponseReturnValue:
     project = services().remember(call.project, call.label_config)
     version = services().version(project)
     found = _answers(services(), project, config, version, call.tasks)
+    places = services().places(project, version)
     results = [
-        _entry(task, one, config, version) for task, one in zip(call.tasks, found, strict=True)
+        _entry(task, one, config, places) for task, one in zip(call.tasks, found, strict=True)
     ]
     return {"results": results, "model_version": version}
 
@@ -66,12 +68,14 @@ def _reference(data: Mapping[str, Any], key: str) -> str | PictureError:
 
 
 def _entry(
-    task: TaskRef, answer: Answer | PictureError | None, config: LabelConfig, version: str
+    task: TaskRef, answer: Answer | PictureError | None, config: LabelConfig, places: Places
 ) -> dict[str, Any]:
     if isinstance(answer, Answer):
         PICTURES.labels(outcome="answered" if answer.path else "nothing certain").inc()
-        return prediction(config, answer.path, score=answer.confidence, version=version)
+        place = places.place(task.id, answer.margin)
+        return entry_of(answer, config, places.version, place)
     if answer is not None:
         PICTURES.labels(outcome="unreadable").inc()
         log.warning("no answer task=%d: %s", task.id, answer.reason)
-    return prediction(config, None, score=0.0, version=version)
+    place = places.place(task.id)
+    return prediction(config, None, score=place, version=places.version)

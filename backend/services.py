@@ -1,21 +1,21 @@
 """What routes work with: the parts, and what is kept between requests."""
 
 import logging
+import threading
 from functools import lru_cache
 from typing import cast
 
 from flask import current_app
 
 from models.errors import ModelStoreError
-from models.store import Project, project_key
+from models.records import Records
+from models.store import UNTRAINED, Project, project_key
 from studio.contract import SetupCall
 from studio.labelconfig import LabelConfig, parse_label_config
+from worker.asking import Places, places_of
 from worker.parts import Parts
 
 log = logging.getLogger(__name__)
-
-#: What `/setup` answers, and predictions carry, before there is a version.
-UNTRAINED = "untrained"
 
 
 class Services:
@@ -25,6 +25,10 @@ class Services:
         self.parts = parts
         #: A label config of thousands of choices comes with every call and seldom changes.
         self.label_config = lru_cache(maxsize=64)(parse_label_config)
+        self.records = Records(parts.store)
+        #: Pictures that the console looks at together: predictions go first.
+        self.looks = threading.BoundedSemaphore(2)
+        self._places = lru_cache(maxsize=64)(lambda key, v, _: places_of(parts.store, key, v))
 
     def key(self, project: str) -> str:
         """The store's name for ``<id>.<epoch>``, the same on every route.
@@ -51,6 +55,10 @@ class Services:
     def version(self, project: Project) -> str:
         """The live version's name, read from the pointer each time: new ones need no restart."""
         return self.parts.store.current(project.key) or UNTRAINED
+
+    def places(self, project: Project, version: str) -> Places:
+        """The order of the version's tasks, read anew whenever it was written."""
+        return self._places(project.key, version, self.parts.store.order_stamp(project.key))
 
     def hear(self, call: SetupCall) -> tuple[Project, LabelConfig]:
         """Take a `/setup` in.

@@ -30,6 +30,7 @@ from studio.errors import ContractError, PictureError, StudioError
 from studio.fields import as_id, as_text
 from studio.labelconfig import LabelConfig, parse_label_config
 from studio.predictions import prediction
+from worker.asking import entry_of, places_of
 from worker.errors import JobError
 from worker.order import Order
 from worker.parts import Parts
@@ -321,13 +322,15 @@ def _predictions(
         if ref is not None
     ]
     found = iter(answers(gallery, predictor, items))
+    places = places_of(parts.store, project.key, version)
     for ref, row in zip(refs, rows, strict=True):
         answer = PictureError("its data names no picture") if ref is None else next(found)
+        task = as_id(row.get("id")) or 0
         if isinstance(answer, Answer):
-            yield prediction(config, answer.path, score=answer.confidence, version=version)
+            yield entry_of(answer, config, version, places.place(task, answer.margin))
         else:
-            log.warning("no answer task=%s: %s", as_id(row.get("id")), answer.reason)
-            yield prediction(config, None, score=0.0, version=version)
+            log.warning("no answer task=%d: %s", task, answer.reason)
+            yield prediction(config, None, score=places.place(task), version=version)
 
 
 def _fit(parts: Parts, named: Named, call: FitCall) -> Ended:

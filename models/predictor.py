@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hierarchy import LabelTree, log_marginals
+from hierarchy.acquisition import margin
 from hierarchy.calibration import Evidence, fit_rule
 from hierarchy.choice import (
     REASONS,
@@ -51,6 +52,7 @@ class Answer:
         leaf: the best leaf, for people who want to know.
         reason: why it goes no deeper.
         why: the same in words.
+        margin: the best leaf's lead over the second, in [0, 1].
     """
 
     path: tuple[str, ...] | None
@@ -59,6 +61,7 @@ class Answer:
     leaf: tuple[str, ...]
     reason: Reason
     why: str
+    margin: float
 
 
 class Predictor:
@@ -121,19 +124,32 @@ class Predictor:
 
     def answer(self, maps: NDArray[np.float16]) -> list[Answer]:
         """One answer a map, in order."""
-        if not len(maps):
+        return self.told(self.log_probabilities(maps))
+
+    def told(self, log_p: NDArray[np.float64]) -> list[Answer]:
+        """One answer a row of ``(n, N)`` log-probabilities, in order."""
+        if not len(log_p):
             return []
-        found, learnt = self.guesses(maps)
+        found = candidates(log_p, self.tree)
+        learnt, margins = self._learnt[found.nodes], margin(log_p, self.tree)
         sure = corrected(found.probability, self.rule.platt)
         sure[~learnt] = 0  # the correction might lift what nothing is known of
         told = explain_depth(sure, self.rule, self._ends[found.nodes])
         return [
-            self._answer(found, row, level, float(sure[row, max(level - 1, 0)]), told)
+            self._answer(
+                found, row, level, float(sure[row, max(level - 1, 0)]), told, float(margins[row])
+            )
             for row, level in enumerate(told.depth.tolist())
         ]
 
-    def _answer(
-        self, found: Candidates, row: int, depth: int, probability: float, told: Explained
+    def _answer(  # noqa: PLR0913 - a row of what is known of all of them
+        self,
+        found: Candidates,
+        row: int,
+        depth: int,
+        probability: float,
+        told: Explained,
+        lead: float,
     ) -> Answer:
         refused = min(depth or self.rule.minimum - 1, self.tree.depth - 1)
         left, reason = float(told.deeper[row]), REASONS[int(told.code[row])]
@@ -149,6 +165,7 @@ class Predictor:
                 probability=None if np.isnan(left) else left,
                 target=self.rule.target,
             ),
+            margin=lead,
         )
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -289,6 +290,18 @@ class LabelStudio:
         """
         body = {"result": [dict(row) for row in result], "score": score}
         self._transport.send(Call("PATCH", f"/api/predictions/{prediction}/", body=body))
+
+    def delete_prediction(self, prediction: int) -> None:
+        """Remove one stored prediction; nothing happens where it is gone already.
+
+        An annotation that started from it forgets so, and an editor that has it open is refused
+        (400) when it submits: remove none of an annotated task, nor one just shown.
+        """
+        try:
+            self._transport.send(Call("DELETE", f"/api/predictions/{prediction}/"))
+        except StudioRequestError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
 
     def delete_model_version(self, project: int, version: str) -> int:
         """Delete a version's predictions from all tasks; how many there were.

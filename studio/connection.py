@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 #: What a change of a project's field means, for the person who asked for it.
 MEANINGS = {
     "show_collab_predictions": "Pre-labels are now shown to annotators.",
-    "sampling": "The label stream now begins with the tasks the model is least sure of.",
+    "sampling": "The label stream now begins with the tasks that teach the model most.",
     "model_version": "The project now uses the backend's pre-labels ({value}).",
 }
 

@@ -13,7 +13,12 @@ VERSION: Final = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def prediction(
-    config: LabelConfig, path: tuple[str, ...] | None, *, score: float, version: str
+    config: LabelConfig,
+    path: tuple[str, ...] | None,
+    *,
+    score: float,
+    version: str,
+    confidence: float | None = None,
 ) -> dict[str, object]:
     """One entry of the ``results`` that `/predict` answers with.
 
@@ -21,8 +26,11 @@ def prediction(
         config: the project's labelling setup.
         path: the node answered, of any depth; None or () answers nothing, which shows an empty
             control and still keeps the score by which tasks are ordered.
-        score: confidence; values outside [0, 1] are clipped.
+        score: the number by which Label Studio orders tasks, lowest first; values outside [0, 1]
+            are clipped.
         version: name of the model version; must be the one that `/setup` answers with.
+        confidence: how sure the version is of the node, clipped likewise; it stands in the score of
+            the result's items, which orders nothing. None for the same number as ``score``.
 
     Raises:
         UnknownLabelError: if the path is not in the tree.
@@ -40,7 +48,8 @@ def prediction(
         >>> prediction(config, ("Milk",), score=0.25, version="v1")["result"][0]["value"]
         {'choices': ['Milk']}
     """
-    confidence = _checked_score(score)
+    place = _checked_score(score)
+    sure = place if confidence is None else _checked_score(confidence)
     if VERSION.fullmatch(version) is None:
         raise ValueError(f"a version is letters, digits, '.', '_' and '-', got {version!r:.80}")
     values = _values(config, path) if path else []
@@ -50,11 +59,11 @@ def prediction(
             "to_name": config.image_name,
             "type": "taxonomy" if config.kind == "taxonomy" else "choices",
             "value": value,
-            "score": confidence,
+            "score": sure,
         }
         for control, value in values
     ]
-    return {"result": result, "score": confidence, "model_version": version}
+    return {"result": result, "score": place, "model_version": version}
 
 
 def _checked_score(score: float) -> float:

@@ -41,7 +41,7 @@ def fine_tune(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def refresh(project: str, version: str) -> dict[str, Any]:
-    """Queue entry: give a project's open tasks the pre-labels of a version."""
+    """Queue entry: give a project's open tasks the pre-labels of a version, and their order."""
     parts = Parts(Settings.from_environ(os.environ))
     try:
         ended = refresh_predictions(project, version, parts)

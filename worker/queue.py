@@ -8,6 +8,10 @@ reconciler. Keys of a project in Redis, all under ``hrn:<key>:``
 ``later``     the order that waits for Label Studio to come back, and until when
 ``refreshed`` the version that all open tasks have the answers of
 ``shown``     the rule by which that version answered them, and when
+``refreshing`` where the refresh of pre-labels is; ``refresh-alive`` that its process lives
+``stopped``   the version whose refresh a person stopped
+``answered``  answers since the pictures to ask for were last chosen
+``untidy``    when rows of earlier versions may be removed (seconds, epoch)
 ``moved``     the version whose rule has moved since then: its pre-labels want a refresh
 ``heard``     answers came or went since they were last held against what was shown
 ``attempted`` the newest label that an attempt has read, whether or not it led to a version
@@ -16,6 +20,7 @@ reconciler. Keys of a project in Redis, all under ``hrn:<key>:``
 ``cancel``    id of a job that should stop
 ``runs``      how past trainings ended, newest first
 ``events``    annotation events since labels were last read; ``touched`` when the last one came
+``unlearnt``  labels that no training has read, as last counted in Label Studio
 """
 
 import contextlib
@@ -35,6 +40,7 @@ from rq import Queue, Worker
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
+from rq.worker import BaseWorker
 
 from worker.order import Order
 
@@ -57,6 +63,9 @@ HEARTBEAT_LIFE: Final = 45
 
 #: Times that a training whose process died is tried again: what kills it may be the job itself.
 CRASHES_FORGIVEN: Final = 2
+
+#: Where a worker says, in its own record, what it computes on.
+DEVICE_FIELD: Final = "hrn_device"
 
 #: Runs remembered for a project.
 RUNS_KEPT: Final = 100
@@ -182,6 +191,24 @@ class Board:
             return None
         return Order.from_json(later["order"])
 
+    def wishes(self, project: str) -> list[dict[str, Any]]:
+        """What runs, waits or was put off: ``state``, ``order``; ``not_before`` if put off."""
+        found: list[dict[str, Any]] = []
+        job = self._job(project)
+        status = None if job is None else job.get_status(refresh=True)
+        if job is not None and status in _PENDING:
+            state = "running" if status == JobStatus.STARTED else "queued"
+            order = self._order_of(job, project).to_json()
+            asked = None if job.enqueued_at is None else job.enqueued_at.timestamp()
+            found.append({"state": state, "job": job.id, "order": order, "asked_at": asked})
+        for state, told in (
+            ("waiting", self._get(project, "again")),
+            ("put off", self._get(project, "later")),
+        ):
+            if told is not None:
+                found.append({"state": state, **told})
+        return found
+
     def drop_due(self, project: str) -> None:
         """The postponed order was asked for again."""
         self.redis.delete(self._key(project, "later"))
@@ -205,9 +232,77 @@ class Board:
             version: whose answers.
             again: from the running one itself, for what it leaves.
         """
+        if not again:
+            self.redis.delete(self._key(project, "stopped"))
         rest = f"-{uuid.uuid4().hex[:6]}" if again else ""
         job_id = f"refresh-{project}-{version}{rest}".replace(".", "-")
+        self._drop_dead_refresh(project, job_id)
         return self._once(job_id, REFRESH, [project, version], REFRESH_TIMEOUT)
+
+    def stop_refresh(self, project: str, version: str) -> None:
+        """Stop giving open tasks the version's answers; what is stored stays.
+
+        It goes on when somebody asks for it again, or with another version.
+        """
+        self.redis.set(self._key(project, "stopped"), version)
+
+    def refresh_stopped(self, project: str, version: str) -> bool:
+        """Has someone stopped this version's refresh?"""
+        return self._text(project, "stopped") == version
+
+    def beat_refresh(self, project: str) -> None:
+        """Say that the process of a project's refresh lives."""
+        self.redis.set(self._key(project, "refresh-alive"), "yes", ex=HEARTBEAT_LIFE)
+
+    def report_refresh(self, project: str, told: dict[str, Any]) -> None:
+        """Show where the refresh is."""
+        self._set(project, "refreshing", told, life=24 * 3600)
+
+    def refresh_progress(self, project: str) -> dict[str, Any] | None:
+        """Where the refresh is, None if none runs: version, stage, done, total, started_at, ..."""
+        if self._text(project, "refresh-alive") is None:
+            return None
+        return self._get(project, "refreshing")
+
+    def refresh_ended(self, project: str) -> None:
+        """It is over, however it ended."""
+        self.redis.delete(self._key(project, "refreshing"), self._key(project, "refresh-alive"))
+
+    def _drop_dead_refresh(self, project: str, job_id: str) -> None:
+        """Forget a job whose process died without a word: its name would block the next one."""
+        with contextlib.suppress(NoSuchJobError):
+            known = Job.fetch(job_id, connection=self.redis, serializer=JSONSerializer)
+            if known.get_status(refresh=True) != JobStatus.STARTED:
+                return
+            began = known.started_at
+            young = began is not None and time.time() - began.timestamp() < HEARTBEAT_LIFE
+            if not young and self._text(project, "refresh-alive") is None:
+                self._forget(known)
+
+    def note_answers(self, project: str, count: int) -> None:
+        """So many answers came since the pictures to ask for were chosen; 0 begins anew."""
+        self.redis.set(self._key(project, "answered"), count)
+
+    def take_answers(self, project: str, least: int) -> int:
+        """How many there were, and begin anew, if they are that many or more; else 0."""
+        count = int(self._text(project, "answered") or 0)
+        if count < least:
+            return 0
+        self.redis.delete(self._key(project, "answered"))
+        return count
+
+    def note_untidy(self, project: str, due: float) -> None:
+        """Rows of earlier versions are left, which may be removed from then on (seconds, epoch)."""
+        self.redis.set(self._key(project, "untidy"), repr(due))
+
+    def untidy(self, project: str) -> bool:
+        """Has that time come?"""
+        due = self._text(project, "untidy")
+        return due is not None and time.time() >= float(due)
+
+    def drop_untidy(self, project: str) -> None:
+        """They are being removed."""
+        self.redis.delete(self._key(project, "untidy"))
 
     def ask_follow(self, project: str, version: str) -> bool:
         """Ask to hold new answers against what was shown; one such job waits or runs at a time.
@@ -316,6 +411,7 @@ class Board:
         """An annotation was made, changed or removed."""
         pipe = self.redis.pipeline(transaction=False)
         pipe.incr(self._key(project, "events"))
+        pipe.incr(self._key(project, "answered"))
         pipe.set(self._key(project, "touched"), repr(time.time()))
         pipe.set(self._key(project, "heard"), repr(time.time()))
         pipe.execute()
@@ -345,7 +441,16 @@ class Board:
 
     def events_read(self, project: str) -> None:
         """A training is about to read all labels: count anew from here."""
-        self.redis.delete(self._key(project, "events"))
+        self.redis.delete(self._key(project, "events"), self._key(project, "unlearnt"))
+
+    def note_unlearnt(self, project: str, labels: int) -> None:
+        """So many labels stand in Label Studio that no training has read."""
+        self.redis.set(self._key(project, "unlearnt"), labels)
+
+    def unlearnt(self, project: str) -> int:
+        """How many labels no training has read: as last counted, or as events tell, if more."""
+        counted = self.redis.get(self._key(project, "unlearnt"))
+        return max(int(counted or 0), self.events(project)[0])
 
     # What operators look at
 
@@ -357,9 +462,16 @@ class Board:
                 "state": str(worker.get_state()),
                 "host": worker.hostname,
                 "pid": worker.pid,
+                "device": self._device_of(worker),
+                "job": worker.get_current_job_id(),
             }
             for worker in Worker.all(queue=self.queue, serializer=JSONSerializer)
         ]
+
+    def _device_of(self, worker: BaseWorker) -> str:
+        """What the worker said that it computes on, "" if it has not said so yet."""
+        told = self.redis.hget(worker.key, DEVICE_FIELD)
+        return told.decode() if isinstance(told, bytes) else str(told or "")
 
     def depth(self) -> int:
         """Jobs that wait in the queue."""

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from models.errors import ModelError
-from models.store import Project
+from models.store import UNTRAINED, Project
 from studio.annotations import read_task
 from studio.connection import announce
 from studio.errors import StudioError
 from studio.labelconfig import LabelConfig, parse_label_config
+from worker.asking import ASKED
 from worker.errors import MisconfiguredError
 from worker.identity import check_same, is_ours
 from worker.order import Order
@@ -33,6 +34,9 @@ FOLLOW_PAUSE = 30.0
 
 #: Seconds after which such a job is asked for without any hint.
 FOLLOW_ANYWAY = 3600.0
+
+#: Answers after which is looked whether half of what is asked next is used up.
+LOOK_AGAIN = ASKED // 4
 
 #: Seconds between looks at the size of the cache.
 PRUNE = 3600.0
@@ -81,6 +85,7 @@ class Reconciler:
         self._pruned = -PRUNE
         self._followed: dict[str, float] = {}
         self._newest: dict[str, float | None] = {}
+        self._new: dict[str, int] = {}
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Go on until told to stop; nothing that fails ends it."""
@@ -126,11 +131,25 @@ class Reconciler:
             board.events_read(project.key)
             log.info("asked project=%s job=%s: %s", project.key, asked.job, reason)
         version = self._parts.store.current(project.key)
-        new_tasks = version is not None and board.take_new_tasks(project.key)
-        if version and new_tasks and not board.ask_refresh(project.key, version):
-            board.note_tasks(project.key)  # asked for once the one that runs has ended
+        self._order(project, version or UNTRAINED)
         if version:
             self._follow(project, version)
+
+    def _order(self, project: Project, version: str) -> None:
+        """Answers for new tasks, others to ask where half is used up, and old rows removed.
+
+        A hint is dropped before the work is asked for, and noted again where that cannot be had.
+        """
+        board, key = self._parts.board, project.key
+        if board.refresh_stopped(key, version):
+            return
+        if board.take_new_tasks(key) and not board.ask_refresh(key, version):
+            board.note_tasks(key)  # asked for once the one that runs has ended
+        answers = board.take_answers(key, LOOK_AGAIN)
+        if answers and not board.ask_refresh(key, version):
+            board.note_answers(key, answers)
+        if board.untidy(key) and board.ask_refresh(key, version):
+            board.drop_untidy(key)
 
     def _follow(self, project: Project, version: str) -> None:
         """Hold new answers against what was shown, and refresh what has moved: both now and then.
@@ -158,16 +177,25 @@ class Reconciler:
         settings = self._parts.studio.settings(project.number)
         check_same(project, settings)
         version = self._parts.store.current(project.key)
-        if version:
-            self._announce(project, version)
-            self._ask_refresh(project, version)
+        self._announce(project, version or UNTRAINED)
+        self._ask_refresh(project, version or UNTRAINED)
         config = parse_label_config(str(settings["label_config"]))
         new, last = self._unlearnt(project, version, config)
-        if version and last != self._newest.get(project.key):  # its event may have been lost
-            self._parts.board.note_heard(project.key)
-        self._newest[project.key] = last
+        self._parts.board.note_unlearnt(project.key, new)
+        if last != self._newest.get(project.key):  # its event may have been lost
+            self._missed(project, version, new)
+        self._newest[project.key], self._new[project.key] = last, new
         if reason := self._policy.reason(new, last, time.time()):
             self._parts.board.ask(Order(project.key, reason))
+
+    def _missed(self, project: Project, version: str | None, new: int) -> None:
+        """Note what webhooks would have told."""
+        board = self._parts.board
+        if version:
+            board.note_heard(project.key)
+        grown = new - self._new.get(project.key, new)
+        if grown >= LOOK_AGAIN:
+            board.note_answers(project.key, grown)
 
     def _announce(self, project: Project, version: str) -> None:
         """Keep the backend's title equal to the version; a failure holds nothing else up."""
@@ -182,6 +210,8 @@ class Reconciler:
 
     def _ask_refresh(self, project: Project, version: str) -> None:
         """Until it is done, and once more a process and version: hints tell of later tasks."""
+        if self._parts.board.refresh_stopped(project.key, version):
+            return
         known = (self._parts.board.refreshed(project.key), self._refreshed.get(project.key))
         if known != (version, version) and self._parts.board.ask_refresh(project.key, version):
             self._refreshed[project.key] = version

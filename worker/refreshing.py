@@ -1,30 +1,54 @@
-"""New pre-labels for open tasks after a new version: most useful first, in slices, resumable.
+"""Open tasks' pre-labels and their order: after a new version, new tasks, answers, or a moved rule.
 
-Also after annotators' answers have moved a version's rule: what it then answers at another depth is
-changed in place, so that an annotator who has the task open can still submit.
+One job brings both up to date: it chooses which pictures to ask next where that is due, stores an
+answer for each open task that has none of the version, most useful first, and changes in place what
+stands there with another answer or another place, so that an annotator who has the task open can
+still submit. It works in slices, goes on where it was killed, and ends with the removal of what
+earlier versions left.
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from models.answers import answers
-from models.predictor import Predictor
+import numpy as np
+from numpy.typing import NDArray
+
+from models.gallery import Gallery, Item
+from models.predictor import Answer, Predictor
+from models.store import UNTRAINED, Project
 from studio.annotations import read_task
 from studio.errors import AnnotationError, PictureError
 from studio.labelconfig import LabelConfig, parse_label_config
 from studio.predictions import prediction
 from studio.prelabels import stored_node
+from worker.asking import FRONT, MOST, Places, Pool, choose, entry_of, places_of, read_places
 from worker.parts import Parts
+from worker.queue import Board, RedisError
 
 log = logging.getLogger(__name__)
 
 #: Predictions a request: a quarter of a second of Label Studio's time on sqlite.
-SLICE = 50
+SLICE: Final = 50
 
 #: Pictures answered at once.
-CHUNK = 256
+CHUNK: Final = 256
+
+#: Seconds that rows of the version before stay: an editor that shows one is refused (400) when it
+#: submits after its removal.
+GRACE: Final = 300.0
+
+#: Seconds between signs of life; several may be missed.
+BEAT: Final = 10.0
+
+
+class StoppedError(Exception):
+    """The work ends here; the text is the state it ends in."""
 
 
 @dataclass(frozen=True)
@@ -35,86 +59,374 @@ class OpenTask:
         task: its id.
         picture: address of its picture.
         stored: the version's prediction that it has, None where there is none.
+        more: has it rows of ours beside that one?
     """
 
     task: int
     picture: str
     stored: Mapping[str, Any] | None
+    more: bool = False
+
+    @property
+    def place(self) -> float:
+        """By which Label Studio orders it now; 1 where it has none."""
+        return 1.0 if self.stored is None else float(self.stored.get("score") or 0.0)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a picture looks like to the version.
+
+    Attributes:
+        answer: None before there is a version.
+        pooled: ``(C,)`` mean of its map; None where nothing is chosen by it.
+        log_p: ``(N,)`` log-probabilities; None before there is a version, or likewise.
+    """
+
+    answer: Answer | None
+    pooled: NDArray[np.float32] | None = None
+    log_p: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A prediction to store, or to put in the place of one that is stored."""
+
+    task: OpenTask
+    entry: dict[str, Any]
+
+    @property
+    def place(self) -> float:
+        """By which Label Studio orders it."""
+        return float(self.entry["score"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        changes: what is to be stored, most useful first.
+        whole: is that all there is? Otherwise a training waits, and the rest is asked for again.
+        untidy: is there something to remove?
+    """
+
+    changes: list[Change]
+    whole: bool
+    untidy: bool
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one job works with."""
+
+    parts: Parts
+    project: Project
+    version: str
+    config: LabelConfig
+    predictor: Predictor | None
+    began: float
+
+    @property
+    def gallery(self) -> Gallery:
+        """Features that the version's head was trained on, before it those of our own backbone."""
+        if self.predictor is None:
+            return self.parts.galleries.base()
+        return self.parts.galleries.of(self.predictor)
+
+    def check(self) -> None:
+        """Go on, unless another version is live or somebody has stopped this.
+
+        Raises:
+            StoppedError: so it is.
+        """
+        key = self.project.key
+        if (self.parts.store.current(key) or UNTRAINED) != self.version:
+            raise StoppedError("outdated")
+        if self.parts.board.refresh_stopped(key, self.version):
+            raise StoppedError("stopped by hand")
+
+    def tell(self, stage: str, done: int, total: int, stage_began: float) -> None:
+        """Show people where it is."""
+        now = time.time()
+        left = (now - stage_began) / done * (total - done) if done else None
+        told = {
+            "version": self.version,
+            "stage": stage,
+            "done": done,
+            "total": total,
+            "started_at": self.began,
+            "at": now,
+            "seconds_left": None if left is None else round(left, 1),
+        }
+        self.parts.board.report_refresh(self.project.key, told)
 
 
 def refresh_predictions(key: str, version: str, parts: Parts) -> dict[str, Any]:
-    """Store the version's answer for each open task that has none of it yet.
+    """Bring the version's answers on open tasks, and the order of the tasks, up to date.
 
-    Where the version's rule is not the one by which the others were answered, those are looked at
-    too. Stops, with what is done kept, when another version goes live; lets a waiting training go
-    first and asks for the rest again.
+    Stops, with what is done kept, when another version goes live or somebody asks for it; lets a
+    waiting training go first and asks for the rest again.
+
+    Args:
+        key: whose tasks.
+        version: whose answers; `UNTRAINED` for the order alone, with empty answers.
+        parts: the parts.
 
     Raises:
         StudioError: Label Studio could not be reached, or refused.
-        ModelError: the version cannot be read or served here.
+        ModelError: the version cannot be read or served here, or the store not written.
     """
     project = parts.store.project(key)
-    if project is None or parts.store.current(key) != version:
+    if project is None:
         return {"state": "outdated", "stored": 0}
-    config = parse_label_config(str(parts.studio.settings(project.number)["label_config"]))
-    tasks = _open_tasks(parts, project.number, version, config)
-    predictor = parts.predictors.get(project, version, config.tree)
-    rule = predictor.rule.to_json()
-    noted = parts.board.shown(key, version)
-    if noted is not None and noted[0] == rule:
-        tasks = [task for task in tasks if task.stored is None]
-    rows, whole = _answers(tasks, predictor, config, parts)
     stored = 0
-    for start in range(0, len(rows), SLICE):
-        if parts.store.current(key) != version:
-            return {"state": "outdated", "stored": stored}
-        stored += _store(parts, project.number, rows[start : start + SLICE])
-        if parts.board.training_waits():
-            whole = False
-            break
-    if not whole:
-        parts.board.ask_refresh(key, version, again=True)
-        return {"state": "continued later", "stored": stored}
-    parts.board.note_shown(key, version, rule)
-    log.info("refreshed project=%s version=%s stored=%d", key, version, stored)
+    try:
+        with _alive(parts.board, key):
+            work = _work(project, version, parts)
+            plan = _plan(work)
+            whole = plan.whole
+            for count in _stored(work, plan.changes):
+                stored += count
+                if parts.board.training_waits():
+                    whole = False
+                    break
+            if not whole:
+                parts.board.ask_refresh(key, version, again=True)
+                return {"state": "continued later", "stored": stored}
+            if work.predictor is not None:
+                parts.board.note_shown(key, version, work.predictor.rule.to_json())
+            removed = tidy(work) if stored or plan.untidy else 0
+    except StoppedError as stopped:
+        return {"state": str(stopped), "stored": stored}
+    log.info("refreshed project=%s version=%s stored=%d removed=%d", key, version, stored, removed)
     return {"state": "done", "stored": stored}
 
 
-def _open_tasks(parts: Parts, number: int, version: str, config: LabelConfig) -> list[OpenTask]:
+@contextmanager
+def _alive(board: Board, key: str) -> Iterator[None]:
+    """Say that this process lives, from a thread of its own, until the block ends."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while True:
+            try:
+                board.beat_refresh(key)
+            except RedisError as error:
+                log.warning("sign of life missed project=%s: %s", key, error)
+            if stop.wait(BEAT):
+                return
+
+    thread = threading.Thread(target=beat, daemon=True, name="refresh-alive")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+        with suppress(RedisError):  # it ends by itself, too
+            board.refresh_ended(key)
+
+
+def _work(project: Project, version: str, parts: Parts) -> Work:
+    config = parse_label_config(str(parts.studio.settings(project.number)["label_config"]))
+    work = Work(parts, project, version, config, None, time.time())
+    work.check()
+    if version == UNTRAINED:
+        return work
+    return replace(work, predictor=parts.predictors.get(project, version, config.tree))
+
+
+def _plan(work: Work) -> Plan:
+    """What is to be done."""
+    tasks = list(_open_tasks(work))
+    store, key = work.parts.store, work.project.key
+    before, places = read_places(store, key), places_of(store, key, work.version)
+    pool = _to_choose_from(tasks) if _order_is_due(work, tasks, before) else None
+    wanted = _to_answer(work, tasks, places) | (pool or set())
+    seen, whole = _looks(work, [task for task in tasks if task.task in wanted], pool or set())
+    if pool is not None:
+        places = _choose(work, tasks, seen, before, whole=whole)
+    changes = [
+        change
+        for task in tasks
+        if (change := _change(work, task, seen.get(task.task), places)) is not None
+    ]
+    changes.sort(key=lambda change: change.place)
+    return Plan(changes, whole, untidy=any(task.more for task in tasks))
+
+
+def _open_tasks(work: Work) -> Iterator[OpenTask]:
     """Open tasks that have a picture, each with the newest prediction of the version."""
-    found = []
-    for task in parts.studio.tasks(number, unlabelled_only=True):
-        read = read_task(task, config)
-        ours = [row for row in task.get("predictions") or () if row.get("model_version") == version]
+    versions = _earlier_versions(work)
+    for task in work.parts.studio.tasks(work.project.number, unlabelled_only=True):
+        read = read_task(task, work.config)
+        ours = _rows_of(task, {work.version})
         stored = max(ours, key=lambda row: int(row["id"]), default=None)
+        more = len(ours) > 1 or bool(_rows_of(task, versions))
         if read.picture is not None:
-            found.append(OpenTask(read.task_id, read.picture, stored))
-    return found
+            yield OpenTask(read.task_id, read.picture, stored, more)
 
 
-def _answers(
-    tasks: list[OpenTask], predictor: Predictor, config: LabelConfig, parts: Parts
-) -> tuple[list[tuple[OpenTask, dict[str, Any]]], bool]:
-    """What is to be stored, least sure first, and whether that is all there is to do."""
-    if not tasks:  # nothing to load a backbone for
-        return [], True
-    gallery = parts.galleries.of(predictor)
-    rows, whole = list[tuple[OpenTask, dict[str, Any]]](), True
+def _rows_of(task: Mapping[str, Any], versions: set[str]) -> list[Mapping[str, Any]]:
+    return [row for row in task.get("predictions") or () if row.get("model_version") in versions]
+
+
+# Looking
+
+
+def _order_is_due(work: Work, tasks: Sequence[OpenTask], places: Places | None) -> bool:
+    """Is what to ask next to be chosen anew?"""
+    if not tasks:
+        return False
+    if places is None or places.version != work.version:
+        return True
+    still_open = {task.task for task in tasks}
+    return places.used(still_open) or places.outgrown(still_open)
+
+
+def _to_choose_from(tasks: Sequence[OpenTask]) -> set[int]:
+    """Open tasks among which is chosen; of very many, some drawn by chance."""
+    ids = [task.task for task in tasks]
+    if len(ids) > MOST:
+        ids = random.Random(len(ids)).sample(ids, MOST)  # noqa: S311 - no secret
+    return set(ids)
+
+
+def _to_answer(work: Work, tasks: Sequence[OpenTask], places: Places) -> set[int]:
+    """Tasks whose answer, or place by the answer, may have to change."""
+    if work.predictor is None:
+        return set()
+    noted = work.parts.board.shown(work.project.key, work.version)
+    moved = noted is None or noted[0] != work.predictor.rule.to_json()
+    return {
+        task.task
+        for task in tasks
+        if moved or task.stored is None or (task.place < FRONT and task.task not in places.batch)
+    }
+
+
+def _looks(work: Work, tasks: Sequence[OpenTask], pool: set[int]) -> tuple[dict[int, Look], bool]:
+    """What can be seen of the tasks' pictures, and whether all were looked at.
+
+    Args:
+        work: by which version.
+        tasks: whose pictures.
+        pool: those among which is chosen; of the others no features are held.
+    """
+    seen: dict[int, Look] = {}
+    began = time.time()
     for start in range(0, len(tasks), CHUNK):
+        work.check()
         part = tasks[start : start + CHUNK]
-        items = [(task.picture, task.task) for task in part]
-        for task, answer in zip(part, answers(gallery, predictor, items), strict=True):
-            if isinstance(answer, PictureError):  # nothing is stored: a visit asks for it again
-                log.info("no picture task=%d: %s", task.task, answer.reason)
-            elif task.stored is None or _differs(task.stored, answer.path, config):
-                entry = prediction(
-                    config, answer.path, score=answer.confidence, version=predictor.version
-                )
-                rows.append((task, entry))
-        if start + CHUNK < len(tasks) and parts.board.training_waits():
-            whole = False  # what is there is stored, the rest is asked for again
-            break
-    return sorted(rows, key=lambda row: float(row[1]["score"])), whole
+        for task, look in zip(part, _seen(work, part), strict=True):
+            if isinstance(look, PictureError):  # nothing is stored: a visit asks for it again
+                log.info("no picture task=%d: %s", task.task, look.reason)
+            else:
+                seen[task.task] = look if task.task in pool else Look(look.answer)
+        work.tell("looking at pictures", start + len(part), len(tasks), began)
+        if start + CHUNK < len(tasks) and work.parts.board.training_waits():
+            return seen, False  # what is there is stored, the rest is asked for again
+    return seen, True
+
+
+def _seen(work: Work, tasks: Sequence[OpenTask]) -> list[Look | PictureError]:
+    maps = work.gallery.maps([(task.picture, task.task) for task in tasks])
+    found: list[Look | PictureError] = [one for one in maps if isinstance(one, PictureError)]
+    at = [i for i, one in enumerate(maps) if not isinstance(one, PictureError)]
+    looks: dict[int, Look] = {}
+    if at:
+        stacked = np.stack([one for one in maps if not isinstance(one, PictureError)])
+        pooled = stacked.mean(axis=(2, 3), dtype=np.float32)
+        looks = {i: Look(None, row, None) for i, row in zip(at, pooled, strict=True)}
+        if work.predictor is not None:
+            log_p = work.predictor.log_probabilities(stacked)
+            for i, answer, row in zip(at, work.predictor.told(log_p), log_p, strict=True):
+                looks[i] = replace(looks[i], answer=answer, log_p=row)
+    errors = iter(found)
+    return [looks[i] if i in looks else next(errors) for i in range(len(maps))]
+
+
+def _choose(
+    work: Work,
+    tasks: Sequence[OpenTask],
+    seen: Mapping[int, Look],
+    before: Places | None,
+    *,
+    whole: bool,
+) -> Places:
+    """What to ask next, written down before Label Studio is told."""
+    answered = [
+        (read.picture, read.task_id)
+        for task in work.parts.studio.tasks(work.project.number, annotated_only=True)
+        if (read := read_task(task, work.config)).labels and read.picture is not None
+    ]
+    looks = {task: look for task, look in seen.items() if look.pooled is not None}
+    features = [look.pooled for look in looks.values() if look.pooled is not None]
+    width = len(features[0]) if features else 1
+    log_p = [look.log_p for look in looks.values() if look.log_p is not None]
+    pool = Pool(
+        tasks=list(looks),
+        features=_stack(features, width),
+        log_p=np.stack(log_p) if log_p else None,
+        taken=_stack(_pooled(work, answered[-MOST:] if features else []), width),
+        answered=len(answered),
+        still_open=frozenset(task.task for task in tasks),
+        whole=whole,
+    )
+    places = choose(pool, work.config.tree, work.version, before)
+    work.check()
+    work.parts.store.write_order(work.project.key, places.to_json())
+    work.parts.board.note_answers(work.project.key, 0)
+    return places
+
+
+def _pooled(work: Work, items: Sequence[Item]) -> Iterator[NDArray[np.float32]]:
+    """Features of pictures that can be had."""
+    for start in range(0, len(items), CHUNK):
+        for one in work.gallery.maps(items[start : start + CHUNK]):
+            if not isinstance(one, PictureError):
+                yield one.mean(axis=(1, 2), dtype=np.float32)
+
+
+def _stack(rows: Iterable[NDArray[np.float32]], width: int) -> NDArray[np.float32]:
+    found = list(rows)
+    return np.stack(found) if found else np.empty((0, width), dtype=np.float32)
+
+
+# What is to change
+
+
+def _change(work: Work, task: OpenTask, look: Look | None, places: Places) -> Change | None:
+    """What a task's prediction must become; None where it is right, or nothing can be said."""
+    answer = None if look is None else look.answer
+    if task.stored is not None:
+        return _replaced(work, task, answer, places)
+    if work.predictor is None:
+        place = places.place(task.task)
+        return Change(task, prediction(work.config, None, score=place, version=work.version))
+    if answer is None:
+        return None
+    place = places.place(task.task, answer.margin)
+    return Change(task, entry_of(answer, work.config, work.version, place))
+
+
+def _replaced(work: Work, task: OpenTask, answer: Answer | None, places: Places) -> Change | None:
+    """The stored prediction with another answer or place, where it needs one.
+
+    Behind the front, places are left as they are: they change little, and nothing is asked by them
+    before what to ask next is chosen anew.
+    """
+    stored = task.stored or {}
+    place, result = task.place, stored.get("result")
+    lead = None if answer is None else answer.margin
+    if task.task in places.batch or place < FRONT:
+        place = places.place(task.task, lead)
+    if answer is not None and _differs(stored, answer.path, work.config):
+        result = entry_of(answer, work.config, work.version, place)["result"]
+    if result == stored.get("result") and place == stored.get("score"):
+        return None
+    return Change(task, {"result": result, "score": place, "model_version": work.version})
 
 
 def _differs(stored: Mapping[str, Any], path: tuple[str, ...] | None, config: LabelConfig) -> bool:
@@ -125,14 +437,78 @@ def _differs(stored: Mapping[str, Any], path: tuple[str, ...] | None, config: La
     return (None if node is None else config.tree.paths[node]) != path
 
 
-def _store(parts: Parts, number: int, rows: list[tuple[OpenTask, dict[str, Any]]]) -> int:
-    """Import what is new and change what was there; how many."""
-    new = [{"task": task.task, **entry} for task, entry in rows if task.stored is None]
-    if new:
-        parts.studio.import_predictions(number, new)
-    for task, entry in rows:
-        if task.stored is not None:
-            parts.studio.update_prediction(
-                int(task.stored["id"]), entry["result"], score=float(entry["score"])
-            )
-    return len(rows)
+# Telling Label Studio
+
+
+def _stored(work: Work, changes: Sequence[Change]) -> Iterator[int]:
+    """Import what is new and change what was there, a slice at a time; how many each.
+
+    Raises:
+        StoppedError: it is not to go on.
+    """
+    began, done = time.time(), 0
+    for start in range(0, len(changes), SLICE):
+        work.check()
+        part = changes[start : start + SLICE]
+        new = [{"task": one.task.task, **one.entry} for one in part if one.task.stored is None]
+        if new:
+            work.parts.studio.import_predictions(work.project.number, new)
+        for one in part:
+            if one.task.stored is not None:
+                number, entry = int(one.task.stored["id"]), one.entry
+                work.parts.studio.update_prediction(number, entry["result"], score=one.place)
+        done += len(part)
+        work.tell("storing pre-labels", done, len(changes), began)
+        yield len(part)
+
+
+def tidy(work: Work) -> int:
+    """Remove rows that open tasks need no more; how many.
+
+    Doubles of the version's own at once, as they come of a visit in the moment of the import; those
+    of earlier versions once nobody has them on the screen. What anybody has answered, skipped or
+    begun keeps all its rows: removal would cut it from what was shown.
+
+    Raises:
+        StudioError: Label Studio could not be reached, or refused.
+        StoppedError: it is not to go on.
+    """
+    key, board = work.project.key, work.parts.board
+    due, earlier = _live_since(work) + GRACE, _earlier_versions(work)
+    ripe = time.time() >= due
+    board.drop_untidy(key)
+    removed, left, began = 0, False, time.time()
+    tasks = work.parts.studio.tasks(work.project.number, unlabelled_only=True, page_size=SLICE)
+    for seen, task in enumerate(tasks):
+        if task.get("annotations") or task.get("drafts"):
+            continue
+        doubles = sorted(_rows_of(task, {work.version}), key=lambda row: int(row["id"]))[:-1]
+        old = _rows_of(task, earlier)
+        left = left or (bool(old) and not ripe)
+        for row in (*doubles, *(old if ripe else ())):
+            work.parts.studio.delete_prediction(int(row["id"]))
+            removed += 1
+        if seen % SLICE == 0:
+            work.check()
+            work.tell("removing earlier pre-labels", seen, seen, began)
+            if board.training_waits():
+                left = True
+                break
+    if left:
+        board.note_untidy(key, due)
+    return removed
+
+
+def _live_since(work: Work) -> float:
+    """When the version went live, seconds since the epoch; 0 where nothing is known of that."""
+    history = work.parts.store.history(work.project.key)
+    return float(history[-1].get("at", 0.0)) if history else 0.0
+
+
+def _earlier_versions(work: Work) -> set[str]:
+    """Names of ours that predictions may bear, without the live one."""
+    store, key = work.parts.store, work.project.key
+    moved = {
+        str(name) for move in store.history(key) for name in (move["from"], move["to"]) if name
+    }
+    return ({UNTRAINED, *store.versions(key)} | moved) - {work.version}

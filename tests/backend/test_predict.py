@@ -17,6 +17,7 @@ from tests.backend.conftest import asking, go_live, jpeg
 from tests.published import OTHER, TREE
 from tests.studio.configs import taxonomy_xml
 from tests.studio.picture_server import Handler, PictureServer, redirect, serving
+from worker.asking import FRONT, UNKNOWN, Places
 from worker.parts import Parts
 
 UPLOAD = "/data/upload/1"
@@ -141,6 +142,23 @@ def test_predictions_go_on_without_redis(
     assert paths(reply.get_json()) != [None]
 
 
+def test_a_task_is_placed_among_those_that_the_version_has_ordered(
+    client: FlaskClient, fresh: Fresh, parts: Parts
+) -> None:
+    known = fresh()
+    version = go_live(parts, known)
+    refs = [f"{UPLOAD}/{n}.jpg" for n in (0, 1, 2)]
+    (_, alone, _) = client.post("/predict", json=asking(known, refs)).get_json()["results"]
+    assert alone["score"] >= FRONT
+    order = Places(version, {3: "random", 1: "varied"}, leads=(0.0, 0.0, 1.0))
+    parts.store.write_order(known.key, order.to_json())
+    first, other, third = client.post("/predict", json=asking(known, refs)).get_json()["results"]
+    assert third["score"] == pytest.approx(FRONT / 4)
+    assert first["score"] == pytest.approx(3 * FRONT / 4)
+    assert other["score"] > max(alone["score"], 0.5)  # half of the tasks have no lead at all
+    assert other["result"] == alone["result"]  # how sure it is does not depend on the place
+
+
 # --- bad pictures ---
 
 
@@ -179,7 +197,7 @@ def test_one_bad_picture_never_spoils_its_batch(
     assert None not in found[1::2]
     assert "Traceback" not in reply.text
     assert str(parts.settings.home) not in reply.text
-    assert {entry["score"] for entry in reply.get_json()["results"][::2]} == {0.0}
+    assert {entry["score"] for entry in reply.get_json()["results"][::2]} == {UNKNOWN}
 
 
 @pytest.mark.parametrize("data", [{}, {"photo": GOOD}, None], ids=["empty", "another", "null"])

@@ -33,6 +33,7 @@ from studio.labelconfig import parse_label_config
 from tests.end_to_end.label_studio import free_port
 from tests.studio.configs import taxonomy_xml
 from tests.studio.servers import Reply, Request, Server, serving
+from worker.asking import places_of
 from worker.order import Order
 from worker.parts import Parts
 from worker.queue import Board, connect
@@ -296,11 +297,13 @@ class TestRealServer:
         predictor = parts.predictors.get(project, "v1", config.tree)
         items = [(str(task["data"]["image"]), int(task["id"])) for task in questions(shared)[:3]]
         expected = answers(parts.galleries.of(predictor), predictor, items)
-        for entry, answer in zip(story.predicted[:3], expected, strict=True):
+        places = places_of(parts.store, project.key, "v1")
+        told = zip(story.predicted[:3], expected, items, strict=True)
+        for entry, answer, (_, task) in told:
             assert isinstance(answer, Answer)
             shown = [tuple(one["value"]["taxonomy"][0]) for one in entry["result"]]
             assert shown == ([answer.path] if answer.path else [])
-            assert entry["score"] == pytest.approx(answer.confidence, abs=1e-3)
+            assert entry["score"] == pytest.approx(places.place(task, answer.margin), abs=1e-3)
         assert any(entry["result"] for entry in story.predicted)
 
     def test_picture_that_is_not_there_costs_its_own_task_only(self, story: Story) -> None:

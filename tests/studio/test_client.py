@@ -130,6 +130,21 @@ def test_a_prediction_is_changed_in_place() -> None:
     assert request.json == {"result": fruit("Milk"), "score": 0.5}
 
 
+def test_a_prediction_that_is_gone_already_is_no_error_to_remove() -> None:
+    with serving(script(Reply(b"", 204), Reply({}, 404))) as server:
+        client = LabelStudio(server.url, LEGACY)
+        client.delete_prediction(7)
+        client.delete_prediction(7)
+    assert [(one.method, one.path) for one in server.requests] == [
+        ("DELETE", "/api/predictions/7/")
+    ] * 2
+
+
+def test_a_removal_that_is_refused_is_told() -> None:
+    with serving(script(Reply({}, 400))) as server, pytest.raises(StudioRequestError):
+        LabelStudio(server.url, LEGACY).delete_prediction(7)
+
+
 def test_no_secret_is_printed() -> None:
     client = LabelStudio("http://studio/", LEGACY)
     assert repr(client) == "LabelStudio('http://studio')"
@@ -323,6 +338,25 @@ def test_a_changed_prediction_keeps_its_id_for_who_has_it_open(
     assert after["created_at"] == before["created_at"] < after["updated_at"]
     answer = client.create_annotation(task, fruit("Milk"), parent_prediction=before["id"])
     assert answer["parent_prediction"] == before["id"]
+
+
+@pytest.mark.label_studio
+def test_a_removed_prediction_is_forgotten_by_the_answer_that_started_from_it(
+    label_studio: RunningLabelStudio,
+) -> None:
+    """Why rows of answered tasks are never removed."""
+    client = label_studio.client()
+    project = label_studio.create_project("removed", CONFIG)
+    (task,) = label_studio.import_urls(project, ["http://pictures.invalid/1"])
+    row = {"task": task, "result": fruit("Fruit"), "score": 0.25, "model_version": "v1"}
+    client.import_predictions(project, [row])
+    (before,) = client.predictions_of(task)
+    client.create_annotation(task, fruit("Milk"), parent_prediction=before["id"])
+    client.delete_prediction(before["id"])
+    (answer,) = client.task(task)["annotations"]
+    assert answer["parent_prediction"] is None
+    with pytest.raises(StudioRequestError):  # as of an editor that has it open
+        client.create_annotation(task, fruit("Milk"), parent_prediction=before["id"])
 
 
 @pytest.mark.label_studio

@@ -67,6 +67,12 @@ def test_the_shape_is_the_one_label_studio_was_seen_to_store(shared: Path) -> No
     assert prediction(TAXONOMY, None, score=0.0, version="v3") == second
 
 
+def test_the_place_of_a_task_is_apart_from_how_sure_its_label_is() -> None:
+    entry = prediction(TAXONOMY, ("Fruit",), score=0.05, version="v1", confidence=0.97)
+    assert entry["score"] == 0.05
+    assert [item["score"] for item in entry["result"]] == [0.97]  # type: ignore[attr-defined]
+
+
 def test_the_empty_path_answers_nothing() -> None:
     assert prediction(TAXONOMY, (), score=0.1, version="v1")["result"] == []
 

@@ -38,6 +38,7 @@ class Stand:
         away: answer 503 to everything.
         stored: predictions that were imported.
         changed: ids of those that were changed in place.
+        deleted: ids of those that were removed.
         free: while it is not set, a list of tasks is not answered.
     """
 
@@ -50,6 +51,7 @@ class Stand:
         self.free.set()
         self.stored: list[dict[str, Any]] = []
         self.changed: list[int] = []
+        self.deleted: list[int] = []
         self.server: Server | None = None
 
     @property
@@ -70,7 +72,8 @@ class Stand:
 
     def predict(self, task: int, **prediction: Any) -> int:
         """One more prediction on a task; its id."""
-        number = sum(len(known["predictions"]) for known in self.tasks) + 1
+        rows = sum(len(known["predictions"]) for known in self.tasks)
+        number = rows + len(self.deleted) + 1
         when = "2026-11-23T14:00:00.000010Z"
         row = {"id": number, "created_at": when, "updated_at": when, **prediction}
         self.tasks[task - 1]["predictions"].append(row)
@@ -96,14 +99,22 @@ class Stand:
             for row in request.json:
                 self.predict(**row)
             return Reply({"created": len(request.json)})
-        if request.path.startswith("/api/predictions/") and request.method == "PATCH":
-            number = int(request.path.split("/")[3])
-            rows = [row for task in self.tasks for row in task["predictions"]]
-            (row,) = [row for row in rows if row["id"] == number]
-            row.update(request.json)
-            self.changed.append(number)
-            return Reply(row)
+        if request.path.startswith("/api/predictions/"):
+            return self._prediction(request)
         return Reply({"detail": request.path}, 404)
+
+    def _prediction(self, request: Request) -> Reply:
+        number = int(request.path.split("/")[3])
+        if request.method == "DELETE":
+            for task in self.tasks:
+                task["predictions"] = [p for p in task["predictions"] if p["id"] != number]
+            self.deleted.append(number)
+            return Reply(b"", 204)
+        rows = [row for task in self.tasks for row in task["predictions"]]
+        (row,) = [row for row in rows if row["id"] == number]
+        row.update(request.json)
+        self.changed.append(number)
+        return Reply(row)
 
     def _tasks(self, request: Request) -> Reply:
         items = json.loads(request.params["query"])["filters"]["items"]

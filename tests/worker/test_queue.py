@@ -264,6 +264,53 @@ def test_a_refresh_that_failed_can_be_asked_for_again(board: Board) -> None:
     assert board.queue.job_ids == [name]
 
 
+@pytest.mark.parametrize(
+    ("minutes", "alive", "waits"), [(0, False, 0), (60, True, 0), (60, False, 1)]
+)
+def test_a_refresh_whose_process_died_does_not_block_the_next(
+    board: Board, minutes: int, *, alive: bool, waits: int
+) -> None:
+    board.ask_refresh(KEY, "v1")
+    (name,) = board.queue.job_ids
+    board.queue.remove(name)
+    job = job_of(board, name)
+    job.started_at = datetime.now(UTC) - timedelta(minutes=minutes)
+    job.save()
+    job.set_status(JobStatus.STARTED)
+    if alive:
+        board.beat_refresh(KEY)
+    assert board.ask_refresh(KEY, "v1") is bool(waits)
+    assert board.depth() == waits
+
+
+def test_a_refresh_is_shown_while_it_lives(board: Board) -> None:
+    assert board.refresh_progress(KEY) is None
+    board.report_refresh(KEY, {"done": 3, "total": 9})
+    assert board.refresh_progress(KEY) is None
+    board.beat_refresh(KEY)
+    assert board.refresh_progress(KEY) == {"done": 3, "total": 9}
+    board.refresh_ended(KEY)
+    assert board.refresh_progress(KEY) is None
+
+
+def test_a_stopped_refresh_stays_so_until_it_is_asked_for(board: Board) -> None:
+    board.stop_refresh(KEY, "v1")
+    assert board.refresh_stopped(KEY, "v1")
+    assert not board.refresh_stopped(KEY, "v2")
+    board.ask_refresh(KEY, "v1", again=True)
+    assert board.refresh_stopped(KEY, "v1")
+    board.ask_refresh(KEY, "v1")
+    assert not board.refresh_stopped(KEY, "v1")
+
+
+def test_answers_are_taken_once_there_are_enough(board: Board) -> None:
+    board.note_event(KEY)
+    board.note_event(KEY)
+    assert board.take_answers(KEY, 3) == 0
+    assert board.take_answers(KEY, 2) == 2
+    assert board.take_answers(KEY, 1) == 0
+
+
 def test_a_training_goes_before_a_refresh(board: Board) -> None:
     board.ask_refresh(KEY, "v1")
     asked = board.ask(ORDER)

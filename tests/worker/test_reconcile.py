@@ -152,10 +152,84 @@ def test_a_postponed_order_is_asked_again(parts: Parts, known: Project, board: B
 def test_new_tasks_get_pre_labels(parts: Parts, known: Project, board: Board) -> None:
     ours = Reconciler(parts)
     ours.glance()
+    board.queue.empty()
+    board.note_tasks(known.key)
+    ours.glance()
+    assert board.queue.job_ids == [f"refresh-{known.key}-untrained"]
+    board.queue.empty()
     publish(parts.store, known)
     board.note_tasks(known.key)
     ours.glance()
     assert board.queue.job_ids == [f"refresh-{known.key}-v1"]
+
+
+def test_tasks_are_ordered_before_there_is_a_version(
+    parts: Parts, known: Project, board: Board
+) -> None:
+    ours = Reconciler(parts)
+    ours.look(known)
+    assert board.queue.job_ids == [f"refresh-{known.key}-untrained"]
+    board.queue.empty()
+    board.note_refreshed(known.key, "untrained")
+    ours.look(known)
+    assert board.queue.job_ids == []
+
+
+def test_many_answers_ask_for_others_to_be_chosen(
+    parts: Parts, known: Project, board: Board
+) -> None:
+    publish(parts.store, known)
+    ours = Reconciler(parts)
+    for _ in range(reconcile.LOOK_AGAIN - 1):
+        board.note_event(known.key)
+    ours._order(known, "v1")
+    assert board.queue.job_ids == []
+    board.note_event(known.key)
+    ours._order(known, "v1")
+    assert board.queue.job_ids == [f"refresh-{known.key}-v1"]
+    board.queue.empty()
+    ours._order(known, "v1")
+    assert board.queue.job_ids == []
+
+
+def test_answers_whose_events_were_lost_count_as_well(
+    parts: Parts, known: Project, board: Board, stand: Stand
+) -> None:
+    newest = "2026-11-23T14:00:00.000000Z"
+    publish(parts.store, known, trained_through=newest)
+    ours = Reconciler(parts)
+    ours.look(known)
+    stand.label(reconcile.LOOK_AGAIN, minute=1)
+    ours.look(known)
+    assert board.take_answers(known.key, 1) == reconcile.LOOK_AGAIN
+
+
+def test_a_refresh_that_a_person_stopped_is_asked_for_with_the_next_version_only(
+    parts: Parts, known: Project, board: Board
+) -> None:
+    publish(parts.store, known)
+    board.stop_refresh(known.key, "v1")
+    board.note_tasks(known.key)
+    ours = Reconciler(parts)
+    ours.glance()
+    assert board.queue.job_ids == []
+    publish(parts.store, known)
+    ours.look(known)
+    assert board.queue.job_ids == [f"refresh-{known.key}-v2"]
+
+
+def test_rows_of_earlier_versions_are_removed_once_their_time_has_come(
+    parts: Parts, known: Project, board: Board
+) -> None:
+    publish(parts.store, known)
+    ours = Reconciler(parts)
+    board.note_untidy(known.key, 4e9)
+    ours._order(known, "v1")
+    assert board.queue.job_ids == []
+    board.note_untidy(known.key, 1.0)
+    ours._order(known, "v1")
+    assert board.queue.job_ids == [f"refresh-{known.key}-v1"]
+    assert not board.untidy(known.key)
 
 
 def test_answers_that_were_heard_of_are_followed_once_in_a_while(
@@ -217,7 +291,7 @@ def test_answers_whose_events_were_lost_are_followed(
 def test_an_untrained_project_is_not_followed(parts: Parts, known: Project, board: Board) -> None:
     board.note_event(known.key)
     Reconciler(parts).glance()
-    assert board.queue.job_ids == []
+    assert not any(name.startswith("follow-") for name in board.queue.job_ids)
 
 
 def test_a_rule_that_moved_is_told_once_its_time_has_come(

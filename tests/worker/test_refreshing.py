@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 
 from hierarchy.choice import DepthRule, logits
+from models.answers import answers
 from models.galleries import Galleries
-from models.store import Project
+from models.predictor import Answer
+from models.store import UNTRAINED, Project
 from tests.published import TREE
-from tests.worker.stand import Stand
+from tests.worker.stand import Stand, annotation
 from tests.worker.test_following import publish, served, shared
+from worker import asking, refreshing
+from worker.asking import FRONT, places_of
 from worker.order import Order
 from worker.parts import Parts
 from worker.refreshing import refresh_predictions
@@ -176,3 +180,203 @@ def test_a_picture_that_cannot_be_had_costs_only_itself(
     stand.tasks.append({"id": 3, "data": {}, "annotations": [], "predictions": []})
     assert refresh_predictions(known.key, "v1", served) == {"state": "done", "stored": 1}
     assert [len(task["predictions"]) for task in stand.tasks] == [0, 1, 0]
+
+
+# --- the order of the tasks ---
+
+
+def scores(stand: Stand) -> dict[int, float]:
+    """Each open task's one place."""
+    found = {}
+    for task in stand.tasks:
+        if not task["annotations"]:
+            (row,) = task["predictions"]
+            found[task["id"]] = row["score"]
+    return found
+
+
+def test_before_a_version_tasks_are_ordered_by_empty_predictions(
+    served: Parts, known: Project, stand: Stand
+) -> None:
+    open_tasks(stand, 30)
+    assert refresh_predictions(known.key, UNTRAINED, served) == {"state": "done", "stored": 30}
+    assert shown(stand) == [[]] * 30
+    places = places_of(served.store, known.key, UNTRAINED)
+    assert sorted(scores(stand), key=scores(stand).__getitem__) == list(places.batch)
+    assert {row["model_version"] for row in stand.stored} == {UNTRAINED}
+    assert [row["task"] for row in stand.stored] == list(places.batch)  # most useful first
+    assert refresh_predictions(known.key, UNTRAINED, served) == {"state": "done", "stored": 0}
+
+
+def test_a_version_brings_an_order_and_says_apart_from_it_how_sure_it_is(
+    served: Parts, known: Project, stand: Stand
+) -> None:
+    publish(served, known)
+    open_tasks(stand, 20)
+    refresh_predictions(known.key, "v1", served)
+    places = places_of(served.store, known.key, "v1")
+    assert sorted(scores(stand), key=scores(stand).__getitem__) == list(places.batch)
+    predictor = served.predictors.get(known, "v1", TREE)
+    told = answers(
+        served.galleries.of(predictor), predictor, [(f"{n}.png", n) for n in range(1, 21)]
+    )
+    for answer, (item,) in zip(told, shown(stand), strict=True):
+        assert isinstance(answer, Answer)
+        assert item["score"] == pytest.approx(answer.probability, abs=1e-6)
+
+
+def test_others_are_asked_once_half_is_answered_and_only_their_rows_change(
+    served: Parts, known: Project, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "ASKED", 10)
+    publish(served, known)
+    open_tasks(stand, 40)
+    refresh_predictions(known.key, "v1", served)
+    first = places_of(served.store, known.key, "v1")
+    for task in list(first.batch)[:5]:
+        when = "2026-11-23T14:00:00.000001Z"
+        stand.tasks[task - 1]["annotations"] = [annotation(task, ["Fruit", "Apple"], when)]
+    before = scores(stand)
+    ended = refresh_predictions(known.key, "v1", served)
+    second = places_of(served.store, known.key, "v1")
+    left = set(list(first.batch)[5:])
+    assert not set(list(first.batch)[:5]) & second.batch.keys()
+    assert ended["stored"] == len(left | second.batch.keys())
+    after = scores(stand)
+    assert sorted(after, key=after.__getitem__)[:10] == list(second.batch)
+    assert {task for task in after if after[task] != before[task]} <= left | second.batch.keys()
+    assert refresh_predictions(known.key, "v1", served)["stored"] == 0
+
+
+def test_a_kill_between_order_and_rows_is_made_up_for(
+    served: Parts, known: Project, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Nothing of ours handles it."""
+
+    publish(served, known)
+    open_tasks(stand, 120)
+    store = served.studio.import_predictions
+
+    def once(number: int, rows: Any) -> int:
+        if stand.stored:
+            raise Killed
+        return store(number, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(served.studio, "import_predictions", once)
+        with pytest.raises(Killed):
+            refresh_predictions(known.key, "v1", served)
+    assert len(stand.stored) == 50
+    places = places_of(served.store, known.key, "v1")
+    assert refresh_predictions(known.key, "v1", served)["stored"] == 70
+    assert places_of(served.store, known.key, "v1") == places
+    assert sorted(scores(stand), key=scores(stand).__getitem__)[:100] == list(places.batch)
+
+
+def test_a_new_task_gets_its_place_without_a_new_order(
+    served: Parts, known: Project, stand: Stand
+) -> None:
+    publish(served, known)
+    open_tasks(stand, 20)
+    refresh_predictions(known.key, "v1", served)
+    places = places_of(served.store, known.key, "v1")
+    open_tasks(stand, 1, first=21)
+    refresh_predictions(known.key, "v1", served)
+    assert places_of(served.store, known.key, "v1") == places
+    assert stand.changed == []
+    assert FRONT <= scores(stand)[21] <= 1
+
+
+# --- what earlier versions left ---
+
+
+def test_rows_of_earlier_versions_stay_for_a_while_and_then_go(
+    served: Parts, known: Project, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_tasks(stand, 6)
+    refresh_predictions(known.key, UNTRAINED, served)
+    publish(served, known)
+    refresh_predictions(known.key, "v1", served)
+    assert [len(task["predictions"]) for task in stand.tasks] == [2] * 6
+    assert not served.board.untidy(known.key)
+    monkeypatch.setattr(refreshing, "GRACE", 0.0)
+    assert refresh_predictions(known.key, "v1", served) == {"state": "done", "stored": 0}
+    assert all(shown(stand))
+    assert len(stand.deleted) == 6
+    assert served.board.redis.get(f"hrn:{known.key}:untidy") is None
+
+
+def test_what_somebody_has_answered_skipped_or_begun_keeps_all_its_rows(
+    served: Parts, known: Project, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refreshing, "GRACE", 0.0)
+    publish(served, known)
+    open_tasks(stand, 4)
+    refresh_predictions(known.key, "v1", served)
+    assert publish(served, known, seed=1) == "v2"
+    stand.label(1, minute=0)
+    stand.tasks[0]["annotations"] = stand.tasks.pop()["annotations"]
+    stand.tasks[1]["drafts"] = [{"id": 1}]
+    refresh_predictions(known.key, "v2", served)
+    versions = [[row["model_version"] for row in task["predictions"]] for task in stand.tasks]
+    assert versions == [["v1"], ["v1", "v2"], ["v2"], ["v2"]]
+
+
+def test_predictions_of_others_are_left_alone_and_doubles_of_ours_go(
+    served: Parts, known: Project, stand: Stand
+) -> None:
+    publish(served, known)
+    open_tasks(stand, 2)
+    stand.predict(1, result=[], model_version="somebody's", score=0.5)
+    refresh_predictions(known.key, "v1", served)
+    row = dict(stand.tasks[1]["predictions"][0])
+    row.pop("id")
+    newer = stand.predict(2, **row)  # as of a visit in the moment of the import
+    refresh_predictions(known.key, "v1", served)
+    assert [row["model_version"] for row in stand.tasks[0]["predictions"]] == ["somebody's", "v1"]
+    assert [row["id"] for row in stand.tasks[1]["predictions"]] == [newer]
+
+
+# --- people ---
+
+
+def test_a_person_stops_it_and_sees_how_far_it_is(
+    served: Parts, known: Project, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(served, known)
+    open_tasks(stand, 120)
+    board, told = served.board, list[Any]()
+    report = board.report_refresh
+
+    def stop_early(project: str, progress: dict[str, Any]) -> None:
+        report(project, progress)
+        told.append(board.refresh_progress(project))
+        if progress["stage"] == "storing pre-labels":
+            board.stop_refresh(project, "v1")
+
+    monkeypatch.setattr(board, "report_refresh", stop_early)
+    ended = refresh_predictions(known.key, "v1", served)
+    assert ended == {"state": "stopped by hand", "stored": 50}
+    assert (told[-1]["done"], told[-1]["total"]) == (50, 120)
+    assert told[-1]["seconds_left"] >= 0
+    assert board.refresh_progress(known.key) is None
+    assert board.refresh_stopped(known.key, "v1")
+    monkeypatch.undo()
+    assert board.ask_refresh(known.key, "v1")
+    assert refresh_predictions(known.key, "v1", served) == {"state": "done", "stored": 70}
+
+
+def test_another_version_that_goes_live_ends_it(
+    served: Parts, known: Project, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(served, known)
+    open_tasks(stand, 60)
+    store = served.studio.import_predictions
+
+    def then_another(number: int, rows: Any) -> int:
+        publish(served, known, seed=1)
+        return store(number, rows)
+
+    monkeypatch.setattr(served.studio, "import_predictions", then_another)
+    assert refresh_predictions(known.key, "v1", served) == {"state": "outdated", "stored": 50}
