@@ -12,7 +12,7 @@ export UV_LINK_MODE ?= hardlink
 # Locks carry versions and hashes; where packages come from is the machine's own setting.
 SYNC = $(UV) pip sync -q --require-hashes
 
-.PHONY: help install demo test check unit chromium lock format clean
+.PHONY: help install demo test check unit chromium axe lock format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -53,11 +53,14 @@ check: .venv/.done ## style, types and import contracts
 unit: .venv/.done ## the fast tests
 	.venv/bin/python -m pytest -m "not slow and not label_studio and not browser"
 
-test: install .venv-upstream/.done chromium check ## the checks and all tests, on a real Label Studio, Redis, worker and browser
+test: install .venv-upstream/.done chromium axe check ## the checks and all tests, on a real Label Studio, Redis, worker and browser
 	.venv/bin/python -m pytest --cov --cov-report=term
 
 chromium:
 	@scripts/install-chromium
+
+axe:
+	@scripts/install-axe
 
 lock: .venv-uv/.done ## renew requirements/*.txt (versions and hashes, no addresses)
 	scripts/lock
@@ -67,4 +70,4 @@ format: .venv/.done ## mend what the formatter and some of the linter's rules as
 	.venv/bin/ruff check --fix .
 
 clean: ## remove environments, caches and var/: the demo's data, and any models in it
-	rm -rf .venv .venv-uv .venv-label-studio .venv-upstream .mypy_cache .ruff_cache .pytest_cache var artefacts
+	rm -rf .venv .venv-uv .venv-label-studio .venv-upstream .mypy_cache .ruff_cache .pytest_cache var artefacts .cache/axe-core

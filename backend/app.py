@@ -3,7 +3,7 @@
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from backend import errors, health, operations, predict, security, setup, versions, webhook
+from backend import console, errors, health, operations, predict, security, setup, versions, webhook
 from backend.services import Services
 from worker.parts import Parts
 
@@ -22,4 +22,5 @@ def create_app(parts: Parts) -> Flask:
     operations.measure(app)
     for module in (health, setup, predict, webhook, versions, operations):
         app.register_blueprint(module.bp)
+    console.register(app, parts)
     return app

@@ -31,7 +31,7 @@ def register(app: Flask) -> None:
     for error, status in STATUS.items():
         app.register_error_handler(error, partial(_told, status=status))
     app.register_error_handler(RedisError, _redis)
-    app.register_error_handler(HTTPException, _http)
+    app.register_error_handler(HTTPException, told)
     app.register_error_handler(Exception, _unknown)
 
 
@@ -58,7 +58,8 @@ def _redis(error: Exception) -> Response:
     )
 
 
-def _http(error: HTTPException) -> Response:
+def told(error: HTTPException) -> Response:
+    """An error of HTTP itself, in JSON, with the headers it brings."""
     response = jsonify(detail=error.description)
     response.status_code = error.code or 500
     for name, value in error.get_headers():  # Allow, WWW-Authenticate, Location

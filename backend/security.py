@@ -1,4 +1,7 @@
-"""Who may call: Basic auth on every route of Label Studio's, webhooks included."""
+"""Who may call: Basic auth on every route of Label Studio's, webhooks included.
+
+The console has a sign-in of its own (`backend.console.guards`); neither opens the other.
+"""
 
 import base64
 import contextlib
@@ -8,6 +11,7 @@ from http import HTTPStatus
 from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import Unauthorized
 
+from backend.console.blueprint import is_console
 from backend.services import services
 
 #: For load balancers and probes. Label Studio's own probe sends credentials, which are checked.
@@ -22,6 +26,8 @@ def register(app: Flask) -> None:
 
 def _check() -> None:
     settings = services().parts.settings
+    if is_console(request.path):
+        return
     if not settings.password:  # allowed on loopback only: `hrn serve` refuses to start elsewhere
         return
     if request.endpoint in OPEN and "Authorization" not in request.headers:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from command import evaluate
+from command import evaluate, label_config, simulate
 from worker.settings import SettingError, Settings
 
 #: Where the demo lives, so that `hrn up` and `hrn demo` do not meet.
@@ -123,6 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_versions(command)
     text = "compare methods on a folder of labelled photos, as the published experiments do"
     evaluate.add_arguments(command("evaluate", evaluate.run, text))
+    text = "replay a labelling campaign on a folder of labelled photos, by several strategies"
+    simulate.add_arguments(command("simulate", simulate.run, text))
+    text = "write the label config for a tree of labels, or read the tree of a label config"
+    label_config.add_arguments(command("label-config", label_config.run, text, as_json=True))
     doctor = command("doctor", _doctor, "what is wrong and how to mend it", as_json=True)
     doctor.add_argument("--project", type=int, help="one project's number (default: all)")
     return parser
@@ -211,11 +215,13 @@ def _up(_arguments: Arguments, settings: Settings) -> int:
 
     check_exposure(settings)
     settings = replace(settings, redis_url=services.redis_url(settings.home))
+    settings = services.with_console(settings)
     with Supervisor(settings.home / "logs") as supervisor:
         services.start_all(supervisor, settings)
         services.write_environment(settings.home, settings)
         print(
-            f"Serving on {settings.host}:{settings.port}. Next: hrn connect --project NUMBER",
+            f"Serving on {settings.host}:{settings.port}. Next: hrn connect --project NUMBER\n"
+            f"{services.console_words(settings)}",
             flush=True,
         )
         supervisor.run()
@@ -365,7 +371,7 @@ def _predict(arguments: Arguments, settings: Settings) -> int:
 
 
 def _doctor(arguments: Arguments, settings: Settings) -> int:
-    from command.doctor import examine
+    from worker.doctor import examine
     from worker.parts import Parts
 
     found = examine(Parts(settings), arguments.project)

@@ -44,6 +44,7 @@ class Demo:
     token: str
     backend_password: str
     data: str = ""
+    console_password: str = ""
     project: int = 0
     prepared: bool = False
 
@@ -52,13 +53,17 @@ class Demo:
         """The demo in ``home``, made up if it is new."""
         record = home / "demo.json"
         if record.exists():
-            return cls(**json.loads(record.read_text(encoding="utf-8")))
+            known = cls(**json.loads(record.read_text(encoding="utf-8")))
+            # One that an earlier release made has none.
+            known.console_password = known.console_password or secrets.token_urlsafe(12)
+            return known
         return cls(
             label_studio_port=_free_port(ports[0]),
             backend_port=_free_port(ports[1]),
             password=f"demo-{secrets.token_hex(4)}",
             token=secrets.token_hex(20),
             backend_password=secrets.token_urlsafe(12),
+            console_password=secrets.token_urlsafe(12),
             data=str(data.resolve()) if data else "",
         )
 
@@ -124,6 +129,7 @@ def _settings(home: Path, demo: Demo) -> Settings:
         "HRN_PORT": str(demo.backend_port),
         "HRN_HOST": "127.0.0.1",
         "HRN_PASSWORD": demo.backend_password,
+        "HRN_CONSOLE_PASSWORD": demo.console_password,
         # In a demo one wants to see it learn: after ten answers, or half a minute.
         "HRN_TRAIN_EVERY": os.environ.get("HRN_TRAIN_EVERY", "10"),
         "HRN_TRAIN_AFTER_MINUTES": os.environ.get("HRN_TRAIN_AFTER_MINUTES", "0.5"),
@@ -278,6 +284,9 @@ Ready after {seconds:.0f} s.
   Label Studio   {demo.label_studio_url}/projects/{demo.project}
   user           {USER}
   password       {demo.password}
+
+  Console        {demo.backend_url}/console
+  password       {demo.console_password}
 
 Try this:
   1. Sign in, open the tab "Surest first", press "Label All Tasks". The picture comes with a

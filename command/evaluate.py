@@ -272,6 +272,7 @@ class Progress:
         self._said = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """Say it, if it is time."""
         if time.monotonic() - self._said > 1 or done == total:
             self._said = time.monotonic()
             _say(f"{stage}: {done} of {total}")

@@ -6,17 +6,15 @@ import secrets
 import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from command.projects import UsageError
 from models.galleries import Galleries
-from models.heatmap import Box, HeatMap, level_heat_maps, seen_part, spread
+from models.heatmap import level_heat_maps, seen_part
+from models.looking import PANEL, Looked, fitted, framed, in_words, overlaid
 from models.store import Project
 from studio.decoding import decode
 from studio.errors import PictureError
@@ -29,8 +27,7 @@ Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 #: Sheets of more pictures could not be opened by many viewers.
 MOST_PICTURES: Final = 50
 
-#: Pixels: the square that each panel fits into, the space around it, letters.
-PANEL: Final = 320
+#: Pixels: the space around a panel, letters.
 GAP: Final = 20
 LARGE: Final = 22
 SMALL: Final = 16
@@ -56,27 +53,6 @@ _PIECES: Final = re.compile(r"[^\s/_-]+[/_-]*\s*|[/_-]+\s*")
 
 _INK: Final = (30, 30, 30)
 _PALE: Final = (95, 95, 95)
-_LINE: Final = (150, 150, 150)
-
-#: Colour from no heat to the most: it also gets darker, for those who cannot tell red from green.
-_RAMP: Final = np.array([(255, 224, 102), (250, 130, 30), (165, 15, 40)], dtype=np.float64)
-#: How much of the grey picture the hottest place hides.
-_COVER: Final = 0.8
-
-
-@dataclass(frozen=True, eq=False)
-class Looked:
-    """One picture, and where the network looked for each level's best node.
-
-    Attributes:
-        image: RGB, upright, no larger than a panel.
-        part: what of it the network was shown.
-        levels: one heat map a level, the top first.
-    """
-
-    image: Image.Image
-    part: Box
-    levels: tuple[HeatMap, ...]
 
 
 def check_wish(out: Path, files: Sequence[Path]) -> None:
@@ -169,13 +145,6 @@ class Eyes:
         return self._picture
 
 
-def fitted(image: Image.Image) -> Image.Image:
-    """The picture made to fit a panel, its proportions kept."""
-    scale = PANEL / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
 # --- drawing ---
 
 
@@ -200,12 +169,12 @@ def draw_row(one: Looked, letters: tuple["Letters", "Letters"]) -> Image.Image:
         letters: large ones for names, small ones for the rest.
     """
     told = ["the network sees what is in the frame"]
-    panels = [_panel(_framed(one.image, one.part), "The picture", told, letters)]
+    panels = [_panel(framed(one.image, one.part), "The picture", told, letters)]
     for number, level in enumerate(one.levels, start=1):
         told = [f"level {number} of {len(one.levels)}: {in_words(level.probability)}"]
         if not level.heat.any():
             told.append("nothing in it speaks for this")
-        heated = _framed(overlaid(one.image, level.heat, one.part), one.part)
+        heated = framed(overlaid(one.image, level.heat, one.part), one.part)
         panels.append(_panel(heated, level.path[-1], told, letters))
     lines = [panels[start : start + ACROSS] for start in range(0, len(panels), ACROSS)]
     heights = [max(panel.height for panel in line) for line in lines]
@@ -217,45 +186,6 @@ def draw_row(one: Looked, letters: tuple["Letters", "Letters"]) -> Image.Image:
             row.paste(panel, (GAP + column * (PANEL + GAP), top))
         top += height + GAP
     return row
-
-
-def in_words(probability: float) -> str:
-    """A probability as people say it; never 0 or 100 %, which would claim to know.
-
-    Example:
-        >>> in_words(0.874), in_words(0.9991), in_words(0.0)
-        ('87 % likely', 'over 99 % likely', 'under 1 % likely')
-    """
-    if probability > 0.99:
-        return "over 99 % likely"
-    if probability < 0.01:
-        return "under 1 % likely"
-    return f"{100 * probability:.0f} % likely"
-
-
-def overlaid(image: Image.Image, heat: NDArray[np.float32], part: Box) -> Image.Image:
-    """The picture in light grey with the heat over it, as a share of its own greatest value."""
-    grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None] * 0.75 + 64
-    laid = spread(heat, part, image.size)
-    most = float(heat.max())
-    share = (laid / most if most > 0 else laid)[..., None].astype(np.float64)  # (H, W, 1)
-    place = np.clip(share[..., 0] * (len(_RAMP) - 1), 0, len(_RAMP) - 1)
-    colour = np.stack(
-        [np.interp(place, range(len(_RAMP)), _RAMP[:, band]) for band in range(3)], axis=-1
-    )
-    mixed = grey * (1 - _COVER * share) + colour * _COVER * share
-    return Image.fromarray(np.clip(mixed.round(), 0, 255).astype(np.uint8))
-
-
-def _framed(image: Image.Image, part: Box) -> Image.Image:
-    """A thin line around the part that the network is shown."""
-    width, height = image.size
-    left, top = max(0, round(part.left * width)), max(0, round(part.top * height))
-    right = max(left, min(width, round(part.right * width)) - 1)
-    bottom = max(top, min(height, round(part.bottom * height)) - 1)
-    framed = image.copy()
-    ImageDraw.Draw(framed).rectangle((left, top, right, bottom), outline=_LINE, width=1)
-    return framed
 
 
 def _panel(

@@ -7,21 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hierarchy.feedback import preview
 from models.answers import answers
 from models.errors import ModelError
 from models.galleries import Galleries
-from models.predictor import Answer, read_evidence
+from models.predictor import Answer
 from models.store import Project, project_key
 from studio.connection import Connected, connect
 from studio.contract import project_key as studio_key
 from studio.errors import PictureError
 from studio.pictures import Picture
+from worker import choosing
+from worker.choosing import ChoiceError, promote
 from worker.errors import MisconfiguredError
 from worker.order import Order
 from worker.parts import Parts
 from worker.queue import RedisError
-from worker.training import go_live
 
 
 class UsageError(Exception):
@@ -237,36 +237,16 @@ def describe_version(row: dict[str, Any]) -> str:
     )
 
 
-def promote(parts: Parts, project: Project, version: str, *, pin: bool) -> None:
-    """Make a version live.
-
-    Args:
-        parts: the parts.
-        project: whose.
-        version: its name.
-        pin: keep it live whatever is trained next.
-
-    Raises:
-        UnknownVersionError, ModelStoreError: it is not there, or not whole.
-    """
-    parts.store.weights(project.key, version)  # whole?
-    # Pinned first: a training that ends in between must not undo the choice.
-    parts.store.save_project(replace(project, pinned=pin))
-    parts.store.point(project.key, version, reason="chosen by hand")
-    go_live(parts, project, version)
-
-
 def rollback(parts: Parts, project: Project) -> str:
     """Go back to the version that was live before, and stay there.
 
     Raises:
         UsageError: there is none.
     """
-    version = parts.store.previous(project.key)
-    if version is None:
-        raise UsageError(f"{project.key} has had no other live version that still exists")
-    promote(parts, project, version, pin=True)
-    return version
+    try:
+        return choosing.rollback(parts, project)
+    except ChoiceError as error:
+        raise UsageError(str(error)) from error
 
 
 def predict(parts: Parts, project: Project, files: Sequence[Path]) -> list[dict[str, Any]]:
@@ -352,10 +332,7 @@ def limit_depth(  # noqa: PLR0913 - a project, and each thing that may be asked 
         maximum_depth=highest,
         strict=project.strict if strict is None else strict,
     )
-    if asked != project:
-        parts.store.save_project(asked)
-        if (live := parts.store.current(project.key)) is not None:
-            parts.board.note_moved(project.key, live)  # open tasks get answers by the new rule
+    choosing.set_depth(parts, asked)
     told: dict[str, Any] = {
         "project": asked.key,
         "target": asked.target_accuracy or parts.settings.target_accuracy,
@@ -369,17 +346,10 @@ def limit_depth(  # noqa: PLR0913 - a project, and each thing that may be asked 
 
 def _preview(parts: Parts, project: Project) -> dict[str, Any]:
     """What the live version would show of the pictures that it was checked on."""
-    live = parts.store.current(project.key)
-    seen = read_evidence(parts.store.weights(project.key, live)) if live else None
-    if live is None or seen is None:
+    told = choosing.depth_preview(parts, project)
+    if told is None:
         return {}
-    found = preview(
-        seen,
-        target=project.target_accuracy or parts.settings.target_accuracy,
-        minimum=project.minimum_depth,
-        maximum=project.maximum_depth,
-        strict=project.strict,
-    )
+    live, found = told
     shares = [round(share, 4) for share in found.depths]
     return {"version": live, "standing": found.standing, "shares": shares}
 
@@ -398,3 +368,25 @@ def depth_text(told: Mapping[str, Any]) -> str:
         f"nothing {nothing:.0%} ({told['standing']})"
     )
     return "\n".join(lines)
+
+
+__all__ = [
+    "UsageError",
+    "ask_training",
+    "connect_project",
+    "depth_text",
+    "describe",
+    "describe_version",
+    "find",
+    "following",
+    "levels",
+    "limit_depth",
+    "predict",
+    "project_status",
+    "promise",
+    "promote",
+    "rollback",
+    "seen_since",
+    "status",
+    "versions",
+]

@@ -64,19 +64,21 @@ def _warm(parts: Parts) -> None:
         log.error("backbone not loaded: %s", error)  # noqa: TRY400 - the message says it all
 
 
+def is_local(host: str) -> bool:
+    """Can only this machine reach what listens there?"""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def check_exposure(settings: Settings) -> None:
     """Refuse to be open to a network without a password.
 
     Raises:
         SettingError: with what to set.
     """
-    if settings.password:
-        return
-    try:
-        local = ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        local = settings.host == "localhost"
-    if not local:
+    if not settings.password and not is_local(settings.host):
         raise SettingError(
             f"HRN_PASSWORD is not set and HRN_HOST={settings.host} can be reached from outside: "
             "set HRN_PASSWORD, then run `hrn connect` so that Label Studio knows it"

@@ -1,18 +1,20 @@
 """The processes of a server: what each is started with, and when it is ready."""
 
 import os
+import secrets
 import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 from command import redis_server
-from command.serve import authority
+from command.serve import authority, is_local
 from command.supervisor import StartError, Supervisor
 from worker.parts import Parts
 from worker.queue import Board, RedisError
-from worker.settings import Settings
+from worker.settings import Secret, Settings
 
 #: Settings that other commands find here while a server runs, below what the environment says.
 ENVIRONMENT_FILE = "settings.env"
@@ -33,6 +35,7 @@ def as_environment(settings: Settings) -> dict[str, str]:
         "HRN_BACKEND_URL": settings.backend_url,
         "HRN_USER": settings.user,
         "HRN_PASSWORD": settings.password.reveal(),
+        "HRN_CONSOLE_PASSWORD": settings.console_password.reveal(),
         "HRN_HOST": settings.host,
         "HRN_PORT": str(settings.port),
         "HRN_THREADS": str(settings.threads),
@@ -71,6 +74,28 @@ def child_environment(settings: Settings) -> dict[str, str]:
         **as_environment(settings),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def with_console(settings: Settings) -> Settings:
+    """With a password for the console: as given; made up where only this machine can reach us.
+
+    It stays the same from start to start in one home. Elsewhere nobody is let in without one being
+    set.
+    """
+    if settings.console_password or not is_local(settings.host):
+        return settings
+    kept = read_environment(settings.home).get("HRN_CONSOLE_PASSWORD")
+    return replace(settings, console_password=Secret(kept or secrets.token_urlsafe(12)))
+
+
+def console_words(settings: Settings) -> str:
+    """Where the console is and how to get in, for the person who started the server."""
+    address = f"http://{authority(_reachable(settings.host), settings.port)}/console"
+    if not settings.console_password:
+        return f"console: off; set HRN_CONSOLE_PASSWORD to have pages at {address}"
+    if os.environ.get("HRN_CONSOLE_PASSWORD"):
+        return f"console: {address}, password as set in HRN_CONSOLE_PASSWORD"
+    return f"console: {address}, password {settings.console_password.reveal()}"
 
 
 def write_environment(home: Path, settings: Settings) -> None:

@@ -23,3 +23,7 @@ class ModelStoreError(ModelError):
 
 class UnknownVersionError(ModelStoreError):
     """There is no such version or record; ask for another."""
+
+
+class VersionInUseError(ModelStoreError):
+    """A version that is still needed cannot be deleted; the message says for what."""

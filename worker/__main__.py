@@ -1,6 +1,7 @@
 """`python -m worker` takes jobs; `python -m worker reconcile` asks for what is missing."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from rq.job import Job
 
 from worker.errors import MisconfiguredError
 from worker.parts import Parts
-from worker.queue import FINE_TUNE, FOLLOW, QUEUE_NAME, REFRESH
+from worker.queue import DEVICE_FIELD, FINE_TUNE, FOLLOW, QUEUE_NAME, REFRESH
 from worker.reconcile import Reconciler
 from worker.settings import Settings
 
@@ -53,6 +54,34 @@ class OurJob(Job):
         """None, for the same reason."""
 
 
+class OurWorker(Worker):
+    """A worker whose record also says what it computes on."""
+
+    device = ""
+
+    def register_birth(self) -> None:
+        """Say that this worker is there; its record, and what is added, ends with it."""
+        super().register_birth()  # type: ignore[no-untyped-call]
+        self.connection.hset(self.key, DEVICE_FIELD, self.device)
+
+
+def device_name(settings: Settings) -> str:
+    """What jobs will compute on, in words.
+
+    Asked in a process of its own: one that has touched a GPU cannot fork jobs that use it.
+    """
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(_device_name, (settings.device,))
+
+
+def _device_name(wanted: str) -> str:
+    import torch
+
+    if wanted != "cpu" and torch.cuda.is_available():
+        return f"GPU: {torch.cuda.get_device_name(0)}"
+    return f"CPU, {os.cpu_count() or 1} cores"
+
+
 def work(settings: Settings) -> None:
     """Take jobs until told to stop; a job in hand is finished first."""
     # Loaded before the fork, so that a job starts at once. None of it touches a GPU on import,
@@ -60,7 +89,7 @@ def work(settings: Settings) -> None:
     import worker.jobs  # noqa: F401
 
     connection = Redis.from_url(settings.redis_url)
-    Worker(
+    ours = OurWorker(
         [QUEUE_NAME],
         connection=connection,
         serializer="json",
@@ -68,7 +97,9 @@ def work(settings: Settings) -> None:
         maintenance_interval=30,
         worker_ttl=WORKER_LIFE,
         job_monitoring_interval=5,
-    ).work(logging_level="INFO", with_scheduler=False)
+    )
+    ours.device = device_name(settings)
+    ours.work(logging_level="INFO", with_scheduler=False)
 
 
 def main(arguments: list[str]) -> int:

@@ -7,10 +7,12 @@ goes through the same steps. R labels (rows), V views a picture, P pictures, c c
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,10 @@ from worker.recipe import Recipe
 
 #: Features of B pictures, ``(B,)`` or ``(B, K)`` targets and ``(B,)`` weights -> scalar loss.
 Objective = Callable[[Features, Tensor, Tensor], Tensor]
+
+
+ItemT = TypeVar("ItemT")
+FoundT = TypeVar("FoundT")
 
 
 class Report(Protocol):
@@ -111,11 +117,14 @@ def _drawn(
 ) -> Features:
     """One view of each picture: ``(B,)`` positions -> features of B."""
     which = torch.randint(len(views), (len(pictures),), generator=draw)
-    chosen = list(zip(which.tolist(), pictures.tolist(), strict=True))
-    return Features(
-        torch.stack([views[view].maps[at] for view, at in chosen]).to(device),
-        torch.stack([views[view].means[at] for view, at in chosen]).to(device),
-    )
+    first = views[0]
+    maps = first.maps.new_empty(len(pictures), *first.maps.shape[1:])
+    means = first.means.new_empty(len(pictures), *first.means.shape[1:])
+    for view in which.unique().tolist():
+        at = torch.nonzero(which == view)[:, 0]
+        some = views[view][pictures[at]]
+        maps[at], means[at] = some.maps, some.means
+    return Features(maps.to(device), means.to(device))
 
 
 def _optimiser(
@@ -136,7 +145,8 @@ def _optimiser(
             if some:
                 weight_decay = decay if matrices else 0.0
                 groups.append({"params": some, "lr": rate, "weight_decay": weight_decay})
-    optimiser = torch.optim.AdamW(groups)
+    # Fused: each step goes once over the weights, a third of a pooled network's whole time.
+    optimiser = torch.optim.AdamW(groups, fused=True)
     return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
 
 
@@ -148,12 +158,19 @@ def reads_means(network: nn.Module, name: str) -> bool:
     return first == "hidden" or (first == "score" and int(rest[0]) >= network.spatial)
 
 
+def without(figures: Mapping[str, float], name: str) -> dict[str, float]:
+    """All figures but one."""
+    return {one: value for one, value in figures.items() if one != name}
+
+
 class StoppedError(Exception):
     """Another run of the same training failed or was stopped."""
 
 
 class Tally:
-    """Several runs side by side, told as one; the figures are those of the last run.
+    """Several runs side by side, told as one; the loss is that of the last run.
+
+    Each figure is told with ``at``, the share that its own run has done.
 
     When telling raises, which is how a job is cancelled, or a run fails, the others stop.
     """
@@ -176,12 +193,39 @@ class Tally:
                 self._share[number] = done / total
                 percent = math.floor(100 * sum(self._share) / len(self._share) + 1e-9)
                 try:
-                    self._report(self._stage, percent, 100, **(figures if last else {}))
+                    told = figures if last else without(figures, "loss")
+                    at = {"at": done / total} if told else {}
+                    self._report(self._stage, percent, 100, **told, **at)
                 except BaseException:
                     self.stop.set()
                     raise
 
         return tell
+
+
+def shared_out(work: Callable[[ItemT], FoundT], items: Sequence[ItemT]) -> Iterator[FoundT]:
+    """``work`` of each item, in order, on as many threads as there are cores for.
+
+    A few items ahead of what has been taken; leaving the loop early drops the rest.
+    """
+    threads = _cores()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="share")
+    try:
+        under_way: deque[Future[FoundT]] = deque()
+        todo = iter(items)
+        while True:
+            some = islice(todo, 2 * threads - len(under_way))
+            under_way.extend(pool.submit(work, one) for one in some)
+            if not under_way:
+                return
+            yield under_way.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """How many things may run at a time, each on PyTorch's number of threads."""
+    return max(1, (os.cpu_count() or 1) // torch.get_num_threads())
 
 
 def side_by_side(runs: Sequence[Callable[[], None]], *, device: str) -> None:
@@ -193,7 +237,7 @@ def side_by_side(runs: Sequence[Callable[[], None]], *, device: str) -> None:
     Raises:
         Exception: the first that a run raised, other than being stopped because of it.
     """
-    at_once = 1 if device != "cpu" else max(1, (os.cpu_count() or 1) // torch.get_num_threads())
+    at_once = 1 if device != "cpu" else _cores()
     with ThreadPoolExecutor(at_once, thread_name_prefix="fit") as pool:
         under_way = [pool.submit(run) for run in reversed(runs)]
     wrong = [error for run in under_way if (error := run.exception()) is not None]

@@ -26,6 +26,13 @@ REPLACED = "another job took this one's place while it could not be reached"
 CURVE = 200
 
 
+def _rounded(point: dict[str, float | str]) -> dict[str, float | str]:
+    """Short enough for Redis."""
+    return {
+        name: value if isinstance(value, str) else round(value, 6) for name, value in point.items()
+    }
+
+
 class Progress:
     """Reports of one job to the board; a Redis that is away is only a report that is lost."""
 
@@ -40,6 +47,7 @@ class Progress:
             "worker": f"{socket.gethostname()}:{os.getpid()}",
         }
         self._stage_started = time.monotonic()
+        self._stage_first = 0
         self._told = 0.0
         self._replaced = threading.Event()
         self._curve: list[dict[str, float | str]] = []
@@ -54,24 +62,26 @@ class Progress:
         now = time.monotonic()
         new_stage = stage != self._state.get("stage")
         if new_stage:
-            self._stage_started = now
+            self._stage_started, self._stage_first = now, done
         if figures:
-            self._curve = [*self._curve, {"stage": stage, "at": done / max(total, 1), **figures}]
-            self._curve = self._curve[-CURVE:]
+            self._curve.append({"stage": stage, "at": done / max(total, 1), **figures})
+            if len(self._curve) > CURVE:  # every other point, but for the ends
+                self._curve = [*self._curve[:-1:2], self._curve[-1]]
         if self._replaced.is_set():
             raise ReplacedError(REPLACED)
         if not new_stage and done < total and now - self._told < INTERVAL:
             return
         self._told = now
-        spent = now - self._stage_started
+        # A stage that goes on from a checkpoint begins with most of it done.
+        spent, passed = now - self._stage_started, done - self._stage_first
         self._state.update(
             stage=stage,
             done=done,
             total=total,
             at=time.time(),
-            seconds_left=round(spent / done * (total - done), 1) if done else None,
-            figures={name: round(value, 4) for name, value in figures.items()},
-            curve=self._curve,
+            seconds_left=round(spent / passed * (total - done), 1) if passed > 0 else None,
+            figures={name: round(value, 4) for name, value in figures.items() if name != "at"},
+            curve=[_rounded(point) for point in self._curve],
         )
         self._publish()
 

@@ -57,6 +57,7 @@ class Settings:
         backend_url: HRN_BACKEND_URL - this backend as Label Studio reaches it.
         user: HRN_USER - for Label Studio's calls (Basic auth).
         password: HRN_PASSWORD - empty: no sign-in, allowed on loopback only.
+        console_password: HRN_CONSOLE_PASSWORD - of the pages at /console; empty: there are none.
         host: HRN_HOST - address to listen on.
         port: HRN_PORT - port to listen on.
         threads: HRN_THREADS - requests served at once.
@@ -84,6 +85,7 @@ class Settings:
     backend_url: str = ""
     user: str = "label-studio"
     password: Secret = field(default_factory=Secret)
+    console_password: Secret = field(default_factory=Secret)
     host: str = "127.0.0.1"
     port: int = 9090
     threads: int = 16
@@ -117,6 +119,7 @@ class Settings:
             backend_url=read("HRN_BACKEND_URL", "http:// or https://", _url, ""),
             user=read("HRN_USER", "a name without ':'", _user, cls.user),
             password=Secret(environ.get("HRN_PASSWORD", "")),
+            console_password=Secret(environ.get("HRN_CONSOLE_PASSWORD", "")),
             host=environ.get("HRN_HOST") or cls.host,
             port=read("HRN_PORT", "a port from 1 to 65535", _within(int, 1, 65535), cls.port),
             threads=read(

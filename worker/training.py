@@ -13,16 +13,17 @@ from torch import Tensor
 
 from hierarchy import LabelTree
 from hierarchy.choice import candidates
+from models import insight
 from models.errors import ModelError
 from models.gallery import Gallery
 from models.predictor import BACKBONE, EVIDENCE, Predictor
 from models.store import Project
 from models.views import PLAIN
 from studio.annotations import read_task
-from studio.connection import announce
-from studio.errors import PictureError, StudioError
+from studio.errors import PictureError
 from studio.labelconfig import LabelConfig, parse_label_config
 from worker import fine_tuning, trainer
+from worker.choosing import go_live
 from worker.errors import MisconfiguredError
 from worker.fitting import Report
 from worker.gate import LEAST, Verdict, compare, compare_figures
@@ -122,7 +123,7 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
     verdict = _gate(parts, project, live, config, gathered, made.trained)
     progress("publishing", 0, 1)
     manifest = _manifest(project, live, config, snapshot, gathered, made, verdict, started)
-    version = parts.store.publish(project.key, manifest, _tensors(gathered, made))
+    version = parts.store.publish(project.key, manifest, _tensors(config.tree, gathered, made))
     if tune:
         fine_tuning.forget(parts.settings, project.key)
     figures = {**made.trained.metrics, "calibration": made.trained.fitted.to_json()}
@@ -172,21 +173,6 @@ def read_labels(project: Project, parts: Parts) -> tuple[Project, LabelConfig, S
         read_task(task, config) for task in parts.studio.tasks(project.number, annotated_only=True)
     )
     return project, config, take(tasks, config.tree)
-
-
-def go_live(parts: Parts, project: Project, version: str) -> None:
-    """Tell Label Studio, and ask for new pre-labels; neither may undo that the version is live."""
-    from worker.queue import RedisError  # `learn` also runs where no queue is installed
-
-    if parts.settings.backend_url:
-        try:
-            announce(parts.studio, project.number, parts.settings.backend_url, version)
-        except (StudioError, MisconfiguredError) as error:
-            log.warning("not announced yet project=%s version=%s: %s", project.key, version, error)
-    try:
-        parts.board.ask_refresh(project.key, version)
-    except (RedisError, MisconfiguredError) as error:
-        log.warning("refresh not asked for yet project=%s: %s", project.key, error)
 
 
 def _known(key: str, parts: Parts) -> Project:
@@ -286,8 +272,9 @@ def _right(
     return right
 
 
-def _tensors(gathered: Gathered, made: Made) -> dict[str, Tensor]:
-    seen = made.trained.seen
+def _tensors(tree: LabelTree, gathered: Gathered, made: Made) -> dict[str, Tensor]:
+    seen, examples = made.trained.seen, gathered.examples
+    judged = trainer.judged(examples, made.trained.held_out)
     return {
         **{name: value.detach().cpu() for name, value in made.trained.head.state_dict().items()},
         **{
@@ -297,7 +284,24 @@ def _tensors(gathered: Gathered, made: Made) -> dict[str, Tensor]:
         f"{EVIDENCE}probability": torch.from_numpy(seen.probability).float(),
         f"{EVIDENCE}right": torch.from_numpy(seen.right).to(torch.int8),
         f"{EVIDENCE}pictures": torch.from_numpy(gathered.marks),
+        **insight.as_tensors(
+            truth=examples.truth[judged],
+            nodes=candidates(made.trained.held_out[judged], tree).nodes,
+            labels=_labels_by_node(tree, examples.target),
+        ),
     }
+
+
+def _labels_by_node(tree: LabelTree, target: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``(N,)`` labels that name exactly this node; "one of these" counts for what is above all."""
+    rows = target.reshape(len(target), -1)
+    single = (rows >= 0).sum(axis=1) == 1
+    counts = np.bincount(rows[single].max(axis=1), minlength=len(tree))
+    for row in rows[~single].tolist():
+        above = tree.common_ancestor(node for node in row if node >= 0)
+        if above is not None:
+            counts[above] += 1
+    return counts
 
 
 def _manifest(  # noqa: PLR0913 - everything there is to say of a version

@@ -49,17 +49,30 @@ class Aim:
         loss: float32 outputs, ``(B,)`` or ``(B, K)`` targets, ``(B,)`` weights -> scalar in nats, a
             mean over the weights.
         read: float64 outputs -> ``(B, N)`` log-probabilities.
+        right: outputs and targets as for the loss -> ``(B,)`` whether the best node of the target's
+            level is the target, for people who watch; None where nobody does.
     """
 
     loss: Callable[[Tensor, Tensor, Tensor], Tensor]
     read: Callable[[Tensor], Tensor]
+    right: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def tree_aim(tree: LabelTree) -> Aim:
     """The tree loss of raw scores, and the answers that follow from them."""
+    levels = torch.tensor(tree.levels)
+
+    def right(scores: Tensor, targets: Tensor) -> Tensor:
+        first = targets if targets.ndim == 1 else targets[:, 0]
+        level = levels.to(scores.device)
+        elsewhere = level[None, :] != level[first][:, None]
+        best = log_marginals(scores, tree).masked_fill(elsewhere, -torch.inf).argmax(dim=1)
+        return best == first
+
     return Aim(
         lambda scores, targets, weights: tree_loss(scores, targets, tree, weights=weights),
         lambda scores: log_marginals(scores, tree),
+        right,
     )
 
 
@@ -142,6 +155,7 @@ class Tuner:
         self._average = copy.deepcopy(network) if recipe.average else None
         self._step = 0
         self._loss = torch.zeros((), dtype=torch.float64)  # summed over the epoch's labels
+        self._right: list[Tensor] = []  # of this process's part of the epoch
 
     def run(self, report: Report, *, limit: int | None = None) -> Tuned:
         """Train to the end, or so many steps; leaves the network in eval mode.
@@ -186,7 +200,15 @@ class Tuner:
             loss = self._loss.item() / len(self._lessons.rows)
             self._loss.zero_()
             self._save()
-            report("fine-tuning", self._step, self.all_steps, loss=loss)
+            report("fine-tuning", self._step, self.all_steps, loss=loss, **self._accuracy())
+
+    def _accuracy(self) -> dict[str, float]:
+        """Share of the epoch's pictures, as varied, that were right before each was learnt."""
+        if not self._right:
+            return {}
+        share = torch.cat(self._right).double().mean().item()
+        self._right = []
+        return {"accuracy": share}
 
     def _order(self, epoch: int) -> Sequence[Tensor]:
         """The rows of each step, ``(B,)``; sizes differ by one at most, so that none is alone."""
@@ -236,7 +258,11 @@ class Tuner:
             self._device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"
         ):
             outputs = self.network(self._sent(pixels))
-        return self._aim.loss(outputs.float(), self._sent(rows.target), self._sent(rows.weight))
+        outputs, targets = outputs.float(), self._sent(rows.target)
+        if self._aim.right is not None:
+            with torch.no_grad():
+                self._right.append(self._aim.right(outputs.detach(), targets))
+        return self._aim.loss(outputs, targets, self._sent(rows.weight))
 
     def _sent(self, values: Tensor) -> Tensor:
         if self._device.type == "cuda":  # from pinned memory the copy need not be waited for

@@ -16,19 +16,15 @@ from command.heatmap import (
     GAP,
     LARGE,
     MOST_PICTURES,
-    PANEL,
     Letters,
-    Looked,
     check_wish,
     draw_row,
     draw_sheet,
-    fitted,
-    in_words,
-    overlaid,
     write_heatmap,
 )
 from command.projects import UsageError
 from models.heatmap import Box, HeatMap
+from models.looking import PANEL, Looked, fitted, in_words, overlaid
 from models.store import ModelStore, Project
 from tests.models.small import FROZEN, NAME, galleries, head_of, png, publish, weights_file
 from tests.published import TREE, project

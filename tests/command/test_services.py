@@ -1,5 +1,6 @@
 """The processes of a server: what they are told, and when they are ready."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,29 @@ def test_a_server_is_there_when_it_answers_well(status: int, *, well: bool) -> N
     with serving(lambda _: Reply(status=status)) as server:
         assert services.answers_http(server.url) is well
     assert not services.answers_http(server.url)
+
+
+def test_on_loopback_the_console_gets_a_password_that_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HRN_CONSOLE_PASSWORD", raising=False)
+    made = services.with_console(Settings(home=tmp_path))
+    assert len(made.console_password.reveal()) >= 16
+    assert made.console_password.reveal() in services.console_words(made)
+    services.write_environment(tmp_path, made)
+    assert services.with_console(Settings(home=tmp_path)) == made
+    other = services.with_console(Settings(home=tmp_path / "other"))
+    assert other.console_password != made.console_password
+
+
+def test_where_others_can_reach_it_the_console_has_the_password_given_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HRN_CONSOLE_PASSWORD", raising=False)
+    bare = Settings(home=tmp_path, host="0.0.0.0")
+    assert not services.with_console(bare).console_password
+    assert "HRN_CONSOLE_PASSWORD" in services.console_words(bare)
+    monkeypatch.setenv("HRN_CONSOLE_PASSWORD", "given")
+    given = replace(bare, console_password=Secret("given"))
+    assert services.with_console(given) == given
+    assert "given" not in services.console_words(given)

@@ -7,7 +7,9 @@ import shutil
 import signal
 import stat
 import time
+import zipfile
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.errors import ModelStoreError, UnknownVersionError
-from models.store import KEY, ModelStore, Project, project_key
+from models.errors import ModelStoreError, UnknownVersionError, VersionInUseError
+from models.store import KEY, NOTE_LENGTH, ModelStore, Project, project_key
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1], dtype=torch.int64)}
 
@@ -517,3 +519,178 @@ def test_a_store_that_cannot_be_written_keeps_what_was_kept(store: ModelStore) -
     target.with_name("elsewhere").rename(target)
     assert kept_file(store).read_bytes() == before
     assert [path.name for path in target.iterdir()] == ["v1.json"]
+
+
+# Deleting
+
+
+def three(store: ModelStore) -> None:
+    """v3 is live and was made from v2, that one from v1."""
+    publish(store)
+    publish(store, parent="v1")
+    publish(store, parent="v2")
+    store.point(KEY_OF, "v3", reason="test")
+
+
+def test_a_version_that_nothing_needs_is_deleted_with_what_stands_beside_it(
+    store: ModelStore,
+) -> None:
+    three(store)
+    store.write_note(KEY_OF, "v1", "the first")
+    store.write_following(KEY_OF, "v1", {"rows": []})
+    store.delete(KEY_OF, "v1")
+    assert store.versions(KEY_OF) == ["v2", "v3"]
+    assert store.note(KEY_OF, "v1") == ""
+    assert store.following_stamp(KEY_OF, "v1") is None
+    left = [path.name for path in (folder(store) / "versions" / "v1").iterdir()]
+    assert left == ["deleted.json"]
+    with pytest.raises(UnknownVersionError):
+        store.manifest(KEY_OF, "v1")
+    with pytest.raises(UnknownVersionError):
+        store.delete(KEY_OF, "v1")
+
+
+@pytest.mark.parametrize(
+    ("version", "why"), [("v3", "is live"), ("v2", "the way back"), ("v9", "does not exist")]
+)
+def test_what_is_needed_is_not_deleted(store: ModelStore, version: str, why: str) -> None:
+    three(store)
+    with pytest.raises(ModelStoreError, match=why):
+        store.delete(KEY_OF, version)
+    assert store.versions(KEY_OF) == ["v1", "v2", "v3"]
+    assert store.current(KEY_OF) == "v3"
+
+
+def test_the_only_version_is_not_deleted_though_it_is_not_live(store: ModelStore) -> None:
+    publish(store)
+    with pytest.raises(VersionInUseError, match="only version"):
+        store.delete(KEY_OF, "v1")
+
+
+def test_the_name_of_a_deleted_version_is_not_given_again(store: ModelStore) -> None:
+    publish(store)
+    publish(store)
+    store.point(KEY_OF, "v1", reason="test")
+    store.delete(KEY_OF, "v2")
+    assert publish(store) == "v3"
+
+
+def test_a_damaged_version_can_be_deleted(store: ModelStore) -> None:
+    three(store)
+    (folder(store) / "versions" / "v1" / "manifest.json").write_text("{", encoding="utf-8")
+    store.delete(KEY_OF, "v1")
+    assert store.versions(KEY_OF) == ["v2", "v3"]
+
+
+def test_going_back_passes_a_deleted_version_over(store: ModelStore) -> None:
+    for _ in range(4):
+        publish(store)
+    for version in ("v1", "v2", "v3"):
+        store.point(KEY_OF, version, reason="test")
+    store.delete(KEY_OF, "v2")
+    assert store.previous(KEY_OF) == "v1"
+
+
+def promote_and_delete(root: Path, promoting: bool, ready: Any, done: Any) -> None:  # noqa: FBT001
+    """Fight over v1, v2, ...: one side makes each live, the other deletes it."""
+    store = ModelStore(root)
+    lost = 0
+    for number in range(1, 31):
+        ready.wait(60)
+        try:
+            if promoting:
+                store.point(KEY_OF, f"v{number}", reason="test")
+            else:
+                store.delete(KEY_OF, f"v{number}")
+        except ModelStoreError:
+            lost += 1
+    done.put(lost)
+
+
+def test_what_goes_live_while_it_is_deleted_is_never_lost(store: ModelStore) -> None:
+    """Of each pair one comes first: the pointer always leads to a version that is there."""
+    for _ in range(32):
+        publish(store)
+    store.point(KEY_OF, "v32", reason="test")
+    ready, done = PROCESSES.Barrier(3), PROCESSES.Queue()
+    fighters = [
+        PROCESSES.Process(target=promote_and_delete, args=(store.root, promoting, ready, done))
+        for promoting in (True, False)
+    ]
+    for fighter in fighters:
+        fighter.start()
+    for _ in range(30):
+        ready.wait(60)
+        live = store.current(KEY_OF)
+        assert live is not None
+        store.manifest(KEY_OF, live)
+    # Each version was either promoted in time and kept, or deleted in time and not promoted; one
+    # that was live may still be deleted once the next is.
+    assert sum(done.get(timeout=60) for _ in fighters) <= 30
+    for fighter in fighters:
+        fighter.join(60)
+    live = store.current(KEY_OF)
+    assert live is not None
+    assert store.weights(KEY_OF, live).keys() == WEIGHTS.keys()
+
+
+# Notes
+
+
+def test_a_note_stands_beside_a_version_that_stays_as_it_is(store: ModelStore) -> None:
+    publish(store)
+    before = (folder(store) / "versions" / "v1" / "manifest.json").read_bytes()
+    assert store.note(KEY_OF, "v1") == ""
+    store.write_note(KEY_OF, "v1", "  Gute Äpfel\r\nund Birnen\x00\u202e ")
+    assert store.note(KEY_OF, "v1") == "Gute Äpfel\nund Birnen"
+    store.write_note(KEY_OF, "v1", "")
+    assert store.note(KEY_OF, "v1") == ""
+    assert (folder(store) / "versions" / "v1" / "manifest.json").read_bytes() == before
+
+
+def test_a_long_note_is_cut_and_a_damaged_one_is_none(store: ModelStore) -> None:
+    publish(store)
+    store.write_note(KEY_OF, "v1", "x" * (NOTE_LENGTH + 5))
+    assert len(store.note(KEY_OF, "v1")) == NOTE_LENGTH
+    (folder(store) / "notes" / "v1.json").write_text("{", encoding="utf-8")
+    assert store.note(KEY_OF, "v1") == ""
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_refused_everywhere(store: ModelStore, name: str) -> None:
+    publish(store)
+    publish(store)
+    store.point(KEY_OF, "v2", reason="test")
+    for ask in (store.note, store.delete, store.archive):
+        with pytest.raises(UnknownVersionError):
+            ask(KEY_OF, name)
+    with pytest.raises(UnknownVersionError):
+        store.write_note(KEY_OF, name, "x")
+    assert store.versions(KEY_OF) == ["v1", "v2"]
+
+
+# Archives
+
+
+def test_an_archive_holds_the_files_as_they_are(store: ModelStore) -> None:
+    publish(store)
+    with zipfile.ZipFile(BytesIO(b"".join(store.archive(KEY_OF, "v1")))) as packed:
+        assert packed.testzip() is None
+        assert packed.namelist() == ["v1/manifest.json", "v1/weights.safetensors"]
+        for name in packed.namelist():
+            assert packed.read(name) == (folder(store) / "versions" / name).read_bytes()
+
+
+def test_an_archive_that_was_begun_survives_its_version(store: ModelStore) -> None:
+    three(store)
+    pieces = store.archive(KEY_OF, "v1")
+    store.delete(KEY_OF, "v1")
+    with zipfile.ZipFile(BytesIO(b"".join(pieces))) as packed:
+        assert packed.testzip() is None
+
+
+def test_large_weights_are_handed_on_piece_by_piece(store: ModelStore) -> None:
+    store.publish(KEY_OF, {}, {"large": torch.zeros(1_500_000)})
+    sizes = [len(piece) for piece in store.archive(KEY_OF, "v1")]
+    assert sum(sizes) > 6_000_000
+    assert max(sizes) < 2_200_000

@@ -167,7 +167,7 @@ def test_what_was_fine_tuned_comes_back_from_the_store(parts: Parts, twelve: Gat
             "backbone": made.backbone,
             "calibration": made.trained.fitted.to_json(),
         },
-        training._tensors(twelve, made),
+        training._tensors(TREE, twelve, made),
     )
     predictor = load_predictor(parts.store, project, version)
     gallery = parts.galleries.of(predictor)

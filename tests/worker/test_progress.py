@@ -1,5 +1,6 @@
 """Progress: reports, heartbeats, and being told to stop."""
 
+import json
 import time
 
 import pytest
@@ -32,6 +33,18 @@ def test_a_report_says_where_the_job_is_and_how_long_it_takes(
     assert told["curve"] == [{"stage": "fitting", "at": 1.0, "loss": 0.123456}]
 
 
+def test_what_a_checkpoint_spared_does_not_count_as_quick(board: Board, running: Progress) -> None:
+    running("fine-tuning", 80, 100)
+    told = board.progress(KEY)
+    assert told is not None
+    assert told["seconds_left"] is None
+    time.sleep(module.INTERVAL)
+    running("fine-tuning", 81, 100)
+    told = board.progress(KEY)
+    assert told is not None
+    assert told["seconds_left"] >= module.INTERVAL * 19
+
+
 def test_reports_in_quick_succession_are_not_all_sent(board: Board, running: Progress) -> None:
     running("fitting", 0, 100)
     running("fitting", 1, 100)
@@ -40,14 +53,28 @@ def test_reports_in_quick_succession_are_not_all_sent(board: Board, running: Pro
     assert told["done"] == 0
 
 
-def test_a_curve_keeps_its_end(board: Board, running: Progress) -> None:
-    for step in range(module.CURVE + 10):
-        running("fitting", step, module.CURVE + 10, loss=float(step))
+def test_a_curve_keeps_its_shape_and_both_ends(board: Board, running: Progress) -> None:
+    many = 5 * module.CURVE
+    for step in range(many):
+        running("fitting", step, many, loss=float(step))
     running("publishing", 0, 1)
     told = board.progress(KEY)
     assert told is not None
-    assert len(told["curve"]) == module.CURVE
-    assert told["curve"][-1]["loss"] == module.CURVE + 9
+    points = [point["loss"] for point in told["curve"]]
+    assert module.CURVE // 2 <= len(points) <= module.CURVE
+    assert (points[0], points[-1]) == (0, many - 1)
+    assert points == sorted(points)
+    assert len(json.dumps(told)) < 20_000
+
+
+def test_a_point_stands_where_its_own_run_is(board: Board, running: Progress) -> None:
+    """Of several runs side by side each knows how far it is itself."""
+    running("fitting", 10, 100, loss=0.5, at=0.8)
+    running("calibrating", 0, 1)
+    told = board.progress(KEY)
+    assert told is not None
+    assert told["curve"] == [{"stage": "fitting", "at": 0.8, "loss": 0.5}]
+    assert told["figures"] == {}
 
 
 def test_a_cancelled_job_is_stopped_at_its_next_report(board: Board, running: Progress) -> None:

@@ -42,6 +42,7 @@ RIGHT: dict[str, tuple[str, str, Any]] = {
     "HRN_HOME": ("home", "/data", Path("/data")),
     "HRN_USER": ("user", "ls", "ls"),
     "HRN_PASSWORD": ("password", " é ", Secret(" é ")),
+    "HRN_CONSOLE_PASSWORD": ("console_password", " é ", Secret(" é ")),
     "HRN_HOST": ("host", "0.0.0.0", "0.0.0.0"),
     "HRN_PORT": ("port", "80", 80),
     "HRN_THREADS": ("threads", "4", 4),
@@ -93,6 +94,7 @@ def test_nothing_set_is_the_defaults() -> None:
 def test_secrets_are_not_shown() -> None:
     environ = {
         "HRN_PASSWORD": "s3cret",
+        "HRN_CONSOLE_PASSWORD": "s3cret",
         "LABEL_STUDIO_API_KEY": "s3cret",
         "REDIS_URL": "redis://:s3cret@host",
     }

@@ -20,7 +20,9 @@ from worker.trainer import (
     Maps,
     TooFewLabelsError,
     Trained,
+    fit_reduction,
     judge,
+    reduced,
     train,
 )
 from worker.trainer import log_probabilities as judged_by
@@ -293,9 +295,25 @@ def test_progress_only_goes_forward(plain: Examples) -> None:
         shares = [share for _, share, _ in rows]
         assert shares == sorted(shares)
         assert shares[-1] == 1
-    losses = [figures["loss"] for _, _, figures in told if figures]
+    losses = [figures["loss"] for _, _, figures in told if "loss" in figures]
     assert losses
     assert min(losses) > 0
+
+
+def test_accuracy_on_pictures_held_out_is_told_as_it_learns(plain: Examples) -> None:
+    told: list[tuple[float, float]] = []
+
+    def report(stage: str, done: int, total: int, **figures: float) -> None:
+        if "accuracy" in figures:
+            told.append((figures["at"], figures["accuracy"]))
+
+    train(TREE, plain, SMALL, target=0.9, report=report)
+    shares = [at for at, _ in told]
+    assert len(told) > 2
+    assert shares == sorted(set(shares))
+    assert shares[-1] == 1
+    assert told[-1][1] > told[0][1]
+    assert all(0 <= accuracy <= 1 for _, accuracy in told)
 
 
 @pytest.mark.parametrize("stage", ["reducing", "fitting", "calibrating"])
@@ -367,3 +385,43 @@ def test_networks_that_see_means_learn_at_a_rate_of_their_own(plain: Examples) -
     assert torch.equal(state["hidden.connect.weight"], fresh["hidden.connect.weight"])
     assert torch.equal(state["score.1.weight"], fresh["score.1.weight"])
     assert not torch.equal(state["score.0.weight"], fresh["score.0.weight"])
+
+
+def test_a_fast_training_reads_means_and_no_map() -> None:
+    leaves = leaves_of(120)
+    base = examples(pictures(leaves, seed=1), leaves)
+    asked: list[int] = []
+
+    def means(positions: Sequence[int], view: int) -> NDArray[np.float32]:
+        asked.extend(positions)
+        return base.read(positions, view).mean(axis=(2, 3), dtype=np.float32)
+
+    def refuse(positions: Sequence[int], view: int) -> Maps:
+        raise AssertionError((positions, view))
+
+    quick = replace(Recipe.fast(), views=SMALL.views, hidden=16, least_steps=80, folds=3)
+    given = replace(base, read=refuse, means=means)
+    head = train(TREE, given, quick, target=0.9, report=silent).head.state_dict()
+    assert len(asked) == 120 * (1 + len(SMALL.views))  # the plain ones once more, to standardise
+    other = train(TREE, base, quick, target=0.9, report=silent).head.state_dict()
+    for name, value in head.items():
+        torch.testing.assert_close(value, other[name], atol=1e-3, rtol=1e-3)
+
+
+def test_maps_are_reduced_as_they_are_when_served(plain: Examples) -> None:
+    """In bfloat16 where the processor has it: off by its rounding, not more."""
+    reduction = fit_reduction(plain, SMALL, silent)
+    maps = torch.from_numpy(plain.read(range(40), PLAIN)).float()
+    exact, found = reduction.of(maps), reduced(reduction, maps)
+    torch.testing.assert_close(found.means, exact.means)
+    error = (found.maps.float() - exact.maps).norm() / exact.maps.norm()
+    assert error < 0.01
+
+
+def test_features_that_are_not_finite_are_told_by_picture(plain: Examples) -> None:
+    maps = plain.read(range(plain.pictures), PLAIN).copy()
+    maps[7, 0, 0, 0] = np.inf
+    broken = examples(maps, plain.truth)
+    for recipe in (SMALL, replace(Recipe.fast(), views=SMALL.views)):
+        with pytest.raises(FloatingPointError, match="picture 7 "):
+            train(TREE, broken, recipe, target=0.9, report=silent)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hierarchy import LabelTree
 from models.store import Project
 from studio.errors import PictureError
 from worker import training
@@ -46,3 +47,15 @@ def test_a_project_is_known_by_its_creation() -> None:
 def test_a_record_of_another_label_studio_is_not_ours() -> None:
     assert is_ours(PROJECT, "http://ls:8080/")
     assert not is_ours(PROJECT, "https://ls")
+
+
+def test_labels_are_counted_at_the_node_they_name() -> None:
+    """One of several counts for what is above all of them, or nowhere."""
+    tree = LabelTree.from_paths([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)])
+    fruit, apple, pear, milk = (
+        tree.index(path) for path in (("Fruit",), ("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",))
+    )
+    rows = [[apple, -1], [apple, -1], [fruit, -1], [apple, pear], [pear, milk]]
+    counts = training._labels_by_node(tree, np.array(rows))
+    assert [counts[node] for node in (fruit, apple, pear, milk)] == [2, 2, 0, 0]
+    assert training._labels_by_node(tree, np.array([apple, milk])).sum() == 2

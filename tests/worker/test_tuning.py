@@ -115,7 +115,7 @@ def test_a_stopped_training_goes_on_and_ends_as_if_it_had_not_been(
 def test_the_mean_loss_of_an_epoch_counts_what_came_before_the_stop(tmp_path: Path) -> None:
     def losses(trained: Tuner) -> list[float]:
         found: list[float] = []
-        trained.run(lambda *_, **figures: found.extend(figures.values()))
+        trained.run(lambda *_, **figures: found.extend(figures[n] for n in ("loss",) if figures))
         return found
 
     with pytest.raises(InterruptedError):
@@ -441,3 +441,45 @@ def test_a_resnet_learns_from_a_file_of_weights(tmp_path: Path) -> None:
     file = tmp_path / "resnet50.safetensors"
     safetensors.torch.save_file(tensors, file)
     one_step("resnet50", file)
+
+
+def test_accuracy_is_told_with_the_loss_after_each_epoch() -> None:
+    told: list[dict[str, float]] = []
+
+    def report(stage: str, done: int, total: int, **figures: float) -> None:
+        if figures:
+            told.append(figures)
+
+    tuner(RECIPES["adamw"]).run(report)
+    assert len(told) == RECIPES["adamw"].epochs
+    assert all(figures["loss"] > 0 for figures in told)
+    assert all(0 <= figures["accuracy"] <= 1 for figures in told)
+
+
+def test_right_is_the_best_node_of_the_targets_own_level() -> None:
+    aim = tree_aim(TREE)
+    assert aim.right is not None
+    scores = torch.full((len(TREE), len(TREE)), -4.0)
+    for node in range(len(TREE)):
+        for above in TREE.ancestors(node):
+            scores[node, above] = 4.0
+    targets = torch.arange(len(TREE))
+    assert aim.right(scores, targets).all()
+    padded = torch.stack([targets, torch.full_like(targets, -1)], dim=1)
+    assert aim.right(scores, padded).all()
+    others = torch.tensor(
+        [
+            next(
+                (
+                    n
+                    for n, level in enumerate(TREE.levels)
+                    if level == TREE.levels[node] and n != node
+                ),
+                node,
+            )
+            for node in range(len(TREE))
+        ]
+    )
+    differ = others != targets
+    assert differ.any()
+    assert not aim.right(scores, others)[differ].any()

@@ -7,14 +7,20 @@ import pytest
 import torch
 from rq import Worker
 
-from command.doctor import examine
 from models.store import ModelStore
 from studio.connection import Finding
 from tests.published import project
 from tests.studio.servers import Reply, Request, serving
+from worker.doctor import examine
 from worker.parts import Parts
 from worker.queue import Board
 from worker.settings import Secret, Settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path, redis_url: str, board: Board) -> Settings:
+    """An empty store, an empty Redis, and no Label Studio."""
+    return Settings(home=tmp_path, redis_url=redis_url, device="cpu", backbone="no_such")
 
 
 def found(settings: Settings) -> dict[str, Finding]:

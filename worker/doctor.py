@@ -1,18 +1,19 @@
-"""`hrn doctor`: what is wrong and how to mend it."""
+"""What is wrong and how to mend it: this machine, then each project in Label Studio."""
 
 import base64
 import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 
 from models.backbone import load_backbone
 from models.errors import ModelError, ModelStoreError
-from models.store import Project
 from studio.client import BasicAuth
 from studio.connection import Finding, checks
 from studio.errors import StudioError
 from worker.errors import MisconfiguredError
+from worker.identity import is_ours
 from worker.parts import Parts
 from worker.queue import RedisError
 
@@ -27,14 +28,28 @@ def examine(parts: Parts, only: int | None = None) -> list[Finding]:
         parts: built from the settings in question.
         only: one project's number; None for all that have called.
     """
-    return [
-        *_store(parts),
-        *_redis(parts),
-        *_device(parts),
-        _backbone(parts),
-        _address(parts),
-        *_label_studio(parts, only),
+    found = examine_projects(parts, only)
+    several = len({number for number, _ in found} - {None}) > 1
+    told = [
+        replace(one, what=f"project {number}: {one.what}") if several and number else one
+        for number, one in found
     ]
+    return [*examine_machine(parts), *told]
+
+
+def examine_machine(parts: Parts) -> list[Finding]:
+    """Store, Redis, workers, device, backbone, and the address that Label Studio is given."""
+    return [*_store(parts), *_redis(parts), *_device(parts), _backbone(parts), _address(parts)]
+
+
+def examine_projects(parts: Parts, only: int | None = None) -> list[tuple[int | None, Finding]]:
+    """What is found in Label Studio, with the project's number where it is about one.
+
+    Args:
+        parts: built from the settings in question.
+        only: one project's number; None for all that have called.
+    """
+    return list(_label_studio(parts, only))
 
 
 def _store(parts: Parts) -> Iterator[Finding]:
@@ -117,7 +132,7 @@ def _address(parts: Parts) -> Finding:
         return Finding("address", ok=False, what=what, mend=mend)
 
 
-def _label_studio(parts: Parts, only: int | None) -> Iterator[Finding]:
+def _label_studio(parts: Parts, only: int | None) -> Iterator[tuple[int | None, Finding]]:
     settings = parts.settings
     for name, value in (
         ("LABEL_STUDIO_URL", settings.label_studio_url),
@@ -125,25 +140,26 @@ def _label_studio(parts: Parts, only: int | None) -> Iterator[Finding]:
     ):
         if not value:
             mend = f"set {name}: without it no label can be read (Label Studio, Account & Settings)"
-            yield Finding("label-studio", ok=False, what=f"{name} is not set", mend=mend)
+            yield None, Finding("label-studio", ok=False, what=f"{name} is not set", mend=mend)
             return
     try:
         client = parts.studio
     except MisconfiguredError as error:
         mend = "copy the token anew from Label Studio, Account & Settings"
-        yield Finding("token", ok=False, what=str(error), mend=mend)
+        yield None, Finding("token", ok=False, what=str(error), mend=mend)
         return
-    known = [project.number for project in parts.store.projects() if _ours(project, parts)]
+    ours = settings.label_studio_url
+    known = [project.number for project in parts.store.projects() if is_ours(project, ours)]
     numbers = [only] if only is not None else sorted(set(known))
     if not numbers:
-        yield _reachable(parts)
+        yield None, _reachable(parts)
         mend = "run `hrn connect --project NUMBER`"
-        yield Finding("project", ok=False, what="no project has called this backend yet", mend=mend)
+        what = "no project has called this backend yet"
+        yield None, Finding("project", ok=False, what=what, mend=mend)
     auth = BasicAuth(settings.user, settings.password.reveal()) if settings.password else None
     for number in numbers:
         for found in checks(client, number, settings.backend_url or "http://unset", auth=auth):
-            what = f"project {number}: {found.what}" if len(numbers) > 1 else found.what
-            yield Finding(found.code, found.ok, what, found.mend)
+            yield number, found
 
 
 def _reachable(parts: Parts) -> Finding:
@@ -154,7 +170,3 @@ def _reachable(parts: Parts) -> Finding:
         return Finding("label-studio", ok=False, what=str(error), mend=mend)
     what = f"Label Studio {parts.studio.version()} answers, signed in as {who.get('email')}"
     return Finding("label-studio", ok=True, what=what)
-
-
-def _ours(project: Project, parts: Parts) -> bool:
-    return project.label_studio.rstrip("/") == parts.settings.label_studio_url

@@ -1,0 +1,94 @@
+"""/console: each project with its state, what is wrong, and how to mend it."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from flask import jsonify, redirect, url_for
+from flask.typing import ResponseReturnValue
+
+from backend.console.blueprint import bp
+from backend.console.checkup import Found
+from backend.console.layout import page, plain
+from backend.console.standing import Standing, revision, sentence, standing
+from backend.console.state import console
+from backend.services import services
+from studio.connection import Finding
+
+#: Seconds that the page waits for a look that is under way; it is shown later otherwise.
+PATIENCE = 0.3
+
+
+@bp.get("", endpoint="projects", strict_slashes=False)
+def _projects() -> ResponseReturnValue:
+    """All projects."""
+    found = console().checkup.look(wait=PATIENCE)
+    told = _standings()
+    return page(
+        "projects",
+        title="Projects",
+        standings=[(one, _sentence(one), _problems(one, found)) for one in told],
+        machine=[] if found is None else [_plain(one) for one in found.wrong()],
+        fine=[] if found is None else [plain(one.what) for one in found.machine if one.ok],
+        found=found,
+        looking=console().checkup.is_looking(),
+        revision=_revision(told, found),
+    )
+
+
+@bp.get("/state", endpoint="projects_state")
+def _state() -> ResponseReturnValue:
+    """What the page asks for to stay up to date."""
+    found, told = console().checkup.latest(), _standings()
+    busy = any(one.training.state != "idle" for one in told) or console().checkup.is_looking()
+    state: dict[str, Any] = {
+        "pause": 1000 if busy else 5000,
+        "revision": _revision(told, found),
+        "announce": "; ".join(f"{one.project.title}: {one.chip}" for one in told[:5]),
+    }
+    for one in told:
+        state[f"{one.project.key} sentence"] = _sentence(one)
+        state[f"{one.project.key} percent"] = one.training.percent
+    return jsonify(state)
+
+
+@bp.post("/checkup", endpoint="checkup")
+def _checkup() -> ResponseReturnValue:
+    """Look at everything anew."""
+    console().checkup.look(within=0, wait=5)
+    return redirect(url_for("console.projects"), HTTPStatus.SEE_OTHER)
+
+
+def _standings() -> list[Standing]:
+    parts = services().parts
+    return [standing(parts, project) for project in parts.store.projects()]
+
+
+def _sentence(one: Standing) -> str:
+    settings = services().parts.settings
+    return sentence(one, settings.train_every, settings.train_after)
+
+
+def _plain(one: Finding) -> tuple[str, str]:
+    return plain(one.what), plain(one.mend)
+
+
+def _problems(one: Standing, found: Found | None) -> Sequence[tuple[str, str]]:
+    """What the project itself shows, then what doctor says of it."""
+    wrong = [] if found is None else found.wrong(one.project.number)
+    return [*one.problems, *(_plain(finding) for finding in wrong)]
+
+
+def _revision(told: list[Standing], found: Found | None) -> str:
+    """Of everything but what moves all the time."""
+    shown = [
+        (
+            one.project.key,
+            one.project.title,
+            one.version,
+            one.chip,
+            one.problems and one.problems[0][0],
+        )
+        for one in told
+    ]
+    return revision(shown, None if found is None else found.at, console().checkup.is_looking())

@@ -1,0 +1,276 @@
+"""How a project stands, in words: for its card, and for the page that watches its training."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from backend.console.layout import plain, share, span
+from models.errors import ModelError
+from models.store import Project
+from worker.errors import MisconfiguredError
+from worker.parts import Parts
+from worker.queue import RedisError
+
+#: Stages of a training, as people would call them.
+STAGES: Mapping[str, str] = {
+    "reading labels": "Reading labels from Label Studio",
+    "fetching pictures": "Fetching pictures",
+    "decoding": "Preparing pictures",
+    "reducing": "Reading features",
+    "fitting": "Fitting the head",
+    "fine-tuning": "Fine-tuning the network",
+    "calibrating": "Calibrating how deep to answer",
+    "publishing": "Publishing",
+}
+
+
+#: Which pictures the accuracy of a stage is of.
+ON: Mapping[str, str] = {
+    "fitting": "Right, of pictures held out",
+    "fine-tuning": "Right, of pictures it learns from",
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What Redis knows of a project.
+
+    Attributes:
+        known: False while Redis is away; the rest is then empty.
+        state: queued, running, idle.
+        wishes: what runs, waits or was put off.
+        progress: where the running one is.
+        unlearnt: labels that no training has read.
+        runs: how past ones ended, newest first.
+    """
+
+    known: bool
+    state: str = "idle"
+    wishes: Sequence[Mapping[str, Any]] = ()
+    progress: Mapping[str, Any] | None = None
+    unlearnt: int = 0
+    runs: Sequence[Mapping[str, Any]] = ()
+
+    @classmethod
+    def of(cls, parts: Parts, project: Project) -> "Training":
+        """As it is now."""
+        try:
+            board, key = parts.board, project.key
+            wishes = board.wishes(key)
+            progress = board.progress(key) if wishes and wishes[0]["state"] == "running" else None
+            state = wishes[0]["state"] if wishes and "job" in wishes[0] else "idle"
+            return cls(
+                known=True,
+                state=state,
+                wishes=wishes,
+                progress=progress,
+                unlearnt=board.unlearnt(key),
+                runs=board.runs(key),
+            )
+        except (RedisError, MisconfiguredError):
+            return cls(known=False)
+
+    @property
+    def put_off(self) -> Mapping[str, Any] | None:
+        """The wish that waits for its time."""
+        return next((wish for wish in self.wishes if wish["state"] == "put off"), None)
+
+    @property
+    def stage(self) -> str:
+        """What the running one does, "" while nothing runs."""
+        if self.state != "running":
+            return ""
+        told = str((self.progress or {}).get("stage", ""))
+        return STAGES.get(told, told.capitalize()) or "Starting"
+
+    @property
+    def percent(self) -> int:
+        """How much of the stage is done."""
+        told = self.progress or {}
+        total = told.get("total") or 0
+        return min(100, int(100 * (told.get("done") or 0) / total)) if total else 0
+
+    @property
+    def left(self) -> str:
+        """How long the stage will take, in words, "" where nobody knows."""
+        seconds = (self.progress or {}).get("seconds_left")
+        if self.state != "running" or seconds is None:
+            return ""
+        return f"about {span(seconds)} left in this stage" if seconds >= 1 else "nearly done"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One project.
+
+    Attributes:
+        project: its record.
+        version: the live one, None while untrained.
+        labels: that the live version has learnt from.
+        accuracy: of the deepest level that could be checked, and its number.
+        coverage: share of pictures that get a label.
+        training: what Redis knows.
+        problems: what is wrong, each with its mend.
+    """
+
+    project: Project
+    version: str | None
+    labels: int | None
+    accuracy: tuple[int, float] | None
+    coverage: float | None
+    training: Training
+    problems: Sequence[tuple[str, str]] = field(default=())
+
+    @property
+    def kind(self) -> str:
+        """The colour of its chip."""
+        if self.training.state == "running":
+            return "busy"
+        if self.problems or not self.training.known:
+            return "warn"
+        return "good" if self.version else "plain"
+
+    @property
+    def chip(self) -> str:
+        """Its state in a word or three."""
+        if self.training.state == "running":
+            return "Training"
+        if self.training.state == "queued":
+            return "Waiting for a worker"
+        if self.problems or not self.training.known:
+            return "Needs attention"
+        return "Live" if self.version else "Untrained"
+
+
+def standing(parts: Parts, project: Project) -> Standing:
+    """As it is now; what cannot be read is among the problems."""
+    training, problems = Training.of(parts, project), []
+    version: str | None = None
+    manifest: Mapping[str, Any] = {}
+    try:
+        version = parts.store.current(project.key)
+        manifest = parts.store.manifest(project.key, version) if version else {}
+    except ModelError as error:
+        mend = "Promote another version under Versions, or train anew."
+        problems.append((plain(str(error)), mend))
+    if not training.known:
+        what = "Redis cannot be reached: predictions go on, trainings wait."
+        problems.append((what, "Start Redis, or correct REDIS_URL where the server is started."))
+    if training.put_off is not None:
+        problems.append(_put_off(training))
+    elif training.runs and training.runs[0].get("state") == "failed":
+        what = f"The last training failed: {plain(training.runs[0].get('why', ''))}"
+        mend = "Start it again under Training; should it fail anew, the worker's log says more."
+        problems.append((what, mend))
+    return Standing(
+        project,
+        version,
+        manifest.get("labels", {}).get("labels"),
+        _deepest(manifest),
+        manifest.get("calibration", {}).get("given"),
+        training,
+        problems,
+    )
+
+
+def _put_off(training: Training) -> tuple[str, str]:
+    wish = training.put_off or {}
+    seconds = max(0.0, float(wish.get("not_before", 0)) - time.time())
+    why = next(
+        (plain(run.get("why", "")) for run in training.runs if run.get("state") == "postponed"), ""
+    )
+    return f"A training was put off: {why}", f"It is tried again in {span(seconds)} by itself."
+
+
+def _deepest(manifest: Mapping[str, Any]) -> tuple[int, float] | None:
+    rows = [
+        (int(row["level"]), float(row["accuracy"]))
+        for row in manifest.get("metrics", {}).get("levels", ())
+        if row.get("accuracy") is not None
+    ]
+    return rows[-1] if rows else None
+
+
+def sentence(told: Standing, every: int, after: float, *, brief: bool = False) -> str:
+    """What a project does, in one line.
+
+    Args:
+        told: the project.
+        every: new labels that start a training.
+        after: minutes after the last of fewer.
+        brief: leave out what is shown beside it while a training runs.
+    """
+    training = told.training
+    first = _learnt(told)
+    if training.state == "running" and brief:
+        return f"{first}; a training runs."
+    if training.state == "running":
+        left = f", {training.left}" if training.left else ""
+        return f"{first}; training now: {training.stage.lower()}, {training.percent} %{left}."
+    if training.state == "queued":
+        return f"{first}; a training waits for a worker."
+    if not training.known:
+        return f"{first}."
+    since = f" since {told.version}" if told.version else ""
+    new = f"{training.unlearnt} new{since}" if training.unlearnt else f"nothing new{since}"
+    when = f"next training at {every}"
+    if training.unlearnt:
+        when += f", or {after:g} min after the last answer"
+    if told.version is None:
+        new = _plural(training.unlearnt, "label") + " so far"
+        when = f"first training at {every}, or {after:g} min after the last answer"
+    return f"{first}, {new}, {when}." if told.version else f"{first}: {new}, {when}."
+
+
+def _learnt(told: Standing) -> str:
+    if told.version is None:
+        return "Not trained yet"
+    if told.labels is None:
+        return f"{told.version} is live"
+    return f"Learning from {_plural(told.labels, 'label')}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def revision(*told: object) -> str:
+    """Changes whenever what it is given does: a page then asks for its parts anew."""
+    text = json.dumps(told, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def curves(training: Training) -> dict[str, Any]:
+    """Plots of what the running training has told so far, by figure: loss, accuracy."""
+    points = list((training.progress or {}).get("curve", ()))
+    found: dict[str, Any] = {}
+    for name, words, is_share in (("loss", "Loss, nats", False), ("accuracy", "", True)):
+        some = [point for point in points if isinstance(point.get(name), int | float)]
+        if some:
+            title = words or ON.get(str(some[-1].get("stage")), "Right")
+            some.sort(key=lambda point: point["at"])
+            found[name] = {
+                "x": [round(float(point["at"]), 4) for point in some],
+                "series": [{"name": title, "values": [point[name] for point in some]}],
+                "x_name": "done",
+                "x_share": True,
+                "y_name": title,
+                "y_share": is_share,
+                "x_range": [0, 1],
+                **({"y_range": [0, 1]} if is_share else {}),
+            }
+    return found
+
+
+def figures_of(training: Training) -> str:
+    """The last figures told, in words."""
+    curve = list((training.progress or {}).get("curve", ()))
+    words = []
+    for name, form in (("loss", "loss {:.3f} nats"), ("accuracy", "accuracy {}")):
+        last = next((point[name] for point in reversed(curve) if name in point), None)
+        if last is not None:
+            words.append(form.format(share(last, 1) if name == "accuracy" else last))
+    return ", ".join(words)

@@ -1,0 +1,231 @@
+"""/console/projects/<key>/training: start, watch, cancel; the queue, the workers, past runs."""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from flask import jsonify, redirect, request, url_for
+from flask.typing import ResponseReturnValue
+
+from backend.console.blueprint import bp
+from backend.console.layout import page, plain, tell, the_project
+from backend.console.standing import (
+    STAGES,
+    Training,
+    curves,
+    figures_of,
+    revision,
+    sentence,
+    standing,
+)
+from backend.services import services
+from models.store import Project
+from worker.errors import MisconfiguredError
+from worker.order import Order
+from worker.queue import RedisError
+
+#: Longest note of a person on why a training is asked for, in characters.
+NOTE: Final = 200
+
+#: Past runs on the page.
+SHOWN: Final = 30
+
+#: Ways to train, as the form sends them: fast, and whether the backbone learns too.
+WAYS: Final[Mapping[str, tuple[bool, bool | None]]] = {
+    "usual": (False, None),
+    "fast": (True, False),
+    "head": (False, False),
+    "tune": (False, True),
+}
+
+#: How a run ended -> kind of its chip.
+ENDS: Final[Mapping[str, str]] = {
+    "published": "good",
+    "nothing new": "plain",
+    "kept back": "plain",
+    "cancelled": "plain",
+    "refused": "warn",
+    "postponed": "warn",
+    "too few labels": "warn",
+    "failed": "wrong",
+    "died": "wrong",
+}
+
+
+@bp.get("/projects/<key>/training", endpoint="training")
+def _training(key: str) -> ResponseReturnValue:
+    """The page."""
+    project = the_project(key)
+    parts, settings = services().parts, services().parts.settings
+    told = standing(parts, project)
+    return page(
+        "training",
+        title="Training",
+        project=project,
+        told=told,
+        training=told.training,
+        sentence=sentence(told, settings.train_every, settings.train_after, brief=True),
+        curves=curves(told.training),
+        figures=figures_of(told.training),
+        refresh=_refresh(project),
+        workers=_workers(),
+        waiting=_depth(),
+        runs=[_run(run) for run in told.training.runs[:SHOWN]],
+        wishes=[_wish(wish) for wish in told.training.wishes],
+        stages=STAGES,
+        note=NOTE,
+        revision=_revision(project, told.training),
+    )
+
+
+@bp.get("/projects/<key>/training/state", endpoint="training_state")
+def _state(key: str) -> ResponseReturnValue:
+    """What the page asks for to stay up to date: every second while something runs."""
+    project = the_project(key)
+    parts, settings = services().parts, services().parts.settings
+    told = standing(parts, project)
+    training, drawn, refresh = told.training, curves(told.training), _refresh(project)
+    busy = training.state != "idle" or refresh is not None
+    quarter = training.percent // 25 * 25
+    state: dict[str, Any] = {
+        "pause": 1000 if busy else 5000,
+        "revision": _revision(project, training),
+        "sentence": sentence(told, settings.train_every, settings.train_after, brief=True),
+        "stage": training.stage,
+        "percent": training.percent,
+        "percent_text": f"{training.percent} %" if training.stage else "",
+        "left": training.left,
+        "figures": figures_of(training),
+        "loss": drawn.get("loss"),
+        "accuracy": drawn.get("accuracy"),
+        "refresh_percent": (refresh or {}).get("percent"),
+        "refresh_text": (refresh or {}).get("words", ""),
+        "announce": f"{training.stage}, {quarter} per cent" if training.stage else told.chip,
+    }
+    return jsonify(state)
+
+
+@bp.post("/projects/<key>/training/start", endpoint="training_start")
+def _start(key: str) -> ResponseReturnValue:
+    """Ask for a training."""
+    project = the_project(key)
+    fast, tune = WAYS.get(request.form.get("way", ""), WAYS["usual"])
+    note = _one_line(request.form.get("note", ""))
+    reason = f"asked in the console: {note}" if note else "asked in the console"
+    order = Order(project.key, reason, request.form.get("force") == "yes", tune, fast)
+    asked = services().parts.board.ask(order)
+    waits = "The training waits: another one of this project is before it."
+    tell("The training is in the queue." if asked.state == "queued" else waits)
+    return _back(project)
+
+
+@bp.post("/projects/<key>/training/cancel", endpoint="training_cancel")
+def _cancel(key: str) -> ResponseReturnValue:
+    """Stop what runs, waits or was put off."""
+    project = the_project(key)
+    stopped = services().parts.board.cancel(project.key)
+    if stopped is None:
+        tell("Nothing runs or waits.", "plain")
+    else:
+        tell("The training was asked to stop; it does so within seconds.")
+    return _back(project)
+
+
+@bp.post("/projects/<key>/training/stop-refresh", endpoint="training_stop_refresh")
+def _stop_refresh(key: str) -> ResponseReturnValue:
+    """Stop giving open tasks new answers; what is stored stays."""
+    project = the_project(key)
+    board = services().parts.board
+    told = board.refresh_progress(project.key)
+    if told is None:
+        tell("No refresh runs.", "plain")
+    else:
+        board.stop_refresh(project.key, str(told.get("version")))
+        tell("The refresh was asked to stop; what is stored stays.")
+    return _back(project)
+
+
+def _back(project: Project) -> ResponseReturnValue:
+    return redirect(url_for("console.training", key=project.key), HTTPStatus.SEE_OTHER)
+
+
+def _one_line(text: str) -> str:
+    """What a person wrote, without line breaks and other signs that cannot be seen."""
+    seen = "".join(" " if unicodedata.category(sign)[0] == "C" else sign for sign in text)
+    return re.sub(r"\s+", " ", seen).strip()[:NOTE]
+
+
+def _workers() -> list[dict[str, Any]] | None:
+    """Those that serve the queue; None while Redis is away."""
+    try:
+        return sorted(services().parts.board.workers(), key=lambda one: str(one["host"]))
+    except (RedisError, MisconfiguredError):
+        return None
+
+
+def _depth() -> int:
+    try:
+        return services().parts.board.depth()
+    except (RedisError, MisconfiguredError):
+        return 0
+
+
+def _refresh(project: Project) -> dict[str, Any] | None:
+    """How far the refresh of open tasks is, None while none runs."""
+    try:
+        told = services().parts.board.refresh_progress(project.key)
+    except (RedisError, MisconfiguredError):
+        return None
+    if told is None:
+        return None
+    done, total = int(told.get("done") or 0), int(told.get("total") or 0)
+    stage = str(told.get("stage") or "refreshing")
+    return {
+        "percent": min(100, int(100 * done / total)) if total else 0,
+        "words": f"Open tasks get the answers of {told.get('version')}: {stage}, {done} of {total}",
+    }
+
+
+def _run(run: Mapping[str, Any]) -> dict[str, Any]:
+    state = str(run.get("state", ""))
+    return {
+        **run,
+        "kind": ENDS.get(state, "warn"),
+        "state": state,
+        "why": plain(run.get("why", "")),
+        "reason": plain(run.get("reason", "")),
+    }
+
+
+def _wish(wish: Mapping[str, Any]) -> dict[str, Any]:
+    order = wish.get("order") or {}
+    way = "head on frozen features, fast" if order.get("fast") else ""
+    if order.get("fine_tune"):
+        way = "the backbone too"
+    words = {
+        "running": "Runs now",
+        "queued": "Waits for a worker",
+        "waiting": "Waits for the one that runs",
+        "put off": "Put off; tried again by itself",
+    }
+    return {
+        "state": words.get(str(wish["state"]), str(wish["state"])),
+        "kind": "busy" if wish["state"] == "running" else "plain",
+        "reason": plain(order.get("reason", "")),
+        "way": way,
+        "force": bool(order.get("force")),
+        "asked_at": wish.get("asked_at"),
+        "not_before": wish.get("not_before"),
+    }
+
+
+def _revision(project: Project, training: Training) -> str:
+    """Of everything but what moves all the time."""
+    newest = training.runs[0].get("job") if training.runs else None
+    ended = training.runs[0].get("ended_at") if training.runs else None
+    wishes = [(wish["state"], wish.get("job"), wish.get("id")) for wish in training.wishes]
+    workers = [(one["name"], one["state"], one["device"]) for one in _workers() or ()]
+    refreshing = _refresh(project) is not None
+    return revision(refreshing, project.key, training.known, newest, ended, wishes, workers)

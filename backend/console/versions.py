@@ -1,0 +1,224 @@
+"""/console/projects/<key>/versions: what each version can do, and which one is live."""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from flask import Response, abort, redirect, request, url_for
+from flask.typing import ResponseReturnValue
+
+from backend.console.blueprint import bp
+from backend.console.layout import page, tell, the_project
+from backend.services import services
+from models.errors import ModelError, ModelStoreError, UnknownVersionError, VersionInUseError
+from models.insight import NodeChange, compare_manifests, node_changes
+from models.store import NOTE_LENGTH, Project
+from worker import choosing
+from worker.choosing import ChoiceError
+
+#: Rows of a comparison of nodes, of each kind.
+CHANGES = 10
+
+#: Where a page has so many versions, older ones are on the next.
+PER_PAGE = 25
+
+
+@dataclass(frozen=True)
+class Row:
+    """One version in the table.
+
+    Attributes:
+        version: its name.
+        live: whether it is.
+        manifest: without the tree, empty where it cannot be read.
+        problem: why it cannot be read, "" if it can.
+        note: a person's.
+        needed: why it may not be deleted, "" if it may.
+        shown: what annotators' answers say of what it showed, None if nothing.
+    """
+
+    version: str
+    live: bool
+    manifest: dict[str, Any]
+    problem: str
+    note: str
+    needed: str
+    shown: dict[str, Any] | None
+
+
+@bp.get("/projects/<key>/versions")
+def versions(key: str) -> ResponseReturnValue:
+    """The table, newest first; a project without versions says what comes next."""
+    project = the_project(key)
+    store = services().parts.store
+    names = store.versions(key)[::-1]
+    pages = max(1, -(-len(names) // PER_PAGE))
+    number = min(max(1, request.args.get("page", 1, type=int)), pages)
+    shown = names[(number - 1) * PER_PAGE : number * PER_PAGE]
+    rows = rows_of(project, shown)
+    levels = max((len(_levels(row.manifest)) for row in rows), default=0)
+    return page(
+        "versions",
+        title="Versions",
+        project=project,
+        rows=rows,
+        levels=levels,
+        names=names,
+        live=store.current(key),
+        previous=store.previous(key),
+        note_length=NOTE_LENGTH,
+        number=number,
+        pages=pages,
+    )
+
+
+def rows_of(project: Project, names: list[str]) -> list[Row]:
+    """Everything that the table shows of some versions."""
+    store, records = services().parts.store, services().records
+    live = store.current(project.key)
+    try:
+        needed = store.needed(project.key)
+    except ModelStoreError as error:  # the live one is damaged: nothing may go before it is mended
+        needed = dict.fromkeys(names, str(error))
+    rows = []
+    for name in names:
+        try:
+            manifest, problem = records.summary(project.key, name), ""
+        except ModelError as error:
+            manifest, problem = {}, str(error)
+        told = (name, name == live, manifest, problem, store.note(project.key, name))
+        rows.append(Row(*told, needed.get(name, ""), _shown(project, name)))
+    return rows
+
+
+def _shown(project: Project, version: str) -> dict[str, Any] | None:
+    """All levels together, by annotators' answers; None if nothing could be checked."""
+    try:
+        told = (services().parts.store.read_following(project.key, version) or {}).get("told")
+    except ModelStoreError:
+        return None
+    levels = (told or {}).get("levels") or [{}]
+    found: dict[str, Any] = levels[0]
+    return found if found.get("checked") else None
+
+
+def _levels(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = manifest.get("metrics", {}).get("levels") or []
+    return found
+
+
+@bp.get("/projects/<key>/versions/compare")
+def versions_compare(key: str) -> ResponseReturnValue:
+    """Two versions side by side, each by its own held-out pictures.
+
+    Answers:
+        404: one of them is not there.
+    """
+    project = the_project(key)
+    names = services().parts.store.versions(key)
+    asked = [request.args.get(name, "") for name in ("first", "second")]
+    if not all(asked):
+        return _back(key)
+    if not set(asked) <= set(names):
+        abort(404)
+    first, second = (services().records.get(key, name) for name in asked)
+    changes: list[NodeChange] = []
+    if first.figures is not None and second.figures is not None and first.by_node:
+        changes = node_changes((first.figures, first.tree), (second.figures, second.tree))
+    return page(
+        "compare",
+        title=f"{first.version} and {second.version}",
+        project=project,
+        first=first,
+        second=second,
+        names=names[::-1],
+        rows=compare_manifests(first.manifest, second.manifest),
+        worse=[one for one in changes if one.difference < 0][:CHANGES],
+        better=[one for one in changes[::-1] if one.difference > 0][:CHANGES],
+        by_node=first.by_node and second.by_node,
+        same_tree=first.tree == second.tree,
+    )
+
+
+@bp.post("/projects/<key>/versions/<version>/promote")
+def promote_version(key: str, version: str) -> ResponseReturnValue:
+    """Make a version live; with ``pin`` it stays so whatever is trained next."""
+    project, pin = the_project(key), request.form.get("pin") == "on"
+    _there(key, version)
+    choosing.promote(services().parts, project, version, pin=pin)
+    then = "and stays so until you choose another" if pin else "and new ones follow it again"
+    tell(f"{version} is live, {then}. Open tasks get its pre-labels in the background.")
+    return _back(key)
+
+
+@bp.post("/projects/<key>/versions/rollback")
+def roll_back(key: str) -> ResponseReturnValue:
+    """Go back to the version that was live before."""
+    project = the_project(key)
+    try:
+        version = choosing.rollback(services().parts, project)
+    except ChoiceError:
+        tell("There is no earlier live version to go back to.", "wrong")
+    else:
+        tell(
+            f"{version} is live again and stays so until you promote another. "
+            "Open tasks get its pre-labels in the background."
+        )
+    return _back(key)
+
+
+@bp.post("/projects/<key>/versions/<version>/delete")
+def delete_version(key: str, version: str) -> ResponseReturnValue:
+    """Remove a version for ever."""
+    the_project(key)
+    _there(key, version)
+    try:
+        services().parts.store.delete(key, version)
+    except VersionInUseError as error:
+        tell(f"Nothing was deleted: {error}.", "wrong")
+    else:
+        tell(f"{version} was deleted.")
+    return _back(key)
+
+
+@bp.post("/projects/<key>/versions/<version>/note")
+def note_version(key: str, version: str) -> ResponseReturnValue:
+    """Keep a person's note beside a version."""
+    the_project(key)
+    _there(key, version)
+    services().parts.store.write_note(key, version, request.form.get("note", ""))
+    tell(f"The note on {version} was kept.")
+    return _back(key)
+
+
+@bp.get("/projects/<key>/versions/<version>/download")
+def download_version(key: str, version: str) -> ResponseReturnValue:
+    """A zip of manifest and weights, streamed."""
+    the_project(key)
+    _there(key, version)
+    answer = Response(
+        services().parts.store.archive(key, version),
+        mimetype="application/zip",
+    )
+    answer.headers["Content-Disposition"] = f'attachment; filename="{key}-{version}.zip"'
+    return answer
+
+
+def _there(key: str, version: str) -> None:
+    """Refuse a name that no version has, also one that is no name at all.
+
+    Raises:
+        NotFound: with what is known.
+    """
+    try:
+        known = services().parts.store.versions(key)
+    except UnknownVersionError:
+        known = []
+    if version not in known:
+        abort(404)
+
+
+def _back(key: str) -> Response:
+    found = redirect(url_for("console.versions", key=key), HTTPStatus.SEE_OTHER)
+    assert isinstance(found, Response)  # noqa: S101 - Flask's own kind
+    return found

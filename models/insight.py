@@ -1,0 +1,534 @@
+"""What a version's held-out pictures say of it: figures for people, by level, by node, by setting.
+
+Values in, values out; nothing is read or written here. Letters: n pictures, N nodes, L levels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hierarchy import LabelTree
+from hierarchy.calibration import Evidence, fit_platt, left_out
+from hierarchy.choice import (
+    LEAST_PROBABILITY,
+    DepthRule,
+    Floats,
+    Ints,
+    choose_depth,
+    corrected,
+    corrected_nodes,
+)
+from hierarchy.metrics.calibration import binned
+from hierarchy.metrics.lines import facts, lines
+from hierarchy.metrics.selective import risk_coverage
+from hierarchy.tree import TOP
+from models.predictor import EVIDENCE, read_evidence
+
+#: Points of a curve that a page is sent: more cannot be told apart on a screen.
+POINTS = 120
+
+#: Bins of a calibration diagram.
+BINS = 10
+
+#: Checked answers over which the running accuracy is taken.
+WINDOW = 50
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What a version keeps of the pictures that it was checked on.
+
+    Attributes:
+        seen: each level's best node's probability, and whether it was right.
+        truth: ``(n,)`` deepest node known; None in versions of releases that did not keep it.
+        nodes: ``(n, L)`` each level's best node; None likewise.
+        labels: ``(N,)`` labels that name exactly this node; None likewise.
+    """
+
+    seen: Evidence
+    truth: Ints | None = None
+    nodes: Ints | None = None
+    labels: Ints | None = None
+
+
+def as_tensors(*, truth: Ints, nodes: Ints, labels: Ints) -> dict[str, Tensor]:
+    """How a version's file keeps what `Record` needs beside the evidence itself."""
+    kept = {"truth": truth, "nodes": nodes, "labels": labels}
+    return {f"{EVIDENCE}{name}": torch.from_numpy(ids).int() for name, ids in kept.items()}
+
+
+def read_record(tensors: Mapping[str, Tensor]) -> Record | None:
+    """What a version's file keeps; None where it keeps no evidence at all."""
+    seen = read_evidence(dict(tensors))
+    if seen is None:
+        return None
+
+    def ids(name: str) -> Ints | None:
+        found = tensors.get(f"{EVIDENCE}{name}")
+        return None if found is None else found.long().numpy()
+
+    return Record(seen, ids("truth"), ids("nodes"), ids("labels"))
+
+
+# By node
+
+
+@dataclass(frozen=True, eq=False)
+class NodeFigures:
+    """Figures of every node, each ``(N,)``; -1 throughout where they were not recorded.
+
+    Attributes:
+        exact: labels that name exactly this node.
+        below: labels that name something below it.
+        checked: held-out pictures that truly show the node, or something below it.
+        right: how many of those had it as their level's best node.
+        said: held-out pictures, known down to its level, that had it as that level's best node.
+    """
+
+    exact: Ints
+    below: Ints
+    checked: Ints
+    right: Ints
+    said: Ints
+
+    def accuracy(self, node: int) -> float | None:
+        """Share of the node's pictures that were recognised as it; None without any."""
+        checked = int(self.checked[node])
+        return int(self.right[node]) / checked if checked > 0 else None
+
+    def precision(self, node: int) -> float | None:
+        """Share of the pictures taken for it that truly show it; None without any."""
+        said = int(self.said[node])
+        return int(self.right[node]) / said if said > 0 else None
+
+
+def node_figures(record: Record, tree: LabelTree) -> NodeFigures:
+    """Labels and accuracy of every node, in O(N + n L)."""
+    unknown = np.full(len(tree), -1, dtype=np.int64)
+    exact = below = unknown
+    if record.labels is not None:
+        exact, below = record.labels, _sums_below(record.labels, tree)
+    if record.truth is None or record.nodes is None:
+        return NodeFigures(exact, below, unknown, unknown, unknown)
+    truth = lines(record.truth, tree)  # (n, L)
+    known = truth != TOP
+    hit = known & (truth == record.nodes)
+    checked, right, said = (
+        np.bincount(ids, minlength=len(tree))
+        for ids in (truth[known], truth[hit], record.nodes[known])
+    )
+    return NodeFigures(exact, below, checked, right, said)
+
+
+def _sums_below(counts: Ints, tree: LabelTree) -> Ints:
+    """``(N,)`` sum over all descendants, the node itself left out."""
+    of = facts(tree)
+    total = np.concatenate([[0], np.cumsum(counts[np.array(tree.preorder)])])
+    result: Ints = total[of.leave] - total[of.enter] - counts
+    return result
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Pictures of one node that were taken for one of its siblings.
+
+    Attributes:
+        node: what they truly show.
+        taken_for: the sibling.
+        count: how many.
+        checked: held-out pictures of ``node``.
+    """
+
+    node: int
+    taken_for: int
+    count: int
+    checked: int
+
+
+def confusions(record: Record, tree: LabelTree) -> list[Confusion]:
+    """Pairs of siblings that were taken for each other, the most frequent first.
+
+    Two tops are siblings. Ties go to the lower ids.
+    """
+    if record.truth is None or record.nodes is None:
+        return []
+    truth, size = lines(record.truth, tree), len(tree)
+    known = truth != TOP
+    parents = np.array(tree.parents)
+    mixed = known & (truth != record.nodes) & (parents[truth] == parents[record.nodes])
+    pairs, counts = np.unique(truth[mixed] * size + record.nodes[mixed], return_counts=True)
+    checked = np.bincount(truth[known], minlength=size)
+    return [
+        Confusion(pair // size, pair % size, int(counts[at]), int(checked[pair // size]))
+        for at, pair in sorted(enumerate(pairs.tolist()), key=lambda one: (-counts[one[0]], one[1]))
+    ]
+
+
+# By level
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """One level's figures.
+
+    Attributes:
+        level: 1 for the top.
+        nodes: on that level.
+        checked: held-out pictures whose best node there could be judged.
+        accuracy: share of those that is right; None without any.
+        given: share of all held-out pictures that are answered on exactly this level.
+        given_checked: those of them that could be judged.
+        given_accuracy: share of those that is right; None without any.
+        least: least corrected probability at which the level can be shown; None where it never is.
+    """
+
+    level: int
+    nodes: int
+    checked: int
+    accuracy: float | None
+    given: float
+    given_checked: int
+    given_accuracy: float | None
+    least: float | None
+
+
+def level_rows(seen: Evidence, rule: DepthRule, tree: LabelTree) -> list[LevelRow]:
+    """How right each level is, alone and as it is shown under a rule.
+
+    The correction is that of each picture left out, as in certificates.
+    """
+    levels = tree.depth
+    depth = choose_depth(_sure(seen, rule), rule) if len(seen) else np.empty(0, dtype=np.int64)
+    least = least_probabilities(rule, levels)
+    rows = []
+    for level in range(levels):
+        right, here = seen.right[:, level], depth == level + 1
+        known, shown = right[right >= 0], right[here & (right >= 0)]
+        rows.append(
+            LevelRow(
+                level + 1,
+                len(tree.level_nodes(level)),
+                len(known),
+                _mean(known),
+                float(here.mean()) if len(here) else 0.0,
+                len(shown),
+                _mean(shown),
+                least[level],
+            )
+        )
+    return rows
+
+
+def least_probabilities(rule: DepthRule, levels: int) -> list[float | None]:
+    """Of each level the least corrected probability that could be shown; None for a closed level.
+
+    Where the level is the best of several, the price rule may want more of it than this.
+    """
+    found: list[float | None] = []
+    floor = min(LEAST_PROBABILITY, rule.target)
+    for level in range(levels):
+        depth = level + 1
+        closed = depth < rule.minimum or (rule.maximum is not None and depth > rule.maximum)
+        if rule.price is None or closed:
+            found.append(None)
+        elif rule.thresholds is not None:
+            least = rule.thresholds[level] if level < len(rule.thresholds) else None
+            found.append(None if least is None else max(floor, least))
+        else:
+            # depth + bonus - price * (target - P) > 0, solved for P
+            bound = rule.target - (depth + rule.bonus) / max(rule.price, 1e-12)
+            found.append(max(floor, bound) if bound < 1 else None)
+    return found
+
+
+@dataclass(frozen=True)
+class LevelCurve:
+    """How right a level is when only its surest pictures are answered.
+
+    Attributes:
+        level: 1 for the top.
+        coverage: ascending, shares of the pictures that could be judged.
+        accuracy: of what is answered there.
+    """
+
+    level: int
+    coverage: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+
+def coverage_curves(seen: Evidence, rule: DepthRule, *, points: int = POINTS) -> list[LevelCurve]:
+    """Accuracy against coverage, level by level; at most so many points, evenly spaced."""
+    sure, curves = _sure(seen, rule), []
+    for level in range(seen.right.shape[1]):
+        known = seen.right[:, level] >= 0
+        curve = risk_coverage(sure[known, level], seen.right[known, level] == 1)
+        some = _some(len(curve.coverage), points)
+        curves.append(
+            LevelCurve(
+                level + 1,
+                tuple(curve.coverage[some].round(4).tolist()),
+                tuple((1 - curve.risk[some]).round(4).tolist()),
+            )
+        )
+    return curves
+
+
+def _some(count: int, wanted: int) -> Ints:
+    """Positions, evenly spaced, the last among them."""
+    if count <= wanted:
+        return np.arange(count)
+    return np.unique(np.linspace(0, count - 1, wanted).round().astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Pictures of about one probability.
+
+    Attributes:
+        count: how many.
+        stated: their mean probability.
+        came_true: share that is right.
+    """
+
+    count: int
+    stated: float
+    came_true: float
+
+
+def calibration_bins(seen: Evidence, rule: DepthRule, *, bins: int = BINS) -> list[list[Bin]]:
+    """For each level, what corrected probabilities promised and what came true."""
+    sure, found = _sure(seen, rule), []
+    for level in range(seen.right.shape[1]):
+        known = seen.right[:, level] >= 0
+        parts = binned(sure[known, level], seen.right[known, level] == 1, bins=bins)
+        rows = zip(*(part.tolist() for part in parts), strict=True)
+        found.append([Bin(*row) for row in rows])
+    return found
+
+
+def _sure(seen: Evidence, rule: DepthRule) -> Floats:
+    """``(n, L)`` corrected probabilities; by a correction without the picture, if it is from these.
+
+    The evidence is kept in single precision, so that a fit to it agrees to some digits only.
+    """
+    own = fit_platt(seen) if len(seen) else rule.platt
+    same = [len(row) for row in own] == [len(row) for row in rule.platt]
+    if same and len(seen) and np.allclose(own, rule.platt, rtol=1e-2, atol=1e-2):
+        return left_out(seen, rule.platt)
+    return corrected(seen.probability, rule.platt)
+
+
+def _mean(right: Ints) -> float | None:
+    return float(right.mean()) if len(right) else None
+
+
+# Since it went live
+
+
+@dataclass(frozen=True)
+class Running:
+    """The accuracy of shown pre-labels as answers came in.
+
+    Attributes:
+        answers: how many could be judged so far, ascending.
+        accuracy: share of the newest ``WINDOW`` of those that was right.
+        overall: share of all so far.
+    """
+
+    answers: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    overall: tuple[float, ...]
+
+
+def running(
+    rows: Sequence[Mapping[str, Any]], *, window: int = WINDOW, points: int = POINTS
+) -> Running:
+    """Follow the rows that are kept beside a version, in the order they were submitted."""
+    verdicts = [row["verdict"] for row in rows if row["depth"] and row["verdict"] >= 0]
+    right = np.array(verdicts, dtype=np.float64)
+    total = np.concatenate([[0.0], right.cumsum()])
+    count = np.arange(1, len(right) + 1)
+    first = np.maximum(0, count - window)
+    newest = (total[count] - total[first]) / (count - first)
+    some = _some(len(right), points)
+    return Running(
+        tuple(count[some].tolist()),
+        tuple(newest[some].round(4).tolist()),
+        tuple((total[count] / count)[some].round(4).tolist()),
+    )
+
+
+# One picture
+
+
+@dataclass(frozen=True)
+class Twig:
+    """A node beside its siblings, in one picture.
+
+    Attributes:
+        node: its id.
+        probability: corrected, as in answers.
+        on_path: whether it lies on the way to the best leaf.
+    """
+
+    node: int
+    probability: float
+    on_path: bool
+
+
+def branches(  # noqa: PLR0913 - a picture's figures, and how much of them is wanted
+    log_probability: Floats,
+    best: Floats,
+    leaf: int,
+    tree: LabelTree,
+    rule: DepthRule,
+    *,
+    limit: int = 5,
+) -> list[list[Twig]]:
+    """Down to the best leaf, each step's node among its most probable siblings.
+
+    Args:
+        log_probability: ``(N,)`` of one picture.
+        best: ``(L,)`` probability of each level's best node, before correction.
+        leaf: the best leaf.
+        tree: of the nodes.
+        rule: its correction is used.
+        limit: siblings shown a step, the node on the path included.
+    """
+    steps, above = [], TOP
+    for node in tree.ancestors(leaf):
+        siblings = tree.level_nodes(0) if above == TOP else tree.children[above]
+        ids = np.array(siblings)
+        order = ids[np.argsort(-log_probability[ids], kind="stable")].tolist()
+        shown = order[:limit] if node in order[:limit] else [*order[: limit - 1], node]
+        nodes = np.array([shown])
+        level = np.full_like(nodes, tree.levels[node])
+        sure = corrected_nodes(best[None], np.exp(log_probability[nodes]), level, rule.platt)[
+            0
+        ].tolist()
+        steps.append([Twig(n, p, n == node) for n, p in zip(shown, sure, strict=True)])
+        above = node
+    return steps
+
+
+# Two versions
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure of two versions.
+
+    Attributes:
+        name: what it is, for people.
+        kind: how to write it: ``share``, ``number`` or ``count``.
+        first: None where it is not known.
+        second: likewise.
+        better: whether ``more`` or ``less`` of it is better, "" if neither.
+    """
+
+    name: str
+    kind: str
+    first: float | None
+    second: float | None
+    better: str
+
+    @property
+    def difference(self) -> float | None:
+        """Second less first; None where one is not known."""
+        if self.first is None or self.second is None:
+            return None
+        return self.second - self.first
+
+
+def compare_manifests(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Change]:
+    """The figures of two versions side by side; each on its own held-out pictures."""
+    both = (first, second)
+    levels = [_level_figures(one) for one in both]
+    rows = [
+        Change(
+            f"Accuracy on level {level}",
+            "share",
+            levels[0].get(level),
+            levels[1].get(level),
+            "more",
+        )
+        for level in sorted(levels[0].keys() | levels[1].keys())
+    ]
+    wanted = (
+        ("Leaf accuracy", "share", ("metrics", "leaf_accuracy"), "more"),
+        ("Log-loss (nats)", "number", ("metrics", "log_loss"), "less"),
+        ("Calibration error of leaves", "share", ("metrics", "leaf_ece"), "less"),
+        ("Pictures that get a label", "share", ("calibration", "given"), "more"),
+        ("Mean depth shown", "number", ("calibration", "mean_depth"), "more"),
+        ("Target accuracy", "share", ("calibration", "rule", "target"), ""),
+        ("Labels learnt from", "count", ("labels", "labels"), ""),
+        ("Pictures held out", "count", ("metrics", "held_out"), ""),
+        ("Seconds to train", "number", ("seconds",), ""),
+        ("Size in bytes", "count", ("weights_bytes",), ""),
+    )
+    for name, kind, keys, better in wanted:
+        found = [_within(one, keys) for one in both]
+        if found != [None, None]:
+            rows.append(Change(name, kind, found[0], found[1], better))
+    return rows
+
+
+def _level_figures(manifest: Mapping[str, Any]) -> dict[int, float | None]:
+    rows = manifest.get("metrics", {}).get("levels") or []
+    return {int(row["level"]): row["accuracy"] for row in rows}
+
+
+def _within(told: Any, keys: Sequence[str]) -> float | None:  # noqa: ANN401 - plain data
+    for key in keys:
+        told = told.get(key) if isinstance(told, Mapping) else None
+    is_number = isinstance(told, int | float) and not isinstance(told, bool)
+    return float(told) if is_number else None
+
+
+@dataclass(frozen=True)
+class NodeChange:
+    """A node of two versions whose accuracy differs.
+
+    Attributes:
+        path: the node, from the top.
+        first: its accuracy in the one, None where it had no held-out picture or was not there.
+        second: in the other.
+        checked: held-out pictures in the one and the other.
+    """
+
+    path: tuple[str, ...]
+    first: float
+    second: float
+    checked: tuple[int, int]
+
+    @property
+    def difference(self) -> float:
+        """Second less first."""
+        return self.second - self.first
+
+
+def node_changes(
+    first: tuple[NodeFigures, LabelTree], second: tuple[NodeFigures, LabelTree], *, least: int = 5
+) -> list[NodeChange]:
+    """Nodes of both versions, with at least so many held-out pictures in each, worst change first.
+
+    Args:
+        first: the one's figures and tree.
+        second: the other's.
+        least: held-out pictures; what fewer say is chance.
+    """
+    there = {path: node for node, path in enumerate(second[1].paths)}
+    found = []
+    for node, path in enumerate(first[1].paths):
+        other = there.get(path)
+        if other is None:
+            continue
+        checked = (int(first[0].checked[node]), int(second[0].checked[other]))
+        before, after = first[0].accuracy(node), second[0].accuracy(other)
+        if before is not None and after is not None and min(checked) >= least and before != after:
+            found.append(NodeChange(path, before, after, checked))
+    return sorted(found, key=lambda one: (one.difference, one.path))

@@ -1,0 +1,159 @@
+"""The page of one picture: what it says agrees with /predict; what cannot be looked at is told."""
+
+import io
+from collections.abc import Callable, Iterator
+from html import unescape
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.datastructures import FileStorage
+from werkzeug.test import TestResponse, encode_multipart
+
+from backend.console.look import MOST_BYTES
+from models.store import Project
+from studio.client import LabelStudio
+from studio.errors import PictureError
+from tests.backend.conftest import asking, go_live, jpeg
+from tests.backend.console.conftest import token
+from tests.backend.test_predict import huge_png
+from tests.studio.picture_server import PictureServer
+from tests.studio.servers import Reply, Request, serving
+from worker.parts import Parts
+
+LEGACY = "0123456789abcdef0123456789abcdef01234567"
+HOSTILE = "<script>alert(1)</script>.jpg"
+
+
+@pytest.fixture
+def known(fresh: Callable[..., Project], parts: Parts) -> Project:
+    made = fresh()
+    go_live(parts, made)
+    return made
+
+
+@pytest.fixture
+def with_tasks(console_parts: Parts, known: Project) -> Iterator[None]:
+    """A Label Studio of four tasks: ours, another project's, a lost picture's, one without any."""
+    data = {
+        "1": (known.number, {"image": "/data/upload/1/0.jpg"}),
+        "2": (known.number + 1, {"image": "/data/upload/1/0.jpg"}),
+        "3": (known.number, {"image": f"/data/upload/1/{HOSTILE}"}),
+        "4": (known.number, {"text": "no picture"}),
+    }
+
+    def answer(request: Request) -> Reply:
+        number = request.path.rstrip("/").rpartition("/")[2]
+        if number not in data:
+            return Reply({"detail": "No Task matches the given query."}, 404)
+        project, fields = data[number]
+        return Reply({"id": int(number), "project": project, "data": fields})
+
+    with serving(answer) as server:
+        vars(console_parts)["studio"] = LabelStudio(server.url, LEGACY)
+        yield
+
+
+def address(known: Project, query: str = "") -> str:
+    return f"/console/projects/{known.key}/look{query}"
+
+
+def upload(admin: FlaskClient, known: Project, data: bytes, name: str = "a.jpg") -> TestResponse:
+    form = {"csrf": token(admin, "/console"), "picture": FileStorage(io.BytesIO(data), name)}
+    boundary, body = encode_multipart(form)
+    kind = f"multipart/form-data; boundary={boundary}"
+    return admin.post(address(known), data=body, content_type=kind)
+
+
+def test_an_uploaded_picture_is_answered_as_annotators_see_it(
+    admin: FlaskClient, known: Project, parts: Parts
+) -> None:
+    body = admin.post("/predict", json=asking(known, ["/data/upload/1/0.jpg"])).get_json()
+    path = body["results"][0]["result"][0]["value"]["taxonomy"][0]
+    page = upload(admin, known, jpeg(0)).text
+    assert f'class="said">{" / ".join(path)}<' in page
+    assert page.count("data:image/jpeg;base64,") == 3  # the picture, and both levels
+    predictor = parts.predictors.get(known, "v1")
+    (maps,) = parts.galleries.of(predictor).maps([("/data/upload/1/0.jpg", 1)])
+    assert not isinstance(maps, PictureError)
+    assert predictor.answer(maps[None])[0].why in unescape(page)
+    assert "Down the tree" in page
+
+
+@pytest.mark.usefixtures("with_tasks")
+def test_a_task_is_looked_at(admin: FlaskClient, known: Project) -> None:
+    by_task = admin.get(address(known, "?task=1")).text
+    by_file = upload(admin, known, jpeg(0)).text
+    said = 'class="said">'
+    assert by_task.split(said)[1].split("<")[0] == by_file.split(said)[1].split("<")[0]
+    assert "Open the task in Label Studio" in by_task
+
+
+@pytest.mark.usefixtures("with_tasks")
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("2", "belongs to another project"),
+        ("3", "404"),
+        ("4", "names no picture in"),
+        ("99", "No Task matches"),
+        ("x", "a whole number"),
+        ("1/../2", "a whole number"),
+        ("٣", "a whole number"),
+    ],
+)
+def test_a_task_that_cannot_be_looked_at_is_told(
+    admin: FlaskClient, known: Project, task: str, words: str
+) -> None:
+    reply = admin.get(address(known), query_string={"task": task})
+    assert reply.status_code == 422
+    assert words in unescape(reply.text)
+    assert "<script>alert" not in reply.text
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", huge_png(), jpeg(0)[:200]])
+def test_a_file_that_is_no_picture_is_told(admin: FlaskClient, known: Project, data: bytes) -> None:
+    reply = upload(admin, known, data, HOSTILE)
+    assert reply.status_code == 422
+    assert 'role="alert"' in reply.text
+    assert "<script>alert" not in reply.text
+
+
+def test_a_hostile_file_name_is_text(admin: FlaskClient, known: Project) -> None:
+    page = upload(admin, known, jpeg(1), HOSTILE).text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;.jpg" in page
+    assert "<script>alert" not in page
+
+
+def test_a_file_that_is_too_large_is_refused(admin: FlaskClient, known: Project) -> None:
+    assert upload(admin, known, b"\xff\xd8\xff" + bytes(MOST_BYTES)).status_code == 422
+    assert upload(admin, known, bytes(MOST_BYTES + 100_000)).status_code == 413
+
+
+def test_a_look_that_finds_no_turn_says_so(
+    admin: FlaskClient, known: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.console.look.PATIENCE", 0.01)
+    looks = admin.application.extensions["services"].looks
+    with looks, looks:
+        assert "Too many pictures" in upload(admin, known, jpeg(0)).text
+    assert upload(admin, known, jpeg(0)).status_code == 200
+
+
+def test_an_untrained_project_cannot_look(
+    admin: FlaskClient, fresh: Callable[..., Project]
+) -> None:
+    assert "No version yet" in admin.get(address(fresh(), "?task=1")).text
+
+
+def test_a_picture_without_the_token_is_not_looked_at(admin: FlaskClient, known: Project) -> None:
+    form = {"picture": (io.BytesIO(jpeg(0)), "a.jpg")}
+    assert admin.post(address(known), data=form).status_code == 400
+
+
+@pytest.mark.usefixtures("with_tasks")
+def test_an_older_version_can_be_asked(
+    admin: FlaskClient, known: Project, parts: Parts, pictures: PictureServer
+) -> None:
+    go_live(parts, known)
+    assert "· v1</p>" in admin.get(address(known, "?task=1&version=v1")).text
+    assert admin.get(address(known, "?task=1&version=v9")).status_code == 404

@@ -1,0 +1,60 @@
+"""A version that was really trained, on pictures of a real server, in seconds."""
+
+from models.store import Project
+from studio.annotations import Label, TaskLabels
+from studio.labelconfig import parse_label_config
+from tests.backend.conftest import jpeg
+from tests.published import project
+from tests.studio.configs import taxonomy_xml, tree_of
+from tests.studio.picture_server import PictureServer
+from worker import training
+from worker.order import Order
+from worker.parts import Parts
+from worker.recipe import Recipe
+from worker.snapshot import take
+
+HOSTILE = "<script>alert(1)</script>"
+
+#: Four leaves that are labelled, one of a hostile name, and one that nobody ever names.
+TREE = tree_of(
+    [
+        ("Fruit", "Apple"),
+        ("Fruit", "Pear"),
+        (HOSTILE, "<b>bold</b>"),
+        (HOSTILE, "plain"),
+        ("Milk",),
+    ]
+)
+
+#: Nodes that labels name, in turn; the top of the hostile ones is a coarse answer.
+NAMED = (("Fruit", "Apple"), ("Fruit", "Pear"), (HOSTILE, "<b>bold</b>"), (HOSTILE,))
+
+PICTURES = 24
+
+QUICK = Recipe(views=(0,), reduced=8, width=8, hidden=8, epochs=2, least_steps=20, folds=3)
+
+
+def train(parts: Parts, pictures: PictureServer, number: int, *, count: int = PICTURES) -> Project:
+    """A project of this number, whose next version has learnt so many labels."""
+    for seed in range(PICTURES):
+        pictures.answers.setdefault(f"/data/upload/9/{seed}.jpg", jpeg(seed))
+    xml = taxonomy_xml(TREE)
+    config = parse_label_config(xml)
+    known = parts.store.register(
+        project(parts.settings.label_studio_url, f"{number}.1795440233", xml)
+    )
+    tasks = []
+    for at in range(count):
+        node = config.tree.index(NAMED[at % len(NAMED)])
+        when = f"2026-11-23T14:00:{at:02d}.000001Z"
+        label = Label(at, at, node, (node,), 7, when, False, None, None)  # noqa: FBT003
+        tasks.append(TaskLabels(at, f"/data/upload/9/{at}.jpg", (label,), (), {}))
+    order = Order(known.key, "test", force=True, fine_tune=False)
+    ended = training.learn(order, known, config, take(tasks, config.tree), parts, _silent)
+    assert ended.version is not None
+    parts.store.point(known.key, ended.version, reason="test")
+    return known
+
+
+def _silent(stage: str, done: int, total: int, **figures: float) -> None:
+    """Nobody listens."""

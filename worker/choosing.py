@@ -1,0 +1,121 @@
+"""What a person decides about a project: which version is live, and how deep answers may go.
+
+Here, below the command and the console, so that both do the same; loads no training loop.
+"""
+
+import logging
+from dataclasses import replace
+
+from hierarchy.feedback import Preview, preview
+from models.predictor import read_evidence
+from models.store import Project
+from studio.connection import announce
+from studio.errors import StudioError
+from worker.errors import JobError, MisconfiguredError
+from worker.parts import Parts
+
+log = logging.getLogger(__name__)
+
+
+class ChoiceError(JobError):
+    """What was chosen cannot be; the message says what can."""
+
+
+def go_live(parts: Parts, project: Project, version: str) -> None:
+    """Tell Label Studio, and ask for new pre-labels; neither may undo that the version is live.
+
+    What fails here, the reconciler does within a minute.
+    """
+    from worker.queue import RedisError  # trainings also run where no queue is installed
+
+    if parts.settings.backend_url:
+        try:
+            announce(parts.studio, project.number, parts.settings.backend_url, version)
+        except (StudioError, MisconfiguredError) as error:
+            log.warning("not announced yet project=%s version=%s: %s", project.key, version, error)
+    try:
+        parts.board.ask_refresh(project.key, version)
+    except (RedisError, MisconfiguredError) as error:
+        log.warning("refresh not asked for yet project=%s: %s", project.key, error)
+
+
+def promote(parts: Parts, project: Project, version: str, *, pin: bool) -> None:
+    """Make a version live.
+
+    Args:
+        parts: the parts.
+        project: whose.
+        version: its name.
+        pin: keep it live whatever is trained next.
+
+    Raises:
+        UnknownVersionError, ModelStoreError: it is not there, or not whole.
+    """
+    parts.store.weights(project.key, version)  # whole?
+    # Pinned first: a training that ends in between must not undo the choice.
+    now = parts.store.project(project.key) or project
+    parts.store.save_project(replace(now, pinned=pin))
+    parts.store.point(project.key, version, reason="chosen by hand")
+    go_live(parts, project, version)
+
+
+def rollback(parts: Parts, project: Project) -> str:
+    """Go back to the version that was live before, and stay there; its name.
+
+    Raises:
+        ChoiceError: there is none.
+    """
+    version = parts.store.previous(project.key)
+    if version is None:
+        raise ChoiceError(f"{project.key} has had no other live version that still exists")
+    promote(parts, project, version, pin=True)
+    return version
+
+
+def check_depth(target: float | None, minimum: int, maximum: int | None) -> None:
+    """Refuse what cannot be asked for.
+
+    Raises:
+        ChoiceError: with what was expected.
+    """
+    if target is not None and not 0 < target < 1:
+        raise ChoiceError(
+            f"the target accuracy must lie between 0 and 1, got {target}: 0.95 means 95 %"
+        )
+    if minimum < 1 or (maximum is not None and maximum < minimum):
+        raise ChoiceError(
+            f"expected 1 <= minimum <= maximum depth, got {minimum} and {maximum or 'no limit'}"
+        )
+
+
+def set_depth(parts: Parts, asked: Project) -> None:
+    """Keep what is asked of a project's answers; open tasks get answers by the new rule.
+
+    Raises:
+        ChoiceError: see `check_depth`.
+        RedisError: what is asked for is kept; open tasks change with the next version.
+    """
+    check_depth(asked.target_accuracy, asked.minimum_depth, asked.maximum_depth)
+    if asked == parts.store.project(asked.key):
+        return
+    parts.store.save_project(asked)
+    if (live := parts.store.current(asked.key)) is not None:
+        parts.board.note_moved(asked.key, live)
+
+
+def depth_preview(parts: Parts, asked: Project) -> tuple[str, Preview] | None:
+    """What the live version would show of the pictures that it was checked on, and its name.
+
+    None without a live version that keeps its evidence.
+    """
+    live = parts.store.current(asked.key)
+    seen = read_evidence(parts.store.weights(asked.key, live)) if live else None
+    if live is None or seen is None:
+        return None
+    return live, preview(
+        seen,
+        target=asked.target_accuracy or parts.settings.target_accuracy,
+        minimum=asked.minimum_depth,
+        maximum=asked.maximum_depth,
+        strict=asked.strict,
+    )
