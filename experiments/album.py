@@ -50,7 +50,7 @@ class Album:
             DatasetError: a photo cannot be read.
         """
         gallery = Gallery(
-            lambda ref, _: _picture(ref, degradation),
+            lambda ref, _: open_photo(ref, degradation),
             self._engine,
             self.backbone.preparation,
             cache=FeatureCache(self._cache / "features", self.backbone.fingerprint),
@@ -58,7 +58,7 @@ class Album:
         )
         for start in range(0, len(files), CHUNK):
             part = files[start : start + CHUNK]
-            items = [(_ref(file), None) for file in part]
+            items = [(ref_of(file), None) for file in part]
             found = {}
             for at, one in gallery.stream_views(items, views):
                 if isinstance(one, PictureError):
@@ -67,18 +67,18 @@ class Album:
             yield start, [np.stack([found[at][view] for at in range(len(part))]) for view in views]
 
 
-def _ref(file: Path) -> str:
+def ref_of(file: Path) -> str:
     """The file with its time and size, so that a changed one is read anew."""
     stat = file.stat()
     return f"{file.resolve()}|{stat.st_mtime_ns}|{stat.st_size}"
 
 
-def _picture(ref: str, degradation: Degradation) -> Picture:
+def open_photo(ref: str, degradation: Degradation | None = None) -> Picture:
     """The file's bytes, made poorer and packed without loss where that is asked for."""
     file = Path(ref.rsplit("|", 2)[0])
     try:
         data = file.read_bytes()
-        if degradation.key != "plain":
+        if degradation is not None and degradation.key != "plain":
             with Image.open(io.BytesIO(data)) as image:
                 poorer = degradation.apply(image, file.name)
             buffer = io.BytesIO()

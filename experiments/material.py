@@ -149,7 +149,7 @@ def gather(  # noqa: PLR0913 - what is compared, on what, and how poor
     ) -> list[Features]:
         kept: list[Features] = []
         for start, maps in album.maps(files, views=views, degradation=look):
-            some = [reduction.of(torch.from_numpy(one).float()) for one in maps]
+            some = [trainer.reduced(reduction, torch.from_numpy(one).float()) for one in maps]
             kept = kept or [trainer.empty_like(one, len(files)) for one in some]
             stop = start + len(some[0])
             for whole, part in zip(kept, some, strict=True):

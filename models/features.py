@@ -6,40 +6,45 @@ a log line, never an answer. C channels; h, w positions of the map; H, W pixels.
 
 import hashlib
 import logging
-import os
 import re
 import secrets
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import safetensors
 import safetensors.numpy
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 
+from models import segments
 from models.backbone import Preparation
+from models.segments import TOUCH_AFTER, Key, Row, Segments
 from models.views import PLAIN, name_of
 
 log = logging.getLogger(__name__)
 
 #: ``(C, h, w)``.
-KeptMaps = npt.NDArray[np.float16]
+KeptMaps = NDArray[np.float16]
 
 #: Sides longer than this many times the other are cut before resizing, which would otherwise
 #: make a strip of 1 x 50,000 pixels 256 times as large.
 _MAX_RATIO: Final = 8
-#: A file's time is renewed at most so often, in seconds: reading should not mean writing.
-_TOUCH_AFTER: Final = 3600.0
+#: Folder of a backbone's segments, and how files of releases before them are called.
+_SEGMENTS: Final = "segments"
+_FORMER: Final = ".safetensors"
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
+_FoundT = TypeVar("_FoundT")
 
-def prepare(image: Image.Image, preparation: Preparation) -> npt.NDArray[np.uint8]:
+
+def prepare(image: Image.Image, preparation: Preparation) -> NDArray[np.uint8]:
     """Resize the short side, cut the centre: pixel for pixel what torchvision does with Pillow.
 
     Args:
@@ -81,11 +86,11 @@ class _Compact:
     0.4 % of a map's length (L2), where computing in bfloat16 errs by 5 to 10 %.
     """
 
-    steps: npt.NDArray[np.uint8]
-    scale: npt.NDArray[np.float32]  # least number, step
+    steps: NDArray[np.uint8]
+    scale: NDArray[np.float32]  # least number, step
 
     @classmethod
-    def of(cls, maps: npt.NDArray[np.floating]) -> "_Compact":
+    def of(cls, maps: NDArray[np.floating]) -> "_Compact":
         most = np.finfo(np.float16).max
         values = np.clip(maps, -most, most, dtype=np.float32)
         low, high = values.min(), values.max()
@@ -94,39 +99,42 @@ class _Compact:
         return cls(steps, np.array([low, step], np.float32))
 
     def restore(self) -> KeptMaps:
-        low, step = self.scale
-        table = (low + step * np.arange(256, dtype=np.float32)).astype(np.float16)
-        maps: KeptMaps = table[self.steps]
+        maps: KeptMaps = _restored(self.steps[None], self.scale[None])[0]
         return maps
 
-    def to_bytes(self) -> bytes:
-        # safetensors checks sizes but not contents.
-        check = np.array([self._checksum()], np.uint32)
-        tensors: dict[str, npt.NDArray[Any]] = {
-            "steps": self.steps,
-            "scale": self.scale,
-            "check": check,
-        }
-        return bytes(safetensors.numpy.save(tensors))
+    def row(self) -> Row:
+        """As it is written."""
+        sums = self.steps.reshape(len(self.steps), -1).sum(axis=1, dtype=np.int64)
+        low, step = self.scale.astype(np.float64)
+        means = low + step * sums / max(1, self.steps[0].size)
+        return Row(self.steps, self.scale, means.astype(np.float32))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "_Compact":
-        """Raises ValueError, KeyError or SafetensorError if the bytes are not those written."""
+        """What releases before the segments wrote, a file a map.
+
+        Raises ValueError, KeyError or SafetensorError if the bytes are not those written.
+        """
         tensors = safetensors.numpy.load(data)
         steps, scale, check = tensors["steps"], tensors["scale"], tensors["check"]
         if steps.dtype != np.uint8 or steps.ndim != 3 or scale.shape != (2,) or check.shape != (1,):
             raise ValueError("not a feature map")
-        compact = cls(steps, scale)
-        if scale.dtype != np.float32 or compact._checksum() != check[0]:
+        told = zlib.crc32(steps.tobytes(), zlib.crc32(f"{steps.shape}{scale.tolist()}".encode()))
+        if scale.dtype != np.float32 or told != check[0]:
             raise ValueError("changed since it was written")
-        return compact
-
-    def _checksum(self) -> int:
-        start = zlib.crc32(f"{self.steps.shape}{self.scale.tolist()}".encode())
-        return zlib.crc32(self.steps.tobytes(), start)
+        return cls(steps, scale)
 
 
-def as_kept(maps: npt.NDArray[np.floating]) -> KeptMaps:
+def _restored(steps: NDArray[np.uint8], scale: NDArray[np.float32]) -> KeptMaps:
+    """``(n, C, h, w)`` steps and ``(n, 2)`` scales -> maps; a map alone and among others alike."""
+    maps: KeptMaps = np.empty(steps.shape, np.float16)
+    into = torch.from_numpy(maps)
+    for place, (low, step) in enumerate(scale.tolist()):  # a map fits the processor's own memory
+        into[place] = torch.from_numpy(steps[place]).float().mul_(step).add_(low)
+    return maps
+
+
+def as_kept(maps: NDArray[np.floating]) -> KeptMaps:
     """The maps as the cache gives them back, so that a picture's features never depend on it.
 
     Args:
@@ -143,12 +151,16 @@ def as_kept(maps: npt.NDArray[np.floating]) -> KeptMaps:
 class CacheSize:
     """What a cache holds."""
 
-    files: int
+    maps: int
     nbytes: int
 
 
 class FeatureCache:
-    """Feature maps by picture content and backbone; many processes may share one folder."""
+    """Feature maps by picture content and backbone; many processes may share one folder.
+
+    A picture's maps lie in segments (``models.segments``), one row a view. What releases before
+    them wrote, a file a map, is read still, and moved into a segment when it is.
+    """
 
     def __init__(self, root: Path, fingerprint: str) -> None:
         """Nothing is read or written yet.
@@ -160,82 +172,160 @@ class FeatureCache:
         if not re.fullmatch(r"\w[\w.-]*", fingerprint):
             raise ValueError(f"expected a fingerprint of letters, digits, . - _: {fingerprint!r}")
         self._root = root
-        self._folder = root / fingerprint
+        self._former = root / fingerprint
+        self._segments = Segments(self._former / _SEGMENTS, _tell_of_damage)
         self._complained = False
 
-    def get(self, digest: str, *, view: int = PLAIN) -> KeptMaps | None:
-        """The maps ``(C, h, w)``, or ``None``; a damaged file is removed and counts as missing."""
-        path = self._path(digest, view)
-        try:
-            data = _read_and_touch(path)
-            return _Compact.from_bytes(data).restore()
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, safetensors.SafetensorError) as error:
-            log.warning("feature file is damaged, removed file=%s: %s", path.name, error)
-            with suppress(OSError):
-                path.unlink()
-        except OSError as error:
-            self._complain(error)
-        return None
+    def holds(self, digests: Sequence[str], *, view: int = PLAIN) -> NDArray[np.bool_]:
+        """``(n,)`` which pictures' maps there are, by the index alone; see `maps`."""
+        keys = _keys(digests, view)
+        there = self._segments.holds(keys)
+        for at in np.flatnonzero(~there).tolist():
+            there[at] = self._former_path(keys[at]).exists()
+        return there
 
-    def put(self, digest: str, maps: npt.NDArray[np.floating], *, view: int = PLAIN) -> KeptMaps:
+    def get(self, digest: str, *, view: int = PLAIN) -> KeptMaps | None:
+        """The maps ``(C, h, w)``, or ``None``; what is damaged is removed and counts as missing."""
+        found, maps = self.maps([digest], view=view)
+        return maps[0] if found[0] else None
+
+    def maps(
+        self, digests: Sequence[str], *, view: int = PLAIN
+    ) -> tuple[NDArray[np.bool_], KeptMaps]:
+        """``(n,)`` which there are, and ``(n, C, h, w)`` the maps, rubbish where there is none."""
+        keys = _keys(digests, view)
+        rows = self._read(keys, self._segments.maps)
+        if rows is None or not rows.found.all():
+            missing = keys if rows is None else [keys[at] for at in np.flatnonzero(~rows.found)]
+            if self._move_in(missing):
+                rows = self._read(keys, self._segments.maps)
+        if rows is None:
+            return np.zeros(len(keys), bool), np.zeros((len(keys), 0, 0, 0), np.float16)
+        return rows.found, _restored(rows.steps, rows.scale)
+
+    def means(
+        self, digests: Sequence[str], *, view: int = PLAIN
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """``(n,)`` which there are, and ``(n, C)`` the maps' means over their grid.
+
+        Far less is read for them than for the maps.
+        """
+        keys = _keys(digests, view)
+        result = self._read(keys, self._segments.means)
+        if result is None or not result[0].all():
+            missing = keys if result is None else [keys[at] for at in np.flatnonzero(~result[0])]
+            if self._move_in(missing):
+                result = self._read(keys, self._segments.means)
+        if result is None:
+            return np.zeros(len(keys), bool), np.zeros((len(keys), 0), np.float32)
+        return result
+
+    def put(self, digest: str, maps: NDArray[np.floating], *, view: int = PLAIN) -> KeptMaps:
         """Keep the maps ``(C, h, w)``; return what `get` will give, kept or not."""
-        path = self._path(digest, view)
+        (key,) = _keys([digest], view)
         if not np.isfinite(maps).all():
             log.warning("maps that are not finite are not kept digest=%s", digest[:12])
             return as_kept(maps)
         compact = _Compact.of(maps)
         try:
-            _write_whole(path, compact.to_bytes())
+            if (
+                self._segments.holds([key])[0]
+                and (known := self.get(digest, view=view)) is not None
+            ):
+                return known
+            self._segments.append(key, compact.row())
         except OSError as error:
             self._complain(error)
         return compact.restore()
 
     def size(self) -> CacheSize:
-        """Files and bytes, of all backbones."""
-        sizes = [stat.st_size for _, stat in self._files()]
-        return CacheSize(len(sizes), sum(sizes))
+        """Maps and bytes, of all backbones."""
+        kept = list(self._kept())
+        return CacheSize(sum(one.rows for one in kept), sum(one.nbytes for one in kept))
 
     def prune(self, max_bytes: int) -> int:
-        """Remove the least recently used files, of any backbone, beyond ``max_bytes``.
+        """Remove the least recently used segments, of any backbone, beyond ``max_bytes``.
 
-        Also what a killed process left half written. Times are renewed once an hour, so files
-        used within the same hour count as equally old.
+        Also what a killed process left half written. Times are renewed once an hour, so what was
+        used within the same hour counts as equally old.
 
         Returns:
             Bytes removed.
         """
         _remove_leftovers(self._root)
-        files = sorted(self._files(), key=lambda file: file[1].st_mtime)
-        total = sum(stat.st_size for _, stat in files)
+        for folder in self._root.glob(f"*/{_SEGMENTS}"):
+            segments.remove_leftovers(folder)
+        kept = sorted(self._kept(), key=lambda one: one.used)
+        total = sum(one.nbytes for one in kept)
         removed = 0
-        for path, stat in files:
+        for one in kept:
             if total - removed <= max_bytes:
                 break
             try:
-                path.unlink(missing_ok=True)
+                if one.index.suffix == _FORMER:
+                    one.index.unlink(missing_ok=True)
+                else:
+                    segments.remove(one.index)
             except OSError as error:
                 self._complain(error)
                 break
-            removed += stat.st_size
+            removed += one.nbytes
         return removed
 
-    def _path(self, digest: str, view: int) -> Path:
-        if not _DIGEST.fullmatch(digest):
-            raise ValueError(f"expected a SHA-256 in 64 hex digits, got {digest[:80]!r}")
-        return self._folder / digest[:2] / f"{digest}{name_of(view)}.safetensors"
-
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for path in self._root.glob("*/??/*.safetensors"):
+    def _kept(self) -> Iterator[segments.Kept]:
+        for folder in self._root.glob(f"*/{_SEGMENTS}"):
+            yield from segments.listed(folder)
+        for path in self._root.glob(f"*/??/*{_FORMER}"):
             with suppress(OSError):  # another process removed it
-                yield path, path.stat()
+                stat = path.stat()
+                yield segments.Kept(path, 1, stat.st_size, stat.st_mtime)
+
+    def _read(self, keys: Sequence[Key], how: Callable[[Sequence[Key]], _FoundT]) -> _FoundT | None:
+        try:
+            return how(keys)
+        except OSError as error:
+            self._complain(error)
+            return None
+
+    def _move_in(self, keys: Sequence[Key]) -> bool:
+        """Take files of the former layout into a segment; False if there were none."""
+        moved = False
+        for key in keys:
+            path = self._former_path(key)
+            try:
+                self._segments.append(key, _Compact.from_bytes(path.read_bytes()).row())
+                moved = True
+            except FileNotFoundError:
+                continue
+            except (ValueError, KeyError, safetensors.SafetensorError) as error:
+                log.warning("feature file is damaged, removed file=%s: %s", path.name, error)
+            except OSError as error:
+                self._complain(error)
+                continue
+            with suppress(OSError):
+                path.unlink()
+        return moved
+
+    def _former_path(self, key: Key) -> Path:
+        return self._former / key[0][:2] / f"{key[0]}{name_of(key[1])}{_FORMER}"
 
     def _complain(self, error: OSError) -> None:
         """Say it once: a full disk fails thousands of times."""
         if not self._complained:
             self._complained = True
             log.warning("feature cache does not work, going on without: %s", error)
+
+
+def _keys(digests: Sequence[str], view: int) -> list[Key]:
+    for digest in digests:
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError(f"expected a SHA-256 in 64 hex digits, got {digest[:80]!r}")
+    name_of(view)  # refuses what is no view
+    return [(digest, view) for digest in digests]
+
+
+def _tell_of_damage(name: str) -> None:
+    log.warning("cached features are damaged, dropped file=%s", name)
 
 
 class ReferenceIndex:
@@ -286,17 +376,6 @@ class ReferenceIndex:
         return self._root / name[:2] / name
 
 
-def _read_and_touch(path: Path) -> bytes:
-    """The file's bytes; its time becomes now if it is an hour old, for `prune` to see."""
-    with path.open("rb") as file:
-        old = time.time() - os.fstat(file.fileno()).st_mtime > _TOUCH_AFTER
-        data = file.read()
-    if old:
-        with suppress(OSError):
-            os.utime(path)
-    return data
-
-
 def _write_whole(path: Path, data: bytes) -> None:
     """Write under another name, then rename: readers see all of it or nothing."""
     part = path.with_name(f".{secrets.token_hex(8)}.part")
@@ -317,5 +396,5 @@ def _remove_leftovers(root: Path) -> None:
     """Half-written files of processes that were killed an hour ago or earlier."""
     for part in root.rglob(".*.part"):
         with suppress(OSError):
-            if time.time() - part.stat().st_mtime > _TOUCH_AFTER:
+            if time.time() - part.stat().st_mtime > TOUCH_AFTER:
                 part.unlink()

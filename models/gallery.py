@@ -11,10 +11,11 @@ from itertools import islice
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 from PIL import Image
 
 from models.backbone import Preparation
+from models.batching import Together
 from models.engine import Engine
 from models.features import FeatureCache, KeptMaps, ReferenceIndex, as_kept, prepare
 from models.views import MIRRORED, PLAIN, crop
@@ -30,6 +31,8 @@ MAX_AGE_S: Final = 7 * 24 * 3600.0
 
 #: Pictures inferred together. Engines cut this into passes of their own liking.
 _BATCH: Final = 32
+#: Pictures that are enough to begin with while others are still fetched: a CPU's pass.
+_ENOUGH: Final = 8
 #: Pictures under way at once, fetched and waiting included: 4 batches are 20 MB at 224 pixels.
 _WINDOW: Final = 4 * _BATCH
 
@@ -39,7 +42,7 @@ class _Loaded:
     """A picture as a worker thread leaves it: features from the cache, or pixels to infer."""
 
     digest: str
-    pixels: dict[int, npt.NDArray[np.uint8]]  # (3, H, W) of the views that `maps` lacks
+    pixels: dict[int, NDArray[np.uint8]]  # (3, H, W) of the views that `maps` lacks
     maps: dict[int, KeptMaps]  # by view
 
 
@@ -71,7 +74,7 @@ class Gallery:
             max_age_s: seconds for which ``index`` is believed.
         """
         self._fetch = fetch
-        self._engine = engine
+        self._maps = Together(engine.maps)
         self._preparation = preparation
         self._cache = cache
         self._index = index
@@ -98,6 +101,20 @@ class Gallery:
                 progress(len(results), len(items))
         return [results[position] for position in range(len(items))]
 
+    def maps_of_picture(self, picture: Picture) -> KeptMaps:
+        """Feature maps ``(C, h, w)`` float16 of one picture that is at hand.
+
+        Raises:
+            PictureError: it cannot be decoded.
+        """
+        maps = self._cached(picture.digest, (PLAIN,))
+        if not maps:
+            image = decode(picture.data, limits=self._limits, at_least=2 * self._preparation.resize)
+            pixels = self._pixels(image, (PLAIN,), picture.digest)
+            loaded = _Loaded(picture.digest, pixels, maps)
+            self._infer([(0, loaded)])
+        return maps[PLAIN]
+
     def stream(
         self, items: Sequence[Item], *, view: int = PLAIN
     ) -> Generator[tuple[int, KeptMaps | PictureError], None, None]:
@@ -113,6 +130,78 @@ class Gallery:
         self, items: Sequence[Item], views: tuple[int, ...]
     ) -> Generator[tuple[int, dict[int, KeptMaps] | PictureError], None, None]:
         """Position and each view's maps of each item, decoded once; see `stream`."""
+        for position, found in self._stream(items, views):
+            yield position, found if isinstance(found, PictureError) else found.maps
+
+    def ensure(
+        self, items: Sequence[Item], views: tuple[int, ...]
+    ) -> Generator[tuple[int, str | PictureError], None, None]:
+        """Position and digest of each item, whose maps are in the cache then; see `stream`.
+
+        Those that the cache has are not read, so this is much quicker than `stream_views`.
+        """
+        todo: list[int] = []
+        for start in range(0, len(items), _WINDOW):
+            digests = self._known(items[start : start + _WINDOW])
+            there = self._held(digests, views)
+            todo += [start + at for at, held in enumerate(there) if not held]
+            yield from (
+                (start + at, digest)
+                for at, (digest, held) in enumerate(zip(digests, there, strict=True))
+                if digest is not None and held
+            )
+        for at, found in self._stream([items[position] for position in todo], views):
+            yield todo[at], found if isinstance(found, PictureError) else found.digest
+
+    def kept(self, items: Sequence[Item], digests: Sequence[str], *, view: int = PLAIN) -> KeptMaps:
+        """``(n, C, h, w)`` maps of pictures that `ensure` went through, read in bulk.
+
+        Raises:
+            PictureError: one is not in the cache any more, and cannot be had either.
+        """
+        if self._cache is None:
+            return np.stack(self._again(items, view))
+        found, maps = self._cache.maps(digests, view=view)
+        lost = np.flatnonzero(~found).tolist()
+        if not lost:
+            return maps
+        again = self._again([items[at] for at in lost], view)
+        if len(lost) == len(items):
+            return np.stack(again)
+        maps[lost] = np.stack(again)
+        return maps
+
+    def means(
+        self, items: Sequence[Item], digests: Sequence[str], *, view: int = PLAIN
+    ) -> NDArray[np.float32]:
+        """``(n, C)`` means of the same maps over their grid; the maps themselves are not read.
+
+        Raises:
+            PictureError: see `kept`.
+        """
+        if self._cache is None:
+            return _means(self._again(items, view))
+        found, means = self._cache.means(digests, view=view)
+        lost = np.flatnonzero(~found).tolist()
+        if not lost:
+            return means
+        again = _means(self._again([items[at] for at in lost], view))
+        if len(lost) == len(items):
+            return again
+        means[lost] = again
+        return means
+
+    def _again(self, items: Sequence[Item], view: int) -> list[KeptMaps]:
+        found = []
+        for result in self.maps(items, view=view):
+            if isinstance(result, PictureError):
+                raise result
+            found.append(result)
+        return found
+
+    def _stream(
+        self, items: Sequence[Item], views: tuple[int, ...]
+    ) -> Generator[tuple[int, _Loaded | PictureError], None, None]:
         waiting: list[tuple[int, _Loaded]] = []
         todo = iter(enumerate(items))
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="gallery")
@@ -120,24 +209,70 @@ class Gallery:
             under_way: dict[Future[_Loaded | PictureError], int] = {}
             while True:
                 room = _WINDOW - len(under_way) - len(waiting)
-                for position, item in islice(todo, room):
-                    under_way[pool.submit(self._load, item, views)] = position
-                if not under_way and not waiting:
+                some = list(islice(todo, -(-room // len(views))))
+                ready = self._at_once([item for _, item in some], views)
+                for (position, item), loaded in zip(some, ready, strict=True):
+                    if loaded is None:
+                        under_way[pool.submit(self._load, item, views)] = position
+                yield from _there(some, ready)
+                if not some and not under_way and not waiting:
                     return
-                done = wait(under_way, return_when=FIRST_COMPLETED).done if under_way else ()
-                for future in done:
-                    position, loaded = under_way.pop(future), future.result()
-                    if isinstance(loaded, PictureError):
-                        yield position, loaded
-                    elif not loaded.pixels:
-                        yield position, loaded.maps
-                    else:
-                        waiting.append((position, loaded))
-                while len(waiting) >= _BATCH or (waiting and not under_way):
-                    batch, waiting = waiting[:_BATCH], waiting[_BATCH:]
-                    yield from self._infer(batch)
+                yield from self._arrived(under_way, waiting)
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _arrived(
+        self,
+        under_way: dict[Future[_Loaded | PictureError], int],
+        waiting: list[tuple[int, _Loaded]],
+    ) -> Iterator[tuple[int, _Loaded | PictureError]]:
+        """What threads have done by now, a whole batch of it inferred; waits for one at least."""
+        done = wait(under_way, return_when=FIRST_COMPLETED).done if under_way else ()
+        for future in done:
+            position, found = under_way.pop(future), future.result()
+            if isinstance(found, PictureError) or not found.pixels:
+                yield position, found
+            else:
+                waiting.append((position, found))
+        while len(waiting) >= _ENOUGH or (waiting and not under_way):
+            batch = waiting[:_BATCH]
+            del waiting[:_BATCH]
+            self._infer(batch)
+            yield from batch
+
+    def _at_once(self, items: Sequence[Item], views: tuple[int, ...]) -> list[_Loaded | None]:
+        """Each item's maps where the cache has all views of it, read together."""
+        ready: list[_Loaded | None] = [None] * len(items)
+        if self._cache is None or not items:
+            return ready
+        digests = self._known(items)
+        there = np.flatnonzero(self._held(digests, views)).tolist()
+        maps: dict[int, dict[int, KeptMaps]] = {at: {} for at in there}
+        for view in views if there else ():
+            found, some = self._cache.maps([str(digests[at]) for at in there], view=view)
+            for at, whole, one in zip(there, found.tolist(), some, strict=False):
+                if whole:
+                    maps[at][view] = one
+        for at, own in maps.items():
+            if len(own) == len(views):
+                ready[at] = _Loaded(str(digests[at]), {}, own)
+        return ready
+
+    def _known(self, items: Sequence[Item]) -> list[str | None]:
+        """The pictures' digests, where references were followed not long ago."""
+        if self._index is None:
+            return [None] * len(items)
+        return [self._index.known(ref, self._max_age_s) for ref, _ in items]
+
+    def _held(self, digests: Sequence[str | None], views: tuple[int, ...]) -> NDArray[np.bool_]:
+        """``(n,)`` of which pictures the cache has all views."""
+        held = np.array([digest is not None for digest in digests], dtype=bool)
+        if self._cache is None:
+            return np.zeros(len(digests), dtype=bool)
+        for view in views:
+            at = np.flatnonzero(held)
+            held[at] = self._cache.holds([str(digests[one]) for one in at.tolist()], view=view)
+        return held
 
     def _load(self, item: Item, views: tuple[int, ...]) -> _Loaded | PictureError:
         """What a worker thread does: everything but the inference."""
@@ -164,7 +299,7 @@ class Gallery:
 
     def _pixels(
         self, image: Image.Image, views: Sequence[int], digest: str
-    ) -> dict[int, npt.NDArray[np.uint8]]:
+    ) -> dict[int, NDArray[np.uint8]]:
         """The network's input for each view."""
         pixels = {}
         if PLAIN in views or MIRRORED in views:
@@ -182,18 +317,29 @@ class Gallery:
         found = {view: self._cache.get(digest, view=view) for view in views}
         return {view: maps for view, maps in found.items() if maps is not None}
 
-    def _infer(self, batch: list[tuple[int, _Loaded]]) -> Iterator[tuple[int, dict[int, KeptMaps]]]:
+    def _infer(self, batch: Sequence[tuple[int, _Loaded]]) -> None:
         """Run the engine on every view that is missing and keep what it says."""
         todo = [(loaded, view) for _, loaded in batch for view in loaded.pixels]
         for start in range(0, len(todo), _BATCH):
             part = todo[start : start + _BATCH]
-            maps = self._engine.maps(np.stack([loaded.pixels[view] for loaded, view in part]))
+            maps = self._maps(np.stack([loaded.pixels[view] for loaded, view in part]))
             for (loaded, view), one in zip(part, maps, strict=True):
                 loaded.maps[view] = self._keep(loaded.digest, one, view)
-        for position, loaded in batch:
-            yield position, loaded.maps
 
-    def _keep(self, digest: str, maps: npt.NDArray[np.float32], view: int) -> KeptMaps:
+    def _keep(self, digest: str, maps: NDArray[np.float32], view: int) -> KeptMaps:
         if self._cache is None:
             return as_kept(maps)
         return self._cache.put(digest, maps, view=view)
+
+
+def _there(
+    some: Sequence[tuple[int, Item]], ready: Sequence[_Loaded | None]
+) -> Iterator[tuple[int, _Loaded]]:
+    for (position, _), loaded in zip(some, ready, strict=True):
+        if loaded is not None:
+            yield position, loaded
+
+
+def _means(maps: Sequence[KeptMaps]) -> NDArray[np.float32]:
+    """``(n, C)`` of maps over their grid."""
+    return np.stack([one.mean(axis=(1, 2), dtype=np.float32) for one in maps])

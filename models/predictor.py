@@ -28,6 +28,7 @@ from hierarchy.choice import (
     reason_text,
 )
 from hierarchy.network import FrozenHead, ResidualHead, carry_over
+from models.batching import Together
 from models.errors import ModelStoreError
 from models.store import ModelStore, Project
 
@@ -99,17 +100,21 @@ class Predictor:
         self.backbone_weights = backbone_weights
         self.manifest = manifest
         self._learnt = np.ones(len(tree), dtype=bool) if learnt is None else learnt
+        self._together = Together(self._scored)
         self._ends = np.isin(np.arange(len(tree)), tree.leaves)
 
     def log_probabilities(self, maps: NDArray[np.float16]) -> NDArray[np.float64]:
         """``(n, C, H, W)`` feature maps -> ``(n, N)`` log P(node)."""
+        starts = range(0, len(maps), BATCH)
+        parts = [self._together(maps[start : start + BATCH]) for start in starts]
+        return np.concatenate(parts) if parts else np.empty((0, len(self.tree)))
+
+    def _scored(self, maps: NDArray[np.float16]) -> NDArray[np.float64]:
         device = next(self.head.parameters()).device
-        parts = []
         with torch.inference_mode():
-            for chunk in torch.from_numpy(maps).split(BATCH):
-                scores = self.head(chunk.to(device).float())
-                parts.append(log_marginals(scores.double(), self.tree).cpu())
-        return torch.cat(parts).numpy() if parts else np.empty((0, len(self.tree)))
+            scores = self.head(torch.from_numpy(maps).to(device).float())
+            log_p: NDArray[np.float64] = log_marginals(scores.double(), self.tree).cpu().numpy()
+        return log_p
 
     def under(self, rule: DepthRule) -> "Predictor":
         """The same version, its weights shared, stopping by another rule."""

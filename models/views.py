@@ -7,13 +7,14 @@ also seen in the others. C channels; h, w positions of the map; H, W pixels.
 
 import hashlib
 import math
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
-from models.backbone import Preparation
+if TYPE_CHECKING:  # a recipe is read without waiting for torch
+    from models.backbone import Preparation
 
 PLAIN: Final = 0
 MIRRORED: Final = 1
@@ -42,7 +43,7 @@ def name_of(view: int) -> str:
 
 
 def crop(
-    image: Image.Image, preparation: Preparation, view: int, digest: str
+    image: Image.Image, preparation: "Preparation", view: int, digest: str
 ) -> npt.NDArray[np.uint8]:
     """A crop of the picture, at times mirrored, its light changed: always the same for one digest.
 

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierarchy.labels import padded
-from models.answers import maps_of
 from models.gallery import Gallery
 from models.views import LEARNT_FROM
 from studio.errors import PictureError
@@ -48,21 +47,26 @@ def gather(
     tasks = [task for task in snapshot.tasks if task.picture is not None]
     items = [(str(task.picture), task.task_id) for task in tasks]
     skipped = Counter[str]()
-    kept: list[int] = []
-    for done, (position, result) in enumerate(
-        gallery.stream_views(items, views)
-    ):  # fills the cache
+    digests: dict[int, str] = {}
+    for done, (position, result) in enumerate(gallery.ensure(items, views)):
         if isinstance(result, PictureError):
             skipped[result.reason] += 1
         else:
-            kept.append(position)
+            digests[position] = result
         progress("fetching pictures", done + 1, len(items))
-    kept.sort()
+    kept = sorted(digests)
     tasks, refs = [tasks[i] for i in kept], [items[i] for i in kept]
     rows = [(at, label) for at, task in enumerate(tasks) for label in task.labels]
 
     def read(positions: Sequence[int], view: int) -> trainer.Maps:
-        return maps_of(gallery, [refs[i] for i in positions], view=view)
+        return gallery.kept(
+            [refs[i] for i in positions], [digests[kept[i]] for i in positions], view=view
+        )
+
+    def means(positions: Sequence[int], view: int) -> NDArray[np.float32]:
+        return gallery.means(
+            [refs[i] for i in positions], [digests[kept[i]] for i in positions], view=view
+        )
 
     def group(data: Mapping[str, object]) -> str | None:
         value = data.get(group_field) if group_field else None
@@ -70,6 +74,7 @@ def gather(
 
     examples = trainer.Examples(
         read=read,
+        means=means,
         views=views,
         pictures=len(tasks),
         picture=np.array([at for at, _ in rows], dtype=np.int64),

@@ -394,7 +394,7 @@ def test_a_fast_training_reads_means_and_no_map() -> None:
 
     def means(positions: Sequence[int], view: int) -> NDArray[np.float32]:
         asked.extend(positions)
-        return base.read(positions, view).mean(axis=(2, 3), dtype=np.float32)
+        return np.asarray(base.read(positions, view).mean(axis=(2, 3)), np.float32)
 
     def refuse(positions: Sequence[int], view: int) -> Maps:
         raise AssertionError((positions, view))
