@@ -3,15 +3,17 @@
 import ipaddress
 import logging
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask
 from gunicorn.app.base import BaseApplication
 
-from backend.app import create_app
-from models.errors import ModelError
-from worker.parts import Parts
+from command.opening import Opening
 from worker.settings import SettingError, Settings
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from worker.parts import Parts
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +47,9 @@ class Server(BaseApplication):  # type: ignore[misc]
             if name in self.cfg.settings:
                 self.cfg.set(name, value)
 
-    def load(self) -> Flask:
-        """The application, its backbone being loaded while the first requests come in."""
-        parts = Parts(self._settings)
-        threading.Thread(target=_warm, args=(parts,), daemon=True, name="warm-up").start()
-        return create_app(parts)
+    def load(self) -> "Opening":
+        """The application, which is still being loaded while the first requests come in."""
+        return Opening(lambda: _application(self._settings))
 
 
 def authority(host: str, port: int) -> str:
@@ -57,7 +57,20 @@ def authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _warm(parts: Parts) -> None:
+def _application(settings: Settings) -> "Flask":
+    """The whole application, its backbone being loaded after it."""
+    from backend.app import create_app  # torch and scipy: seconds, which `/health` need not wait
+    from worker.parts import Parts
+
+    parts = Parts(settings)
+    app = create_app(parts)
+    threading.Thread(target=_warm, args=(parts,), daemon=True, name="warm-up").start()
+    return app
+
+
+def _warm(parts: "Parts") -> None:
+    from models.errors import ModelError
+
     try:
         parts.galleries.base()
     except ModelError as error:  # told again, with a status, by the request that needs it
