@@ -12,7 +12,7 @@ export UV_LINK_MODE ?= hardlink
 # Locks carry versions and hashes; where packages come from is the machine's own setting.
 SYNC = $(UV) pip sync -q --require-hashes
 
-.PHONY: help install demo test check unit chromium axe lock format clean
+.PHONY: help install demo test chaos check unit chromium axe lock format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -51,10 +51,13 @@ check: .venv/.done ## style, types and import contracts
 	.venv/bin/lint-imports
 
 unit: .venv/.done ## the fast tests
-	.venv/bin/python -m pytest -m "not slow and not label_studio and not browser"
+	.venv/bin/python -m pytest -m "not slow and not label_studio and not browser and not chaos"
 
 test: install .venv-upstream/.done chromium axe check ## the checks and all tests, on a real Label Studio, Redis, worker and browser
 	.venv/bin/python -m pytest --cov --cov-report=term
+
+chaos: .venv/.done ## kill, starve and flood it for some 15 minutes, on loopback; prints what was tried
+	.venv/bin/python -m pytest -m chaos -s tests/chaos
 
 chromium:
 	@scripts/install-chromium

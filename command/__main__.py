@@ -76,8 +76,6 @@ def _ours(error: Exception) -> bool:
 
 def _settings(arguments: Arguments, environ: Mapping[str, str]) -> Settings:
     """The environment, over what a running server left in its home, under --home."""
-    from command import services
-
     home = Path(arguments.home or environ.get("HRN_HOME") or Settings.home)
     if arguments.run is _demo and not arguments.home and "HRN_HOME" not in environ:
         home = home / (
@@ -85,7 +83,11 @@ def _settings(arguments: Arguments, environ: Mapping[str, str]) -> Settings:
         )
     # A server starts from what it is told now, not from what the last one here was told.
     servers = (_up, _demo, _serve, _work)
-    known = {} if arguments.run in servers else services.read_environment(home)
+    known = {}
+    if arguments.run not in servers:
+        from command import services
+
+        known = services.read_environment(home)
     return Settings.from_environ({**known, **environ, "HRN_HOME": str(home)})
 
 
@@ -178,6 +180,10 @@ def _add_versions(command: _Commands) -> None:
     depth.add_argument("--maximum", type=int, help="deepest depth shown, 0 for no limit")
     each = "the target holds for each level shown, not only on average"
     depth.add_argument("--strict", action=argparse.BooleanOptionalAction, help=each)
+    keep = command("backup", _backup, "all versions of all projects in one file, with checksums")
+    keep.add_argument("file", type=Path, metavar="FILE")
+    bring = command("restore", _restore, "bring a backup back into a home without projects")
+    bring.add_argument("file", type=Path, metavar="FILE")
     text = "go back to the version that was live before, and stay there"
     command("rollback", _rollback, text, project=True)
     predict = command("predict", _predict, "answers for picture files", project=True, as_json=True)
@@ -195,6 +201,20 @@ def _depth(arguments: Arguments, settings: Settings) -> int:
     wishes = (arguments.target, arguments.minimum, arguments.maximum, arguments.strict)
     told = projects.limit_depth(parts, project, *wishes)
     _print(told, projects.depth_text(told), as_json=arguments.json)
+    return 0
+
+
+def _backup(arguments: Arguments, settings: Settings) -> int:
+    from models.backup import backup
+
+    print(f"{arguments.file}: {backup(settings.store, arguments.file)} files")
+    return 0
+
+
+def _restore(arguments: Arguments, settings: Settings) -> int:
+    from models.backup import restore
+
+    print(f"{restore(arguments.file, settings.store)} files are back in {settings.store}")
     return 0
 
 

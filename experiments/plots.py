@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -154,6 +155,38 @@ def plot_risk_coverage(curves: Mapping[str, Curve], file: Path, *, title: str = 
     _style(depths)
     _name_ends(risks, risk_ends)
     _name_ends(depths, depth_ends)
+    _write(canvas, file, title)
+
+
+def plot_lines(
+    lines: Mapping[str, tuple[NDArray[Any], NDArray[np.float64]]],
+    file: Path,
+    *,
+    across: str,
+    up: str,
+    title: str = "",
+) -> None:
+    """Draw named lines, such as learning curves.
+
+    Args:
+        lines: of each name ascending x and their y.
+        file: ``.svg`` or ``.png``.
+        across: what x is.
+        up: what y is.
+        title: above the figure; none if empty.
+
+    Raises:
+        ResultsError: there is no line, or the file's ending is another.
+    """
+    if not lines:
+        raise ResultsError("expected lines to draw, got none")
+    canvas, (axes,) = _canvas(1, width=7.2, height=4.2)
+    for (x, y), style in zip(lines.values(), cycle(STYLES), strict=False):
+        _draw(axes, x, y, style)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    _style(axes)
+    _name_ends(axes, {name: (float(x[-1]), float(y[-1])) for name, (x, y) in lines.items()})
     _write(canvas, file, title)
 
 

@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 #: The layout of a manifest; a release that cannot read an older one says so instead of guessing.
 FORMAT = 1
 
+#: Field of a manifest: the checksum over all others.
+SEAL: Final = "manifest_sha256"
+
 #: Seconds after which an unfinished version is rubbish.
 LEFTOVER_AGE = 24 * 3600
 
@@ -160,7 +163,8 @@ class ModelStore:
 
         Raises:
             UnknownVersionError: there is no such version.
-            ModelStoreError: it cannot be read, or is of a format this release does not know.
+            ModelStoreError: it cannot be read, is of a format this release does not know, or was
+                changed since it was published.
         """
         path = self._version(key, version) / "manifest.json"
         manifest = _read_json(path)
@@ -169,6 +173,7 @@ class ModelStore:
                 f"{version} has manifest format {manifest.get('format')!r}, this release reads "
                 f"{FORMAT}: install the release that wrote it, or train anew"
             )
+        _check_seal(version, manifest)
         return manifest
 
     def weights(self, key: str, version: str) -> dict[str, Tensor]:
@@ -222,7 +227,7 @@ class ModelStore:
                         "weights_sha256": hashlib.sha256(data).hexdigest(),
                         "weights_bytes": len(data),
                     }
-                    _write_durably(work / "manifest.json", _json(full))
+                    _write_durably(work / "manifest.json", _json(_sealed(full)))
                     try:
                         work.rename(folder / f"v{number}")
                     except OSError:
@@ -591,6 +596,30 @@ def _digest(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
+def _sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """With a checksum over all that it says, as it will be read back."""
+    plain: dict[str, Any] = json.loads(_json(manifest))
+    return {**plain, SEAL: _digest(plain)}
+
+
+def _check_seal(version: str, manifest: Mapping[str, Any]) -> None:
+    """Refuse a manifest that does not say what was published.
+
+    Versions that releases before the checksum wrote have none and are read as they are.
+    """
+    told = {name: value for name, value in manifest.items() if name != SEAL}
+    if SEAL in manifest and manifest[SEAL] != _digest(told):
+        raise ModelStoreError(
+            f"the manifest of {version} is not the one published: it was edited or damaged since; "
+            "restore the file or roll back"
+        )
+    if told.get("version") != version:
+        raise ModelStoreError(
+            f"the manifest of {version} is that of {str(told.get('version'))[:20]!r}: its folder "
+            "was renamed or copied; restore it or roll back"
+        )
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
@@ -600,7 +629,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:  # whose own text would name the whole path to whoever called
         why = f"cannot read {path.parent.name}/{path.name}: {error.strerror}"
         raise ModelStoreError(why) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelStoreError(f"cannot read {path.parent.name}/{path.name}: {error}") from error
     if not isinstance(data, dict):
         raise ModelStoreError(f"{path.parent.name}/{path.name} does not hold an object")

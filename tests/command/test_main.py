@@ -27,6 +27,8 @@ COMMANDS = [
     "promote",
     "rollback",
     "predict",
+    "backup",
+    "restore",
     "doctor",
 ]
 
@@ -149,6 +151,18 @@ def test_rollback_and_promote(
     assert store.current(known.key) == "v2"
     assert main(["promote", "v7"]) == 1
     assert "v7" in capsys.readouterr().err
+
+
+def test_a_backup_is_restored_into_another_home(
+    clean: Put, store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean()
+    file, home = str(tmp_path / "kept.zip"), tmp_path / "new"
+    assert main(["backup", file]) == 0
+    assert main(["--home", str(home), "restore", file]) == 0
+    assert ModelStore(home / "models").current(store.projects()[0].key) == "v2"
+    assert main(["--home", str(home), "restore", file]) == 1
+    assert "holds projects already" in capsys.readouterr().err
 
 
 def test_status_as_json_without_redis(

@@ -13,6 +13,7 @@ from experiments.plots import (
     Curve,
     Evidence,
     plot_by_share,
+    plot_lines,
     plot_reliability,
     plot_risk_coverage,
 )
@@ -131,3 +132,12 @@ def test_curves_are_named_where_all_pictures_are_answered(tmp_path: Path) -> Non
 def test_risk_coverage_needs_curves(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="got none"):
         plot_risk_coverage({}, tmp_path / "a.svg")
+
+
+def test_lines_are_named_and_axes_say_what_they_are(tmp_path: Path) -> None:
+    lines = {"mix": (np.array([10, 20]), np.array([40.0, 60.0]))}
+    plot_lines(lines, tmp_path / "lines.svg", across="asked", up="right, %")
+    written = words(tmp_path / "lines.svg")
+    assert all(name in written for name in ("mix", "asked", "right, %"))
+    with pytest.raises(ResultsError, match="expected lines to draw, got none"):
+        plot_lines({}, tmp_path / "lines.svg", across="asked", up="right")

@@ -8,6 +8,7 @@ import signal
 import stat
 import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -195,8 +196,11 @@ def test_lost_weights_are_told_with_the_reason(store: ModelStore) -> None:
 
 
 def rewrite(store: ModelStore, name: str, **changes: Any) -> None:
+    """As a release before the manifest's own checksum would have written it."""
     file = folder(store) / "versions" / name / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    told = json.loads(file.read_text()) | changes
+    del told["manifest_sha256"]
+    file.write_text(json.dumps(told))
 
 
 def test_a_manifest_without_its_checksum_is_refused(store: ModelStore) -> None:
@@ -204,6 +208,57 @@ def test_a_manifest_without_its_checksum_is_refused(store: ModelStore) -> None:
     rewrite(store, name, weights_sha256=None)
     with pytest.raises(ModelStoreError, match="not those published"):
         store.weights(KEY_OF, name)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda told: told["metrics"].update(title="better"),
+        lambda told: told.update(trained_through="2099-01-01"),
+        lambda told: told.update(weights_bytes=told["weights_bytes"] + 1),
+        lambda told: told.update(extra=1),
+        lambda told: told.pop("metrics"),
+        lambda told: told.update(manifest_sha256="0" * 64),
+    ],
+)
+def test_a_manifest_edited_by_hand_is_refused_with_the_reason(
+    store: ModelStore, edit: Callable[[dict[str, Any]], object]
+) -> None:
+    name = publish(store, metrics={"title": "worse"}, trained_through="2026")
+    file = folder(store) / "versions" / name / "manifest.json"
+    told = json.loads(file.read_bytes())
+    edit(told)
+    file.write_text(json.dumps(told), encoding="utf-8")
+    for read in (store.manifest, store.weights):
+        with pytest.raises(ModelStoreError, match=r"manifest of v1 .* edited or damaged"):
+            read(KEY_OF, name)
+
+
+def test_a_manifest_may_be_laid_out_anew(store: ModelStore) -> None:
+    """The checksum is of what it says, not of its spaces."""
+    name = publish(store)
+    file = folder(store) / "versions" / name / "manifest.json"
+    before = store.manifest(KEY_OF, name)
+    file.write_text(json.dumps(before, indent=7, sort_keys=True), encoding="utf-8")
+    assert store.manifest(KEY_OF, name) == before
+
+
+def test_a_manifest_from_before_the_checksum_is_read(store: ModelStore) -> None:
+    name = publish(store)
+    file = folder(store) / "versions" / name / "manifest.json"
+    told = json.loads(file.read_bytes())
+    del told["manifest_sha256"]
+    file.write_text(json.dumps(told), encoding="utf-8")
+    assert store.manifest(KEY_OF, name) == told
+
+
+def test_a_version_under_another_s_name_is_refused(store: ModelStore) -> None:
+    first, second = publish(store), publish(store)
+    versions = folder(store) / "versions"
+    shutil.rmtree(versions / second)
+    shutil.copytree(versions / first, versions / second)
+    with pytest.raises(ModelStoreError, match="manifest of v2 is that of 'v1'"):
+        store.manifest(KEY_OF, second)
 
 
 @pytest.mark.parametrize("known", [2, 0, "1", None])

@@ -1,0 +1,245 @@
+"""A whole site on this machine that tests may hurt: Redis, workers, reconciler, servers, a Stand.
+
+Its processes run under the product's own supervisor, so what comes back came back by itself.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import safetensors.torch
+
+from command import redis_server
+from command.services import answers_http, as_environment
+from command.supervisor import Child, Supervisor
+from models.store import ModelStore, Project
+from tests.end_to_end.label_studio import free_port
+from tests.models import small
+from tests.published import TREE, project
+from tests.studio.configs import taxonomy_xml
+from tests.studio.servers import Reply, Request, serving
+from tests.worker.stand import LEGACY, Stand, annotation
+from worker.queue import Board, RedisError, connect
+from worker.settings import Secret, Settings
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+
+PATHS: Final = (["Fruit", "Apple"], ["Fruit", "Pear"], ["Milk"], ["Fruit"])
+
+T = TypeVar("T")
+
+
+class Town(Stand):
+    """A stand that also has the pictures, and can be ill in several ways.
+
+    Attributes:
+        ill: what it answers to everything instead, None while it is well.
+        slow: seconds before each answer.
+        odd: what it serves as certain pictures, by number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ill: Reply | None = None
+        self.slow = 0.0
+        self.odd: dict[int, Reply] = {}
+        self._lock = threading.RLock()
+
+    def answer(self, count: int) -> None:
+        """So many tasks more, each with an answer; all labels of the tree in turn."""
+        with self._lock:
+            for _ in range(count):
+                number = len(self.tasks) + 1
+                when = f"2026-11-23T{number // 3600:02d}:{number // 60 % 60:02d}:{number % 60:02d}Z"
+                path = PATHS[number % len(PATHS)]
+                self.open(1)
+                self.tasks[-1]["annotations"] = [annotation(number, path, when)]
+
+    def open(self, count: int) -> None:
+        """So many tasks more that nobody has answered."""
+        with self._lock:
+            for _ in range(count):
+                number = len(self.tasks) + 1
+                data = {"image": f"/data/upload/1/{number}.png"}
+                self.tasks.append(
+                    {"id": number, "data": data, "annotations": [], "predictions": []}
+                )
+
+    @property
+    def labels(self) -> int:
+        """Answers so far."""
+        return sum(len(task["annotations"]) for task in self.tasks)
+
+    def __call__(self, request: Request) -> Reply:
+        time.sleep(self.slow)
+        if self.ill is not None:
+            return self.ill
+        if request.path.startswith("/data/upload/"):
+            number = int(Path(request.path).stem)
+            return self.odd.get(number) or Reply(
+                small.png(number), 200, {"Content-Type": "image/png"}
+            )
+        with self._lock:
+            return super().__call__(request)
+
+
+class Site:
+    """Everything that a test needs to hurt it and to look at it.
+
+    Attributes:
+        town: where Label Studio is.
+        project: the one project.
+    """
+
+    def __init__(self, home: Path, town: Town, supervisor: Supervisor, **settings: Any) -> None:
+        self.home, self.town, self.supervisor = home, town, supervisor
+        self.settings = Settings(
+            home=home,
+            redis_url=redis_server.url(home),
+            label_studio_url=town.url,
+            label_studio_token=Secret(LEGACY),
+            device="cpu",
+            backbone=small.NAME,
+            backbone_weights=small.weights_file(home),
+            **{"train_every": 8, **settings},
+        )
+        self.store = ModelStore(self.settings.store)
+        self.board = Board(connect(self.settings.redis_url))
+        self.project: Project = self.store.register(project(town.url, xml=taxonomy_xml(TREE)))
+        self.deaths = 0
+
+    @property
+    def key(self) -> str:
+        """Of the project."""
+        return self.project.key
+
+    def start(self, *roles: str) -> None:
+        """Start ``redis``, ``worker``, ``reconcile``, ``serve``; a suffix tells two apart."""
+        for name in roles:
+            role = name.partition("-")[0]
+            if role == "redis":
+                self.supervisor.start(
+                    name,
+                    redis_server.arguments(self.home),
+                    self.environment(),
+                    ready=lambda: redis_server.answers(self.settings.redis_url),
+                )
+            elif role == "serve":
+                self._serve(name)
+            else:
+                command = [sys.executable, "-m", "tests.chaos.hurt", role]
+                self.supervisor.start(name, command, self.environment())
+
+    def _serve(self, name: str) -> None:
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        self.supervisor.start(
+            name,
+            [sys.executable, "-m", "command", "serve"],
+            {**self.environment(), "HRN_PORT": str(port)},
+            ready=lambda: answers_http(f"{url}/health"),
+        )
+        self.urls = [*vars(self).get("urls", []), url]
+
+    def environment(self) -> dict[str, str]:
+        """What its processes are started with."""
+        return {
+            **os.environ,
+            **as_environment(self.settings),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def child(self, name: str) -> Child:
+        """A process by its name."""
+        return next(child for child in self.supervisor.children if child.name == name)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to one of them."""
+        process = self.child(name).process
+        assert process is not None
+        process.send_signal(number)
+
+    def empty_redis(self) -> None:
+        """Kill Redis; when it is back it knows nothing."""
+        self.signal("redis", signal.SIGKILL)
+        process = self.child("redis").process
+        assert process is not None
+        process.wait(10)
+        for path in (self.home / "redis").glob("appendonly*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def hurt(self, step: str, who: str = "job") -> None:
+        """Let whoever comes to the step next die there."""
+        (self.home / "hurt").write_text(f"{step}:{who}", encoding="utf-8")
+
+    @property
+    def died(self) -> bool:
+        """Has somebody died of `hurt`?"""
+        return not (self.home / "hurt").exists()
+
+    def until(self, happened: Callable[[], T | None], seconds: float, what: str) -> T:
+        """Wait for something, with the logs' ends if it does not come."""
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            with suppress(RedisError):
+                if seen := happened():
+                    return seen
+            time.sleep(0.05)
+        raise AssertionError(f"{what}: not within {seconds:g} s\n{self.logs()}")
+
+    def logs(self) -> str:
+        """The end of every log."""
+        names = sorted({child.name for child in self.supervisor.children})
+        return "\n".join(f"== {name}\n{self.supervisor.tail(name, 40)}" for name in names)
+
+    def learnt(self) -> dict[str, Any] | None:
+        """The live version's manifest, once it has learnt from every answer and nothing runs."""
+        version = self.store.current(self.key)
+        if version is None or self.board.state(self.key)[0] != "idle":
+            return None
+        manifest = self.store.manifest(self.key, version)
+        return manifest if manifest["labels"]["labels"] == self.town.labels else None
+
+    def check(self) -> int:
+        """Load every version; how many there are.
+
+        Raises:
+            ModelStoreError: one is broken.
+        """
+        versions = self.store.versions(self.key)
+        for version in versions:
+            assert self.store.weights(self.key, version)
+            assert self.store.manifest(self.key, version)["version"] == version
+        assert [int(name[1:]) for name in versions] == sorted({int(v[1:]) for v in versions})
+        folder = self.settings.store / "projects" / self.key / "versions"
+        for path in folder.glob("v*"):  # nothing half written under a version's name
+            safetensors.torch.load_file(path / "weights.safetensors")
+        return len(versions)
+
+
+@contextmanager
+def running(home: Path, roles: Sequence[str], **settings: Any) -> Iterator[Site]:
+    """A site whose processes run until the block ends, each started again when it dies."""
+    town = Town()
+    with serving(town) as server, Supervisor(home / "logs") as supervisor:
+        town.server = server
+        site = Site(home, town, supervisor, **settings)
+        site.start(*roles)
+        keeper = threading.Thread(target=supervisor.run, name="keeper")
+        keeper.start()
+        try:
+            yield site
+        finally:
+            town.free.set()
+            town.ill, town.slow = None, 0.0
+            supervisor.stopping.set()
+            keeper.join(10)
