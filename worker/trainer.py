@@ -205,8 +205,8 @@ def _principal(mean: Tensor, products: Tensor, kept: int) -> tuple[Tensor, Tenso
     covariance = products - mean[:, None] * mean[None, :]
     spread = covariance.diagonal().clamp_min(1e-8).sqrt()  # a dead channel stays at zero
     correlation = covariance / spread[:, None] / spread[None, :]
-    # In float64: in float32 few pictures, so a matrix of low rank, gave NaN once OpenVINO had run in
-    # the process (it has small numbers flushed to zero).
+    # In float64: in float32 few pictures, so a matrix of low rank, gave NaN once OpenVINO had run
+    # in the process (it has small numbers flushed to zero).
     _, vectors = torch.linalg.eigh(correlation)
     basis = vectors[:, -min(kept, len(mean)) :].flip(1).T  # (c, C)
     # Rounded before the bias is taken, so that maps may be reduced in either precision.
