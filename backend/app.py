@@ -3,7 +3,18 @@
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from backend import console, errors, health, operations, predict, security, setup, versions, webhook
+from backend import (
+    console,
+    errors,
+    health,
+    openapi,
+    operations,
+    predict,
+    security,
+    setup,
+    versions,
+    webhook,
+)
 from backend.services import Services
 from worker.parts import Parts
 
@@ -20,7 +31,7 @@ def create_app(parts: Parts) -> Flask:
     security.register(app)
     errors.register(app)
     operations.measure(app)
-    for module in (health, setup, predict, webhook, versions, operations):
+    for module in (health, setup, predict, webhook, versions, operations, openapi):
         app.register_blueprint(module.bp)
     console.register(app, parts)
     return app

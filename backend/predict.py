@@ -4,9 +4,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from flask import Blueprint, request
+from flask import Blueprint
 from flask.typing import ResponseReturnValue
 
+from backend.body import read_json
 from backend.operations import PICTURES
 from backend.services import Services, services
 from models.answers import answers
@@ -34,7 +35,7 @@ def predict() -> ResponseReturnValue:
         400: the body breaks the contract; ``detail`` names the field.
         503: the version cannot be read; nothing is stored and the next visit asks again.
     """
-    call = PredictCall.from_json(request.get_json(silent=True))
+    call = PredictCall.from_json(read_json())
     config = services().label_config(call.label_config)
     project = services().remember(call.project, call.label_config)
     version = services().version(project)

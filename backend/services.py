@@ -1,6 +1,7 @@
 """What routes work with: the parts, and what is kept between requests."""
 
 import logging
+import re
 import threading
 from functools import lru_cache
 from typing import cast
@@ -44,7 +45,8 @@ class Services:
         A store that cannot be written is logged: predictions go on, `/ready` and doctor tell.
         """
         number = int(project.split(".", maxsplit=1)[0])
-        address = self.parts.settings.label_studio_url or hostname
+        # What it says of itself is kept and shown; a password in it would be, too.
+        address = self.parts.settings.label_studio_url or re.sub(r"//.*@", "//", hostname)
         heard = Project(self.key(project), number, project, address, xml)
         try:
             return self.parts.store.register(heard)

@@ -1,8 +1,9 @@
 """POST /setup: Label Studio introduces a project and asks for the version."""
 
-from flask import Blueprint, request
+from flask import Blueprint
 from flask.typing import ResponseReturnValue
 
+from backend.body import read_json
 from backend.services import services
 from studio.contract import SetupCall
 
@@ -18,5 +19,5 @@ def setup() -> ResponseReturnValue:
         400: the body breaks the contract, or the label config has no usable tree; ``detail`` and
             the status line, which Label Studio shows, say what to change.
     """
-    project, _ = services().hear(SetupCall.from_json(request.get_json(silent=True)))
+    project, _ = services().hear(SetupCall.from_json(read_json()))
     return {"model_version": services().version(project)}

@@ -2,9 +2,10 @@
 
 import logging
 
-from flask import Blueprint, request
+from flask import Blueprint
 from flask.typing import ResponseReturnValue
 
+from backend.body import read_json
 from backend.services import services
 from studio.contract import Event, WebhookCall
 from worker.errors import MisconfiguredError
@@ -27,7 +28,7 @@ def webhook() -> ResponseReturnValue:
         400: the body breaks the contract; ``detail`` names the field.
         503: START_TRAINING while Redis is away.
     """
-    call = WebhookCall.from_json(request.get_json(silent=True))
+    call = WebhookCall.from_json(read_json())
     if call.project_key is None:
         return {"status": "no project in the body: nothing to do"}, 201
     key = services().key(call.project_key)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.app.base import BaseApplication
 
 from command.opening import Opening
+from worker.redaction import cover, start_logging
 from worker.settings import SettingError, Settings
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> "Opening":
         """The application, which is still being loaded while the first requests come in."""
+        cover("gunicorn.error", self._settings)
         return Opening(lambda: _application(self._settings))
 
 
@@ -105,5 +107,5 @@ def serve(settings: Settings) -> None:
         SettingError: see `check_exposure`.
     """
     check_exposure(settings)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    start_logging(settings)
     Server(settings).run()

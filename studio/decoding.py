@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from studio.costs import check_before, check_scans
 from studio.errors import PictureError
 from studio.limits import PictureLimits
 
@@ -108,9 +109,11 @@ def decode(data: bytes, *, limits: PictureLimits, at_least: int | None = None) -
     if at_least is not None and at_least < 1:
         raise ValueError(f"at_least must be above 0, got {at_least}")
     name, reader = _reader(data)
+    check_before(name, data)
     try:
         with reader(BytesIO(data)) as image:
             _check_size(image.size, limits)
+            check_scans(name, data, image.size, limits)
             if at_least is not None:
                 image.draft(None, (at_least, at_least))
             image.load()

@@ -53,7 +53,7 @@ def filled_in(value: str) -> str:
 
 
 def sources() -> Iterator[Path]:
-    for room in ROOMS:
+    for room in (*ROOMS, "experiments", "benchmarks"):
         yield from (ROOT / room).rglob("*.py")
 
 
@@ -129,6 +129,27 @@ def test_nothing_is_unpickled() -> None:
 )
 def test_the_check_for_unpickling_sees(code: str) -> None:
     assert list(unpickling(code))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import joblib",
+        "import torch\n\ntorch.load('x')",
+        "from torch import load",
+        "from rq.serializers import PickleSerializer",
+    ],
+)
+def test_the_linter_refuses_it_too(code: str) -> None:
+    command = [str(Path(sys.executable).parent / "ruff"), "check", "--select", "TID251"]
+    name = ["--stdin-filename", "worker/new.py", "-"]
+    done = subprocess.run(
+        [*command, *name], cwd=ROOT, input=code, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "TID251" in done.stdout
 
 
 @pytest.mark.parametrize("code", ["import pickletools", "json.load(f)", "load_file(path)"])

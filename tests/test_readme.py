@@ -84,7 +84,7 @@ def test_a_setting_has_the_default_that_is_told(variable: str, default: str) -> 
 
 def test_the_routes_are_those_of_the_application() -> None:
     text = section("Settings").partition("\nRoutes: ")[2]
-    told = re.findall(r"`([A-Z]+) (/[\w/]*)`", text)
+    told = re.findall(r"`([A-Z]+) (/[\w/.]*)`", text)
     app = create_app(Parts(Settings()))
     served = [
         (method, rule.rule)

@@ -1,68 +1,24 @@
 """`python -m worker` takes jobs; `python -m worker reconcile` asks for what is missing."""
 
-import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from redis import Redis
-from rq import Worker
-from rq.job import Job
 
 from worker.errors import MisconfiguredError
 from worker.parts import Parts
-from worker.queue import DEVICE_FIELD, FINE_TUNE, FOLLOW, QUEUE_NAME, REFRESH
+from worker.queue import QUEUE_NAME
 from worker.reconcile import Reconciler
+from worker.redaction import start_logging
 from worker.settings import Settings
+from worker.taking import OurJob, OurWorker
 
 #: Seconds after which a worker that was killed is no longer counted among those that serve.
 WORKER_LIFE: Final = 60
-
-#: Nothing else runs, whatever is written into the queue: RQ imports any dotted name it reads.
-ALLOWED: Final = frozenset({FINE_TUNE, REFRESH, FOLLOW})
-
-
-class OurJob(Job):
-    """A job whose function is one of ours, and that calls nothing back."""
-
-    @property
-    def func(self) -> Callable[..., Any] | None:
-        """The function.
-
-        Raises:
-            PermissionError: the queue names another one.
-        """
-        if self.func_name not in ALLOWED:
-            raise PermissionError(f"this worker runs {sorted(ALLOWED)}, not {self.func_name!r:.80}")
-        function: Callable[..., Any] | None = super().func
-        return function
-
-    @property
-    def success_callback(self) -> None:
-        """None, whatever the queue says: RQ would import and call it."""
-
-    @property
-    def failure_callback(self) -> None:
-        """None, for the same reason."""
-
-    @property
-    def stopped_callback(self) -> None:
-        """None, for the same reason."""
-
-
-class OurWorker(Worker):
-    """A worker whose record also says what it computes on."""
-
-    device = ""
-
-    def register_birth(self) -> None:
-        """Say that this worker is there; its record, and what is added, ends with it."""
-        super().register_birth()  # type: ignore[no-untyped-call]
-        self.connection.hset(self.key, DEVICE_FIELD, self.device)
 
 
 def device_name(settings: Settings) -> str:
@@ -104,8 +60,8 @@ def work(settings: Settings) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the role named, from the environment's settings."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = Settings.from_environ(os.environ)
+    start_logging(settings)
     if not settings.redis_url:
         raise MisconfiguredError("REDIS_URL is not set: `hrn up` starts a Redis and sets it")
     if arguments == ["reconcile"]:

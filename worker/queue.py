@@ -393,7 +393,7 @@ class Board:
     def runs(self, project: str) -> list[dict[str, Any]]:
         """How past trainings ended, newest first."""
         lines = self.redis.lrange(self._key(project, "runs"), 0, RUNS_KEPT - 1)
-        return [json.loads(line) for line in lines]
+        return [run for line in lines if (run := _read(line)) is not None]
 
     def state(self, project: str) -> tuple[State, str | None]:
         """What the project's training does now, and its job."""
@@ -563,14 +563,24 @@ class Board:
 
     def _text(self, project: str, name: str) -> str | None:
         value = self.redis.get(self._key(project, name))
-        return value.decode() if isinstance(value, bytes) else value
+        return value.decode(errors="replace") if isinstance(value, bytes) else value
 
     def _get(self, project: str, name: str) -> dict[str, Any] | None:
         text = self._text(project, name)
-        return None if text is None else json.loads(text)
+        return None if text is None else _read(text)
 
     def _set(self, project: str, name: str, value: dict[str, Any], life: int | None = None) -> None:
         self.redis.set(self._key(project, name), json.dumps(value), ex=life)
+
+
+def _read(text: str | bytes) -> dict[str, Any] | None:
+    """What stands in Redis, None where it is none of ours: it is a hint, and can be lost."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        log.error("passed over what Redis holds: %s: %.80r", error, text)  # noqa: TRY400
+        return None
+    return found if isinstance(found, dict) else None
 
 
 _PENDING = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.DEFERRED, JobStatus.SCHEDULED)

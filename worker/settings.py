@@ -113,10 +113,10 @@ class Settings:
         read = _Reader(environ)
         return cls(
             home=read("HRN_HOME", "a folder", lambda text: Path(text).expanduser(), cls.home),
-            redis_url=read("REDIS_URL", "redis://, rediss:// or unix://", _redis_url, ""),
-            label_studio_url=read("LABEL_STUDIO_URL", "http:// or https://", _url, ""),
+            redis_url=read("REDIS_URL", _REDIS, _redis_url, ""),
+            label_studio_url=read("LABEL_STUDIO_URL", _WEB, _url, ""),
             label_studio_token=Secret(environ.get("LABEL_STUDIO_API_KEY", "").strip()),
-            backend_url=read("HRN_BACKEND_URL", "http:// or https://", _url, ""),
+            backend_url=read("HRN_BACKEND_URL", _WEB, _url, ""),
             user=read("HRN_USER", "a name without ':'", _user, cls.user),
             password=Secret(environ.get("HRN_PASSWORD", "")),
             console_password=Secret(environ.get("HRN_CONSOLE_PASSWORD", "")),
@@ -172,6 +172,12 @@ class Settings:
         return self.home / "cache"
 
 
+#: What is expected of an address of the web.
+_WEB = "http:// or https://, without a user name or password in it"
+#: And of Redis.
+_REDIS = "redis://, rediss:// or unix:// (in a password / # ? @ are written %2F %23 %3F %40)"
+
+
 class _Reader:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -183,8 +189,11 @@ class _Reader:
         try:
             return parse(text)
         except (ValueError, OSError) as error:
-            shown = re.sub(r"//[^/@]*@", "//***@", text)  # a password in an address stays unseen
-            raise SettingError(f"{name}: expected {expected}, got {shown!r}") from error
+            # A password in an address stays unseen, one with "/" or "@" in it too; the cause may
+            # quote a part of it ("Port could not be cast to integer value as ...").
+            shown = re.sub(r"//.*@", "//***@", text)
+            cause = None if shown != text else error
+            raise SettingError(f"{name}: expected {expected}, got {shown!r}") from cause
 
 
 N = TypeVar("N", int, float)
@@ -227,6 +236,8 @@ def _url(text: str) -> str:
     address = urlsplit(text)
     if address.scheme not in ("http", "https") or not address.hostname:
         raise ValueError
+    if "@" in address.netloc:  # it would be shown wherever the address is; tokens are settings
+        raise ValueError
     _ = address.port  # raises if it cannot be one
     return text.rstrip("/")
 
@@ -241,6 +252,8 @@ def _hosts(text: str) -> frozenset[str]:
 def _redis_url(text: str) -> str:
     if not text.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError
+    if not text.startswith("unix://"):
+        _ = urlsplit(text).port  # raises where a password holds "/" or "#" that are not encoded
     return text
 
 

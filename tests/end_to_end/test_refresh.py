@@ -108,7 +108,11 @@ def test_rows_of_earlier_versions_go_and_the_project_keeps_its_setting(
     assert not any(left[task] for task in open_now)
     assert all(left[task] for task in left.keys() - open_now)
     client = crowd.studio.client()
-    assert client.settings(crowd.number)["model_version"] == "v1"
+
+    def announced() -> bool:  # by the reconciler, once a minute
+        return bool(client.settings(crowd.number)["model_version"] == "v1")
+
+    crowd.backend.until(announced, 90, "the version as the project's setting")
     assert client.backends(crowd.number)[0]["title"] == "v1"
 
 

@@ -11,11 +11,11 @@ from studio.transport import Patience
 from tests.published import publish
 from tests.worker.stand import LEGACY, Stand
 from worker import jobs
-from worker.__main__ import ALLOWED
 from worker.order import Order
 from worker.parts import Parts
 from worker.queue import FINE_TUNE, FOLLOW, REFRESH, Board
 from worker.settings import Settings
+from worker.taking import ALLOWED
 
 QUICK = Patience(backoff=0.01)
 

@@ -329,6 +329,20 @@ def test_runs_are_remembered_newest_first_up_to_a_number(board: Board) -> None:
     assert runs[0]["ended_at"] <= time.time()
 
 
+@pytest.mark.parametrize("text", ["no JSON", b"\xff\xfe", "[1, 2]", "null", "[" * 10_000])
+def test_what_others_wrote_in_place_of_a_hint_is_a_hint_lost(
+    board: Board, text: bytes | str
+) -> None:
+    for name in ("again", "later", "progress"):
+        board.redis.set(f"hrn:{KEY}:{name}", text)
+    board.redis.lpush(f"hrn:{KEY}:runs", text)
+    assert board.progress(KEY) is None
+    assert board.due(KEY) is None
+    assert board.runs(KEY) == []
+    assert board.wishes(KEY) == []
+    assert board.ask(Order(KEY, "asked")).state == "queued"
+
+
 def test_events_are_counted_until_labels_are_read(board: Board) -> None:
     assert board.events(KEY) == (0, None)
     before = time.time()

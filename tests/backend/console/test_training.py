@@ -10,9 +10,9 @@ from models.store import Project
 from tests.backend.conftest import go_live
 from tests.backend.console.conftest import Post
 from tests.backend.console.test_projects import running
-from worker.__main__ import OurWorker
 from worker.order import Order
 from worker.queue import Board
+from worker.taking import OurWorker
 
 
 @pytest.fixture
