@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from backend.services import Services
+from studio.contract import WebhookCall
 from tests.published import TREE
 from tests.studio.configs import taxonomy_xml
 from worker.parts import Parts
@@ -38,10 +40,10 @@ def recorded(shared: Path, name: str) -> dict[str, Any]:
 
 
 def key(parts: Parts, body: dict[str, Any]) -> str:
-    """The one project that knows this body's label config."""
-    return next(
-        p.key for p in parts.store.projects() if p.project.startswith(f"{body['project']['id']}.")
-    )
+    """Of the project this body tells of."""
+    asked = WebhookCall.from_json(body).project_key
+    assert asked is not None
+    return Services(parts).key(asked)
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -326,13 +326,25 @@ def test_one_project_that_fails_does_not_stop_the_others(
 
 
 def test_a_fault_of_ours_in_one_project_does_not_stop_the_others(
-    parts: Parts, known: Project, stand: Stand, board: Board, caplog: pytest.LogCaptureFixture
+    parts: Parts,
+    known: Project,
+    stand: Stand,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     first = project(stand.url, "0.1700000000", known.label_config)
     parts.store.register(first)
-    board.redis.set(f"hrn:{first.key}:later", "no JSON")
     stand.label(20, minute=0)
-    Reconciler(parts).glance()
+    reconciler = Reconciler(parts)
+    look = reconciler.look
+
+    def faulty(one: Project) -> None:
+        if one.key == first.key:
+            raise ZeroDivisionError
+        look(one)
+
+    monkeypatch.setattr(reconciler, "look", faulty)
+    reconciler.glance()
     assert f"unexpected project={first.key}" in caplog.text
     assert queued(parts, known) is not None
 
