@@ -3,8 +3,10 @@
 import logging
 import re
 import threading
+import time
+from collections.abc import Callable
 from functools import lru_cache
-from typing import cast
+from typing import Final, cast
 
 from flask import current_app
 
@@ -14,9 +16,14 @@ from models.store import UNTRAINED, Project, project_key
 from studio.contract import SetupCall
 from studio.labelconfig import LabelConfig, parse_label_config
 from worker.asking import Places, places_of
+from worker.errors import MisconfiguredError
 from worker.parts import Parts
+from worker.queue import Board, RedisError
 
 log = logging.getLogger(__name__)
+
+#: Seconds for which hints are not tried after Redis did not answer one.
+AWAY: Final = 5.0
 
 
 class Services:
@@ -29,7 +36,23 @@ class Services:
         self.records = Records(parts.store)
         #: Pictures that the console looks at together: predictions go first.
         self.looks = threading.BoundedSemaphore(2)
+        self._redis_away_until = 0.0
         self._places = lru_cache(maxsize=64)(lambda key, v, _: places_of(parts.store, key, v))
+
+    def hint(self, what: str, note: Callable[[Board], None]) -> None:
+        """Note in Redis what may be lost.
+
+        Not tried for a while after Redis did not answer: waiting for it, each of a storm of events
+        would hold a thread for seconds, and predictions would stand behind them.
+        """
+        if time.monotonic() < self._redis_away_until:
+            log.info("redis is away: event not noted action=%s", what)
+            return
+        try:
+            note(self.parts.board)
+        except (RedisError, MisconfiguredError) as error:
+            self._redis_away_until = time.monotonic() + AWAY
+            log.warning("event not noted action=%s: %s", what, error)
 
     def key(self, project: str) -> str:
         """The store's name for ``<id>.<epoch>``, the same on every route.

@@ -1,18 +1,13 @@
 """POST /webhook: what happened in Label Studio. A hint, answered at once; nothing is done here."""
 
-import logging
-
 from flask import Blueprint
 from flask.typing import ResponseReturnValue
 
 from backend.body import read_json
 from backend.services import services
 from studio.contract import Event, WebhookCall
-from worker.errors import MisconfiguredError
 from worker.order import Order
-from worker.queue import RedisError
 
-log = logging.getLogger(__name__)
 bp = Blueprint("webhook", __name__)
 
 
@@ -37,11 +32,8 @@ def webhook() -> ResponseReturnValue:
     if call.kind == Event.START_TRAINING:
         asked = services().parts.board.ask(Order(key, "Start Training in Label Studio"))
         return {"job": asked.job, "status": asked.state}, 201
-    try:
-        if call.kind.changes_labels:
-            services().parts.board.note_event(key)
-        if call.kind == Event.TASKS_CREATED:
-            services().parts.board.note_tasks(key)
-    except (RedisError, MisconfiguredError) as error:
-        log.warning("event not noted action=%s: %s", call.action, error)
+    if call.kind.changes_labels:
+        services().hint(call.action, lambda board: board.note_event(key))
+    if call.kind == Event.TASKS_CREATED:
+        services().hint(call.action, lambda board: board.note_tasks(key))
     return {}, 201

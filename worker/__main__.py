@@ -1,5 +1,6 @@
 """`python -m worker` takes jobs; `python -m worker reconcile` asks for what is missing."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,8 @@ from typing import Final
 
 from redis import Redis
 
+from models.errors import EngineError
+from models.openvino_engine import load_openvino
 from worker.errors import MisconfiguredError
 from worker.parts import Parts
 from worker.queue import QUEUE_NAME
@@ -41,8 +44,13 @@ def _device_name(wanted: str) -> str:
 def work(settings: Settings) -> None:
     """Take jobs until told to stop; a job in hand is finished first."""
     # Loaded before the fork, so that a job starts at once. None of it touches a GPU on import,
-    # which a forked process could not use any more.
+    # which a forked process could not use any more, or starts a thread, which a fork would lose.
+    import timm  # noqa: F401
+
     import worker.jobs  # noqa: F401
+
+    with contextlib.suppress(EngineError):  # a job that wants it says that it is missing
+        load_openvino()
 
     connection = Redis.from_url(settings.redis_url)
     ours = OurWorker(

@@ -59,9 +59,11 @@ class Recipe:
         0, 50 and 90 % coarse labels: two of 384 were worth 1.9, 2.1 and 1.6 points on the first and
         0.2, 0.3 and 1.1 on the second over one of 512, for half as much time again. Two of 512 or
         three of 256 took longer or as long and gave no more on the first; two of 256, batches of
-        128 and 12 passes lost a point or more at 90 %.
+        128 and 12 passes lost a point or more at 90 %. Few labels get as many steps as 2,640 do
+        in 16 passes: over campaigns of 81 to 1,081 labels 670 were worth 0.8 to 1.0 points more
+        than 300 (docs/results-acquisition.md), and the seconds are the same as with many.
         """
-        return cls(spatial=0, hidden=384)
+        return cls(spatial=0, hidden=384, least_steps=670)
 
     def sizes(self) -> dict[str, int]:
         """What a head is built with."""

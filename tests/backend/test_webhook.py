@@ -1,13 +1,17 @@
 """POST /webhook: events are noted at once, trainings asked for, and nothing is done here."""
 
+import contextlib
 import json
+import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
+from backend.app import create_app
 from backend.services import Services
 from studio.contract import WebhookCall
 from tests.published import TREE
@@ -90,6 +94,34 @@ def test_without_redis_only_a_training_is_refused(
         assert "Redis" in reply.get_json()["detail"]
     else:
         assert reply.status_code == 201
+
+
+def test_a_redis_that_does_not_answer_is_not_asked_at_every_event(
+    parts: Parts, shared: Path
+) -> None:
+    """Else a storm of events would hold every thread for seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        lame = Parts(replace(parts.settings, redis_url=f"redis://127.0.0.1:{port}/0"))
+        client = create_app(lame).test_client()
+        body = recorded(shared, "ANNOTATION_CREATED")
+        assert client.post("/webhook", json=body).status_code == 201
+        silent.setblocking(False)
+        tried = _waiting(silent)
+        assert tried
+        for _ in range(3):
+            assert client.post("/webhook", json=body).status_code == 201
+        assert not _waiting(silent)
+
+
+def _waiting(server: socket.socket) -> int:
+    """Connections that were made since this was last asked."""
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            server.accept()[0].close()
+            count += 1
+    return count
 
 
 def test_where_no_redis_is_set_events_are_still_taken(
