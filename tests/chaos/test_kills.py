@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 
 from tests.chaos.hurt import LIFE, STEPS
+from tests.chaos.ledger import Ledger
 from tests.chaos.site import Site, running
 
 pytestmark = pytest.mark.slow
@@ -33,14 +34,15 @@ def through(site: Site) -> str:
     return max(str(row["updated_at"]) for task in site.town.tasks for row in task["annotations"])
 
 
-def killed_at(site: Site, step: str, who: str) -> None:
+def killed_at(site: Site, step: str, who: str, ledger: Ledger) -> None:
     """One death at the step, and what must hold afterwards."""
     before = site.check()
     site.town.open(6)
     site.hurt(step, who)
     site.town.answer(8)
     site.until(lambda: site.died, PATIENCE, f"a death at {step}")
-    manifest = site.until(site.learnt, PATIENCE, f"learning after {step}")
+    with ledger.recovery(f"kill -9 of a {who} at a named step", step):
+        manifest = site.until(site.learnt, PATIENCE, f"learning after {step}")
     assert manifest["labels"]["labels"] == site.town.labels
     assert manifest["trained_through"] == through(site)
     site.until(
@@ -54,14 +56,18 @@ def killed_at(site: Site, step: str, who: str) -> None:
 
 
 @pytest.mark.parametrize("step", ["writing weights", "before the pointer"])
-def test_a_job_killed_at_a_step_is_finished_from_the_same_labels(site: Site, step: str) -> None:
-    killed_at(site, step, "job")
+def test_a_job_killed_at_a_step_is_finished_from_the_same_labels(
+    site: Site, step: str, ledger: Ledger
+) -> None:
+    killed_at(site, step, "job", ledger)
 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("step", STEPS)
-def test_a_worker_killed_at_a_step_is_replaced_and_its_job_finished(site: Site, step: str) -> None:
-    killed_at(site, step, "worker")
+def test_a_worker_killed_at_a_step_is_replaced_and_its_job_finished(
+    site: Site, step: str, ledger: Ledger
+) -> None:
+    killed_at(site, step, "worker", ledger)
 
 
 def kill_somebody(site: Site, draw: random.Random) -> bool:
@@ -79,7 +85,7 @@ def kill_somebody(site: Site, draw: random.Random) -> bool:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
-def test_random_kills_lose_nothing(site: Site) -> None:
+def test_random_kills_lose_nothing(site: Site, ledger: Ledger) -> None:
     """At most two deaths a training, which is what is forgiven; for ten minutes at most."""
     draw, kills, longest, rounds = random.Random(SEED), 0, 0.0, 0
     ends = time.monotonic() + 600
@@ -96,9 +102,7 @@ def test_random_kills_lose_nothing(site: Site) -> None:
         site.until(site.learnt, PATIENCE, "learning after random kills")
         longest = max(longest, time.monotonic() - last) if last else longest
         site.check()
-    print(
-        f"\n| random kill -9, seed {SEED} | {kills} kills in {rounds} rounds | lost 0 | broken 0 "
-        f"| longest recovery {longest:.0f} s |"
-    )
+    note = f"{rounds} trainings, seed {SEED}"
+    ledger.tell("kill -9 at random moments", kills, longest, note)
     assert kills > 0
     assert longest < 120

@@ -10,6 +10,7 @@ import requests
 from redis import Redis
 
 from tests.backend.conftest import asking
+from tests.chaos.ledger import Ledger
 from tests.chaos.site import Site, running
 from tests.studio.servers import Reply
 
@@ -52,18 +53,23 @@ def quick(site: Site) -> None:
     assert requests.post(f"{site.urls[0]}/setup", json=setup, timeout=5).status_code == 200
 
 
-def test_a_redis_that_is_killed_and_comes_back_empty_costs_nothing(site: Site) -> None:
+def test_a_redis_that_is_killed_and_comes_back_empty_costs_nothing(
+    site: Site, ledger: Ledger
+) -> None:
     before = predicted(site)
     site.town.answer(8)
     site.empty_redis()
     assert predicted(site) == before
     quick(site)
-    site.until(site.learnt, PATIENCE, "learning after an empty Redis")
+    with ledger.recovery("Redis killed, back empty"):
+        site.until(site.learnt, PATIENCE, "learning after an empty Redis")
     site.check()
 
 
 @pytest.mark.parametrize("seconds", [5, pytest.param(30, marks=pytest.mark.chaos)])
-def test_a_redis_that_stands_still_stops_no_prediction(site: Site, seconds: float) -> None:
+def test_a_redis_that_stands_still_stops_no_prediction(
+    site: Site, seconds: float, ledger: Ledger
+) -> None:
     before = predicted(site)
     site.signal("redis", signal.SIGSTOP)
     try:
@@ -74,10 +80,11 @@ def test_a_redis_that_stands_still_stops_no_prediction(site: Site, seconds: floa
             quick(site)
     finally:
         site.signal("redis", signal.SIGCONT)
-    site.until(site.learnt, PATIENCE, "learning after a pause")
+    with ledger.recovery("Redis paused", f"{seconds:g} s"):
+        site.until(site.learnt, PATIENCE, "learning after a pause")
 
 
-def test_a_redis_without_memory_stops_no_prediction(site: Site) -> None:
+def test_a_redis_without_memory_stops_no_prediction(site: Site, ledger: Ledger) -> None:
     before = predicted(site)
     with Redis.from_url(site.settings.redis_url) as redis:
         redis.config_set("maxmemory-policy", "noeviction")
@@ -90,7 +97,8 @@ def test_a_redis_without_memory_stops_no_prediction(site: Site) -> None:
         time.sleep(3)
     with Redis.from_url(site.settings.redis_url) as redis:
         redis.config_set("maxmemory", 0)
-    site.until(site.learnt, PATIENCE, "learning once there is memory")
+    with ledger.recovery("Redis out of memory"):
+        site.until(site.learnt, PATIENCE, "learning once there is memory")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +115,7 @@ def test_a_redis_without_memory_stops_no_prediction(site: Site) -> None:
     ids=["401", "429", "500", "HTML"],
 )
 def test_a_label_studio_that_is_ill_makes_trainings_wait_with_a_reason(
-    site: Site, ill: Reply
+    site: Site, ill: Reply, ledger: Ledger
 ) -> None:
     site.until(lambda: site.board.state(site.key)[0] == "idle", PATIENCE, "rest")
     runs, versions = len(site.board.runs(site.key)), len(site.store.versions(site.key))
@@ -126,5 +134,6 @@ def test_a_label_studio_that_is_ill_makes_trainings_wait_with_a_reason(
     finally:
         site.town.ill = None
     site.town.answer(8)
-    site.until(site.learnt, PATIENCE, "learning once it is well")
+    with ledger.recovery("Label Studio answers with an error", str(ill.status)):
+        site.until(site.learnt, PATIENCE, "learning once it is well")
     assert len(site.store.versions(site.key)) > versions

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
+from tests.chaos.ledger import Ledger
 from tests.chaos.site import Site, running
 
 pytestmark = pytest.mark.slow
@@ -22,7 +23,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.mark.parametrize("events", [1_000, pytest.param(10_000, marks=pytest.mark.chaos)])
-def test_a_storm_is_taken_whole_and_learnt_from(site: Site, events: int) -> None:
+def test_a_storm_is_taken_whole_and_learnt_from(site: Site, events: int, ledger: Ledger) -> None:
     """200 events a second, each of them an answer that is there to be read."""
     number, _, epoch = site.project.project.partition(".")
     created = site.town.created_at
@@ -52,8 +53,11 @@ def test_a_storm_is_taken_whole_and_learnt_from(site: Site, events: int) -> None
     assert {status for status, _ in answers} == {201}
     assert 1 <= most <= 2
     seconds = sorted(spent for _, spent in answers)
+    settling = time.monotonic()
     site.until(site.learnt, 180, "learning from all of it")
-    print(
-        f"\n| storm | {events} events in {taken:.0f} s | refused 0 | "
-        f"99 % within {1000 * seconds[int(0.99 * events)]:.0f} ms |"
+    ledger.tell(
+        "storm of events",
+        events,
+        time.monotonic() - settling,
+        f"{events} in {taken:.0f} s, 99 % within {1000 * seconds[int(0.99 * events)]:.0f} ms",
     )
