@@ -22,13 +22,17 @@ class Opening:
     everything else waits. So does a `/health` with credentials, which only the application checks.
     """
 
-    def __init__(self, make: "Callable[[], WSGIApplication]") -> None:
+    def __init__(
+        self, make: "Callable[[], WSGIApplication]", failed: Callable[[], None] = lambda: None
+    ) -> None:
         """Begin to load.
 
         Args:
             make: returns the application; what it raises is raised for every request from then on.
+            failed: called after it raised, to end a process that is of no use.
         """
         self._make = make
+        self._failed = failed
         self._made: Future[WSGIApplication] = Future()
         threading.Thread(target=self._load, daemon=True, name="loading").start()
 
@@ -54,6 +58,7 @@ class Opening:
         except BaseException as error:
             log.exception("the application cannot be loaded")
             self._made.set_exception(error)
+            self._failed()
 
 
 def _asks_for_health(environ: "WSGIEnvironment") -> bool:

@@ -2,10 +2,12 @@
 
 import ipaddress
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 
 from command.opening import Opening
 from worker.redaction import cover, start_logging
@@ -51,7 +53,16 @@ class Server(BaseApplication):  # type: ignore[misc]
     def load(self) -> "Opening":
         """The application, which is still being loaded while the first requests come in."""
         cover("gunicorn.error", self._settings)
-        return Opening(lambda: _application(self._settings))
+        return Opening(lambda: _application(self._settings), _leave)
+
+
+def _leave() -> None:
+    """End this process so that gunicorn ends too, and whoever watches it sees that it failed.
+
+    From the thread that loads; the process has served nothing but `/health`.
+    """
+    logging.shutdown()
+    os._exit(Arbiter.WORKER_BOOT_ERROR)
 
 
 def authority(host: str, port: int) -> str:

@@ -67,3 +67,26 @@ def test_the_process_answers_health_and_ends_when_told(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait(10)
+
+
+@pytest.mark.slow
+def test_a_server_whose_application_cannot_be_loaded_ends_with_an_error(tmp_path: Path) -> None:
+    """Else it would say that it is up for ever."""
+    settings = Settings(home=tmp_path, port=free_port(), redis_url="redis://127.0.0.1:1/0")
+    program = (
+        "import os; from command import serve; from worker.settings import Settings\n"
+        "def broken(_): raise OSError('no such disk')\n"
+        "serve._application = broken\n"
+        "serve.serve(Settings.from_environ(os.environ))"
+    )
+    environment = {**os.environ, **as_environment(settings)}
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 3
+    assert "no such disk" in ended.stderr
