@@ -31,6 +31,7 @@ def as_environment(settings: Settings) -> dict[str, str]:
         "HRN_HOME": str(settings.home.resolve()),
         "REDIS_URL": settings.redis_url,
         "LABEL_STUDIO_URL": settings.label_studio_url,
+        "HRN_LABEL_STUDIO_PAGE": settings.label_studio_page,
         "LABEL_STUDIO_API_KEY": settings.label_studio_token.reveal(),
         "HRN_BACKEND_URL": settings.backend_url,
         "HRN_USER": settings.user,

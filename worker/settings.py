@@ -53,6 +53,7 @@ class Settings:
         home: HRN_HOME - models, cache and the embedded Redis live below it.
         redis_url: REDIS_URL - empty: start one here (`hrn up`, `hrn demo`).
         label_studio_url: LABEL_STUDIO_URL - as this process reaches it.
+        label_studio_page: HRN_LABEL_STUDIO_PAGE - as browsers reach it, for links; empty: as above.
         label_studio_token: LABEL_STUDIO_API_KEY - personal access token or legacy token.
         backend_url: HRN_BACKEND_URL - this backend as Label Studio reaches it.
         user: HRN_USER - for Label Studio's calls (Basic auth).
@@ -81,6 +82,7 @@ class Settings:
     home: Path = Path("var")
     redis_url: str = field(default="", repr=False)  # it may carry a password
     label_studio_url: str = ""
+    label_studio_page: str = ""
     label_studio_token: Secret = field(default_factory=Secret)
     backend_url: str = ""
     user: str = "label-studio"
@@ -115,6 +117,7 @@ class Settings:
             home=read("HRN_HOME", "a folder", lambda text: Path(text).expanduser(), cls.home),
             redis_url=read("REDIS_URL", _REDIS, _redis_url, ""),
             label_studio_url=read("LABEL_STUDIO_URL", _WEB, _url, ""),
+            label_studio_page=read("HRN_LABEL_STUDIO_PAGE", _WEB, _url, ""),
             label_studio_token=Secret(environ.get("LABEL_STUDIO_API_KEY", "").strip()),
             backend_url=read("HRN_BACKEND_URL", _WEB, _url, ""),
             user=read("HRN_USER", "a name without ':'", _user, cls.user),

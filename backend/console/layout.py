@@ -67,7 +67,8 @@ def name_of(project: Project) -> str:
 
 def studio_link(project: Project, rest: str = "") -> str | None:
     """Where the project stands in Label Studio; None where its address is no web address."""
-    address = services().parts.settings.label_studio_url or project.label_studio
+    settings = services().parts.settings
+    address = settings.label_studio_page or settings.label_studio_url or project.label_studio
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname or not project.number:
         return None

@@ -37,6 +37,7 @@ WRONG = [
 RIGHT: dict[str, tuple[str, str, Any]] = {
     "REDIS_URL": ("redis_url", "unix:///run/redis.sock", "unix:///run/redis.sock"),
     "LABEL_STUDIO_URL": ("label_studio_url", "http://studio/", "http://studio"),
+    "HRN_LABEL_STUDIO_PAGE": ("label_studio_page", "https://labels.example/", "https://labels.example"),
     "LABEL_STUDIO_API_KEY": ("label_studio_token", " key\n", Secret("key")),
     "HRN_BACKEND_URL": ("backend_url", "https://b:1/x/", "https://b:1/x"),
     "HRN_HOME": ("home", "/data", Path("/data")),

@@ -151,6 +151,21 @@ def test_only_web_addresses_are_linked_to(
         assert f'href="{link.format(number=7)}"' in text
 
 
+def test_links_lead_where_browsers_reach_label_studio(bare: Callable[..., FlaskClient]) -> None:
+    """In a compose network the servers' name for it means nothing outside."""
+    client = bare(
+        console_password=Secret(PASSWORD),
+        label_studio_url="http://label-studio:8080",
+        label_studio_page="https://labels.example",
+    )
+    store = client.application.extensions["services"].parts.store
+    store.register(Project("k-1", 7, "7.1", "http://label-studio:8080", "<View/>", "Title"))
+    sign_in(client)
+    text = client.get("/console").text
+    assert 'href="https://labels.example/projects/7/data"' in text
+    assert "http://label-studio:8080/projects" not in text
+
+
 def test_a_version_chosen_by_hand_is_told(
     parts: Parts, fresh: Callable[..., Project], admin: FlaskClient
 ) -> None:
