@@ -53,6 +53,7 @@ def as_environment(settings: Settings) -> dict[str, str]:
         "HRN_ALLOW_PRIVATE": "true" if settings.allow_private else "",
         "HRN_LOCAL_FILES": _resolved(settings.local_files),
         "HRN_CACHE_GB": str(settings.cache_gb),
+        "HRN_KEEP_VERSIONS": str(settings.keep_versions),
     }
     return {name: value for name, value in ours.items() if value}
 

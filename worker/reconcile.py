@@ -18,6 +18,7 @@ from studio.labelconfig import LabelConfig, parse_label_config
 from worker.asking import ASKED
 from worker.errors import MisconfiguredError
 from worker.identity import check_same, is_ours
+from worker.keeping import prune_versions
 from worker.order import Order
 from worker.parts import Parts
 from worker.queue import RedisError
@@ -113,10 +114,18 @@ class Reconciler:
                 log.exception("unexpected project=%s", project.key)
 
     def _prune(self) -> None:
-        """Keep the cache within its size, now and then."""
-        if time.monotonic() - self._pruned >= PRUNE:
-            self._pruned = time.monotonic()
-            self._parts.galleries.prune(int(self._parts.settings.cache_gb * 1e9))
+        """Keep the cache within its size and old versions within their number, now and then."""
+        if time.monotonic() - self._pruned < PRUNE:
+            return
+        self._pruned = time.monotonic()
+        ours, store = self._parts.settings, self._parts.store
+        try:
+            self._parts.galleries.prune(int(ours.cache_gb * 1e9))
+            for project in store.projects():
+                if is_ours(project, ours.label_studio_url):
+                    prune_versions(store, project.key, ours.keep_versions)
+        except Exception:  # what stays too long must not cost anybody their training
+            log.exception("not pruned")
 
     def _hints(self, project: Project) -> None:
         board = self._parts.board

@@ -77,6 +77,8 @@ class Settings:
         allow_private: HRN_ALLOW_PRIVATE - pictures may come from private addresses.
         local_files: HRN_LOCAL_FILES - folder mounted as Label Studio's local files, read directly.
         cache_gb: HRN_CACHE_GB - features kept on disk.
+        keep_versions: HRN_KEEP_VERSIONS - of each project, the newest; 0: all. Live, its parent and
+            those with a note stay.
     """
 
     home: Path = Path("var")
@@ -104,6 +106,7 @@ class Settings:
     allow_private: bool = False
     local_files: Path | None = None
     cache_gb: float = 20.0
+    keep_versions: int = 50
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
@@ -161,6 +164,12 @@ class Settings:
             local_files=read("HRN_LOCAL_FILES", "a folder that exists", _folder, None),
             cache_gb=read(
                 "HRN_CACHE_GB", "gigabytes above 0", _within(float, 0.01, 1e6), cls.cache_gb
+            ),
+            keep_versions=read(
+                "HRN_KEEP_VERSIONS",
+                "a number from 2, or 0 for all",
+                _versions,
+                cls.keep_versions,
             ),
         )
 
@@ -226,6 +235,13 @@ def _one_of(words: tuple[W, ...]) -> Callable[[str], W]:
         raise ValueError
 
     return parse
+
+
+def _versions(text: str) -> int:
+    number = int(text)
+    if number < 0 or number == 1:  # the newest and the way back
+        raise ValueError
+    return number
 
 
 def _flag(text: str) -> bool:

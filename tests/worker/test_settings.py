@@ -11,6 +11,8 @@ from worker.settings import Secret, SettingError, Settings
 
 WRONG = [
     ("REDIS_URL", "localhost:6379", "redis://"),
+    ("HRN_KEEP_VERSIONS", "1", "2, or 0"),
+    ("HRN_KEEP_VERSIONS", "-3", "2, or 0"),
     ("LABEL_STUDIO_URL", "studio.example", "http://"),
     ("LABEL_STUDIO_URL", "http://", "http://"),
     ("LABEL_STUDIO_URL", "http://studio:port", "http://"),
@@ -37,7 +39,11 @@ WRONG = [
 RIGHT: dict[str, tuple[str, str, Any]] = {
     "REDIS_URL": ("redis_url", "unix:///run/redis.sock", "unix:///run/redis.sock"),
     "LABEL_STUDIO_URL": ("label_studio_url", "http://studio/", "http://studio"),
-    "HRN_LABEL_STUDIO_PAGE": ("label_studio_page", "https://labels.example/", "https://labels.example"),
+    "HRN_LABEL_STUDIO_PAGE": (
+        "label_studio_page",
+        "https://labels.example/",
+        "https://labels.example",
+    ),
     "LABEL_STUDIO_API_KEY": ("label_studio_token", " key\n", Secret("key")),
     "HRN_BACKEND_URL": ("backend_url", "https://b:1/x/", "https://b:1/x"),
     "HRN_HOME": ("home", "/data", Path("/data")),
@@ -60,6 +66,7 @@ RIGHT: dict[str, tuple[str, str, Any]] = {
     "HRN_ALLOW_PRIVATE": ("allow_private", "TRUE", True),
     "HRN_LOCAL_FILES": ("local_files", str(Path(__file__).parent), Path(__file__).parent),
     "HRN_CACHE_GB": ("cache_gb", "0.5", 0.5),
+    "HRN_KEEP_VERSIONS": ("keep_versions", "3", 3),
 }
 
 

@@ -1,0 +1,46 @@
+"""How many versions of a project are kept: the newest, and those that somebody needs."""
+
+import logging
+
+from models.errors import ModelStoreError
+from models.store import ModelStore
+
+log = logging.getLogger(__name__)
+
+
+def prune_versions(store: ModelStore, key: str, keep: int) -> list[str]:
+    """Delete a project's oldest versions beyond the newest ``keep``.
+
+    Never the live one, its parent, which is the way back, or one that a person wrote a note on.
+
+    Args:
+        store: with the versions.
+        key: of the project.
+        keep: versions; 0 keeps all.
+
+    Returns:
+        Those that were deleted, oldest first.
+
+    Raises:
+        ModelStoreError: the store cannot be read.
+    """
+    if not keep:
+        return []
+    old = store.versions(key)[:-keep]
+    needed = store.needed(key) if old else {}
+    deleted = []
+    for version in old:
+        if version in needed or store.note(key, version):
+            continue
+        try:
+            store.delete(key, version)
+        except ModelStoreError as error:  # it went live just now, or the disk is ill: next time
+            log.warning("old version not deleted project=%s version=%s: %s", key, version, error)
+            continue
+        deleted.append(version)
+    if deleted:
+        log.info("project=%s: of more than %d versions deleted %s", key, keep, ", ".join(deleted))
+    return deleted
+
+
+__all__ = ["prune_versions"]
