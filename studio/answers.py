@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-from studio.errors import StudioRefusedError, StudioRequestError
+from studio.errors import StudioRefusedError, StudioRequestError, StudioUnavailableError
 
 #: Longest stretch of Label Studio's own words in our messages, in characters.
 QUOTE: Final = 400
@@ -88,7 +88,8 @@ class Reader:
 
         Raises:
             StudioRefusedError: 401 or 403; the message says which of the cases it was.
-            StudioRequestError: any other answer that is not a success in JSON.
+            StudioUnavailableError: a page that is no JSON.
+            StudioRequestError: any other answer that is not a success.
         """
         if 200 <= answer.status < 300:
             return self._json(call, answer)
@@ -110,11 +111,11 @@ class Reader:
         try:
             reply: object = json.loads(answer.body)
         except ValueError as error:
-            raise StudioRequestError(
+            # A proxy's page of maintenance comes like this too, so it may pass.
+            raise StudioUnavailableError(
                 f"{self.url} answered {call} with {_looks(answer)} instead of JSON: check that"
-                " this is"
-                " Label Studio's own address and that no sign-in page or proxy stands before it",
-                status=answer.status,
+                " this is Label Studio's own address, that it is not in maintenance and that no"
+                " sign-in page or proxy stands before it"
             ) from error
         return reply
 

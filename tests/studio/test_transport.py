@@ -340,7 +340,7 @@ def test_an_empty_answer_is_none() -> None:
 
 def test_a_web_page_is_no_answer() -> None:
     error = fails(script(Reply(b"<html>Sign in</html>", headers={"Content-Type": "text/html"})))
-    assert isinstance(error, StudioRequestError)
+    assert isinstance(error, StudioUnavailableError)
     assert "a web page instead of JSON" in str(error)
 
 
