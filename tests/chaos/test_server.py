@@ -39,6 +39,15 @@ def answered(site: Site, body: dict[str, Any]) -> dict[str, Any] | None:
     return told
 
 
+def shown(told: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """Labels and scores, without the last digits, which depend on who was answered together."""
+    return [
+        (region["value"], pytest.approx(region["score"], abs=1e-4))
+        for one in told["results"]
+        for region in one["result"]
+    ]
+
+
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
 def test_a_server_killed_under_load_answers_nothing_wrongly(site: Site, ledger: Ledger) -> None:
@@ -55,7 +64,7 @@ def test_a_server_killed_under_load_answers_nothing_wrongly(site: Site, ledger: 
                 missed += 1
                 time.sleep(0.2)
             else:
-                assert one == right
+                assert shown(one) == shown(right)
                 told += 1
         return told, missed
 
