@@ -217,15 +217,21 @@ class Site:
         return "\n".join(f"== {name}\n{self.supervisor.tail(name, 40)}" for name in names)
 
     def learnt(self) -> dict[str, Any] | None:
-        """The newest version's manifest, once it has learnt from every answer and nothing runs.
+        """The manifest of a version that has learnt from every answer, once nothing runs.
 
-        That is the live one, unless the gate found it worse.
+        That is the live one, or a newer one that a run tells of, which the gate found worse. One
+        whose job died before it was made live does not count: its labels are learnt again.
         """
-        versions = self.store.versions(self.key)
-        if not versions or self.board.state(self.key)[0] != "idle":
+        if self.board.state(self.key)[0] != "idle":
             return None
-        manifest = self.store.manifest(self.key, versions[-1])
-        return manifest if manifest["labels"]["labels"] == self.town.labels else None
+        known = set(self.store.versions(self.key))
+        told = [run.get("version") for run in self.board.runs(self.key)[:1]]
+        for version in (self.store.current(self.key), *told):
+            if version in known:
+                manifest = self.store.manifest(self.key, version)
+                if manifest["labels"]["labels"] == self.town.labels:
+                    return manifest
+        return None
 
     def check(self) -> int:
         """Load every version; how many there are.
