@@ -11,7 +11,8 @@ log = logging.getLogger(__name__)
 def prune_versions(store: ModelStore, key: str, keep: int) -> list[str]:
     """Delete a project's oldest versions beyond the newest ``keep``.
 
-    Never the live one, its parent, which is the way back, or one that a person wrote a note on.
+    Never the live one, its parent and the one that was live before, which are the ways back, or one
+    that a person wrote a note on; none at all while it is not known which one is live.
 
     Args:
         store: with the versions.
@@ -24,10 +25,10 @@ def prune_versions(store: ModelStore, key: str, keep: int) -> list[str]:
     Raises:
         ModelStoreError: the store cannot be read.
     """
-    if not keep:
+    if not keep or store.current(key) is None:
         return []
     old = store.versions(key)[:-keep]
-    needed = store.needed(key) if old else {}
+    needed = {*store.needed(key), store.previous(key)} if old else set()
     deleted = []
     for version in old:
         if version in needed or store.note(key, version):

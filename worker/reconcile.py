@@ -119,13 +119,17 @@ class Reconciler:
             return
         self._pruned = time.monotonic()
         ours, store = self._parts.settings, self._parts.store
-        try:
+        try:  # what stays too long must not cost anybody their training
             self._parts.galleries.prune(int(ours.cache_gb * 1e9))
-            for project in store.projects():
-                if is_ours(project, ours.label_studio_url):
-                    prune_versions(store, project.key, ours.keep_versions)
-        except Exception:  # what stays too long must not cost anybody their training
-            log.exception("not pruned")
+        except Exception:
+            log.exception("cache not pruned")
+        for project in store.projects():
+            if not is_ours(project, ours.label_studio_url):
+                continue
+            try:
+                prune_versions(store, project.key, ours.keep_versions)
+            except Exception:
+                log.exception("old versions not deleted project=%s", project.key)
 
     def _hints(self, project: Project) -> None:
         board = self._parts.board

@@ -23,8 +23,8 @@ def test_the_oldest_go_and_the_newest_stay(known: tuple[ModelStore, Project]) ->
     store, made = known
     store.point(made.key, "v8", reason="test")
     gone = prune_versions(store, made.key, 3)
-    parent = store.manifest(made.key, "v8")["parent"]
-    stay = {"v6", "v7", "v8", parent} - {None}
+    ways_back = {store.manifest(made.key, "v8")["parent"], store.previous(made.key)}
+    stay = {"v6", "v7", "v8", *ways_back} - {None}
     assert set(store.versions(made.key)) == stay
     assert gone == [f"v{n}" for n in range(1, 9) if f"v{n}" not in stay]
     assert prune_versions(store, made.key, 3) == []
@@ -33,8 +33,8 @@ def test_the_oldest_go_and_the_newest_stay(known: tuple[ModelStore, Project]) ->
 def test_the_live_one_and_its_parent_stay(known: tuple[ModelStore, Project]) -> None:
     store, made = known
     store.point(made.key, "v2", reason="rollback")
-    needed = set(store.needed(made.key))
-    assert "v2" in needed
+    needed = {*store.needed(made.key), store.previous(made.key)} - {None}
+    assert {"v2"} <= needed
     prune_versions(store, made.key, 2)
     assert set(store.versions(made.key)) == {"v7", "v8"} | needed
     assert store.weights(made.key, "v2")
@@ -60,3 +60,12 @@ def test_the_name_of_one_that_went_is_not_given_again(known: tuple[ModelStore, P
     store.point(made.key, "v8", reason="test")
     prune_versions(store, made.key, 2)
     assert publish(store, made) == "v9"
+
+
+def test_nothing_goes_while_it_is_not_known_which_one_is_live(
+    known: tuple[ModelStore, Project],
+) -> None:
+    store, made = known
+    (pointer,) = store.root.rglob("current.json")
+    pointer.unlink()
+    assert prune_versions(store, made.key, 2) == []
