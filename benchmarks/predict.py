@@ -272,8 +272,8 @@ class Bench:
 def limit(bench: Bench, engine: Any, numbers: Sequence[int], preparation: Any) -> dict[str, float]:  # noqa: ANN401
     """Seconds of decode and resize, and of the forward, of these photos."""
     from models.features import prepare
+    from studio.decoding import decode
     from studio.limits import PictureLimits
-    from studio.pictures import decode
 
     data = [bench.files[number].read_bytes() for number in numbers]
 

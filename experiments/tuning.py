@@ -37,8 +37,9 @@ from hierarchy.network import GranularityBlock, ResidualHead
 from hierarchy.rivals.flat import Flat
 from models.backbone import Backbone, load_backbone
 from models.features import prepare
+from studio.decoding import decode
 from studio.errors import PictureError
-from studio.pictures import PictureLimits, decode
+from studio.pictures import PictureLimits
 from worker import checkpoints
 from worker.checkpoints import Checkpoints
 from worker.fine_tuning import device_of

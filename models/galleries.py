@@ -17,6 +17,8 @@ from models.errors import BackboneError
 from models.features import FeatureCache, ReferenceIndex
 from models.gallery import MAX_AGE_S, Gallery
 from models.predictor import Predictor
+from studio.apart import Decode
+from studio.decoding import decode
 from studio.pictures import Picture, PictureLimits
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class Galleries:
         weights: Path | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         limits: PictureLimits | None = None,
+        decode: Decode = decode,
     ) -> None:
         self._cache = cache
         self._fetch = fetch
@@ -65,6 +68,7 @@ class Galleries:
         self._weights = weights
         self._device = device
         self._limits = limits or PictureLimits()
+        self._decode = decode
         self._index = ReferenceIndex(cache / "references")
         self._base: Backbone | None = None
         self._made: OrderedDict[str, Gallery] = OrderedDict()
@@ -123,6 +127,7 @@ class Galleries:
                 cache=FeatureCache(self._cache / "features", backbone.fingerprint),
                 index=self._index,
                 limits=self._limits,
+                decode=self._decode,
             )
             self._forget_oldest()
         return self._made[backbone.fingerprint]

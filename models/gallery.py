@@ -19,8 +19,10 @@ from models.batching import Together
 from models.engine import Engine
 from models.features import FeatureCache, KeptMaps, ReferenceIndex, as_kept, prepare
 from models.views import MIRRORED, PLAIN, crop
+from studio.apart import Decode
+from studio.decoding import decode
 from studio.errors import PictureError
-from studio.pictures import Picture, PictureLimits, decode
+from studio.pictures import Picture, PictureLimits
 
 #: A task's picture: what stands in its data, and the task's id, which some storages need.
 Item = tuple[str, int | None]
@@ -58,6 +60,7 @@ class Gallery:
         cache: FeatureCache | None = None,
         index: ReferenceIndex | None = None,
         limits: PictureLimits | None = None,
+        decode: Decode = decode,
         threads: int = 8,
         max_age_s: float = MAX_AGE_S,
     ) -> None:
@@ -70,6 +73,7 @@ class Gallery:
             cache: keeps features by picture content, for this backbone.
             index: keeps which reference led to which picture.
             limits: what one picture may cost to decode.
+            decode: does it; called from many threads.
             threads: pictures fetched and decoded at once, for each call.
             max_age_s: seconds for which ``index`` is believed.
         """
@@ -79,6 +83,7 @@ class Gallery:
         self._cache = cache
         self._index = index
         self._limits = limits or PictureLimits()
+        self._decode = decode
         self._threads = threads
         self._max_age_s = max_age_s
 
@@ -109,11 +114,19 @@ class Gallery:
         """
         maps = self._cached(picture.digest, (PLAIN,))
         if not maps:
-            image = decode(picture.data, limits=self._limits, at_least=2 * self._preparation.resize)
+            image = self.decoded(picture, at_least=2 * self._preparation.resize)
             pixels = self._pixels(image, (PLAIN,), picture.digest)
             loaded = _Loaded(picture.digest, pixels, maps)
             self._infer([(0, loaded)])
         return maps[PLAIN]
+
+    def decoded(self, picture: Picture, *, at_least: int) -> Image.Image:
+        """The picture as RGB, upright, its shorter side no less than so many pixels if it was.
+
+        Raises:
+            PictureError: it cannot be decoded.
+        """
+        return self._decode(picture.data, limits=self._limits, at_least=at_least)
 
     def stream(
         self, items: Sequence[Item], *, view: int = PLAIN
@@ -292,7 +305,7 @@ class Gallery:
                 return _Loaded(picture.digest, {}, maps)
             # Twice the size we need leaves the resizing filter everything it can use.
             enough = 2 * self._preparation.resize
-            image = decode(picture.data, limits=self._limits, at_least=enough)
+            image = self.decoded(picture, at_least=enough)
         except PictureError as error:
             return error
         return _Loaded(picture.digest, self._pixels(image, missing, picture.digest), maps)

@@ -15,8 +15,6 @@ from models.gallery import Gallery
 from models.heatmap import Box, HeatMap, level_heat_maps, seen_part, spread
 from models.insight import Twig, branches
 from models.predictor import Answer, Predictor
-from studio.decoding import decode
-from studio.limits import PictureLimits
 from studio.pictures import Picture
 
 #: Pixels: the square that a shown picture fits into.
@@ -65,7 +63,6 @@ def look(
     gallery: Gallery,
     preparation: Preparation,
     picture: Picture,
-    limits: PictureLimits,
 ) -> Sight:
     """Look at one picture as the version does.
 
@@ -74,12 +71,11 @@ def look(
         gallery: features that its head was trained on.
         preparation: of the backbone.
         picture: the file.
-        limits: what decoding it may cost.
 
     Raises:
         PictureError: the file cannot be decoded.
     """
-    image = decode(picture.data, limits=limits, at_least=2 * PANEL)
+    image = gallery.decoded(picture, at_least=2 * PANEL)
     maps = gallery.maps_of_picture(picture)[None]
     (answer,) = predictor.answer(maps)
     log_p = predictor.log_probabilities(maps)

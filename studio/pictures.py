@@ -19,13 +19,12 @@ from urllib.parse import parse_qs, unquote
 from urllib3.util import parse_url
 
 from studio.addresses import AddressRules, Origin, Resolver, plain_host, shown, system_resolver
-from studio.decoding import decode
 from studio.download import Downloader
 from studio.errors import PictureError, StudioError, StudioUnavailableError
 from studio.guard import PictureUnavailableError
 from studio.limits import PictureLimits
 
-__all__ = ["Picture", "PictureFetcher", "PictureLimits", "PictureUnavailableError", "decode"]
+__all__ = ["Picture", "PictureFetcher", "PictureLimits", "PictureUnavailableError"]
 
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 _WEB: Final = re.compile(r"https?://", re.IGNORECASE)

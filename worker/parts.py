@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from models.galleries import Galleries
 from models.predictor import Predictors
 from models.store import ModelStore
+from studio.apart import Decoders
 from studio.client import LabelStudio
 from studio.pictures import Picture, PictureFetcher, PictureLimits
 from worker.errors import MisconfiguredError
@@ -79,6 +80,11 @@ class Parts:
         )
 
     @cached_property
+    def decode(self) -> Decoders:
+        """Files to pictures, in processes apart."""
+        return Decoders()
+
+    @cached_property
     def galleries(self) -> Galleries:
         """Features of pictures."""
         ours = self.settings
@@ -92,6 +98,7 @@ class Parts:
             backbone=ours.backbone,
             weights=ours.backbone_weights,
             device=ours.device,
+            decode=self.decode,
         )
 
     @cached_property

@@ -23,7 +23,6 @@ from models.looking import Sight, as_jpeg, framed, in_words, look, overlaid
 from models.store import Project
 from studio.errors import PictureError, StudioError
 from studio.labelconfig import LabelConfig
-from studio.limits import PictureLimits
 from studio.pictures import Picture
 from worker.errors import JobError
 
@@ -152,7 +151,7 @@ def _seen(project: Project, version: str, config: LabelConfig, picture: Picture)
         predictor = own.parts.predictors.get(project, version, config.tree)
         gallery = own.parts.galleries.of(predictor)
         preparation = own.parts.galleries.backbone().preparation
-        return look(predictor, gallery, preparation, picture, PictureLimits())
+        return look(predictor, gallery, preparation, picture)
     finally:
         own.looks.release()
 

@@ -23,8 +23,9 @@ from models.engine import Engine, Maps, OpenVINOEngine, Pixels, TorchEngine
 from models.features import FeatureCache, KeptMaps, ReferenceIndex, as_kept, prepare
 from models.gallery import Gallery, Item
 from models.views import LEARNT_FROM, MIRRORED, PLAIN, crop
+from studio.decoding import decode
 from studio.errors import PictureError
-from studio.pictures import Picture, PictureFetcher, PictureLimits, decode
+from studio.pictures import Picture, PictureFetcher, PictureLimits
 
 SMALL = Preparation(36, 32)
 
@@ -155,7 +156,7 @@ def test_mirrored_maps_are_those_of_the_flipped_picture(tiny: Engine) -> None:
 
 
 def test_all_views_of_a_picture_cost_one_fetch_and_one_decoding(
-    tiny: Engine, monkeypatch: pytest.MonkeyPatch
+    tiny: Engine,
 ) -> None:
     decoded: Counter[bytes] = Counter()
 
@@ -163,9 +164,9 @@ def test_all_views_of_a_picture_cost_one_fetch_and_one_decoding(
         decoded[data] += 1
         return decode(data, **how)
 
-    monkeypatch.setattr("models.gallery.decode", counting)
     source = shelf(40)
-    found = dict(Gallery(source, tiny, SMALL).stream_views(items(40), LEARNT_FROM))
+    gallery = Gallery(source, tiny, SMALL, decode=counting)
+    found = dict(gallery.stream_views(items(40), LEARNT_FROM))
     assert set(source.fetched.values()) == set(decoded.values()) == {1}
     assert len(found) == len(decoded) == 40
     for i, views in found.items():

@@ -1,0 +1,255 @@
+"""Decoding in processes apart: the same pictures and reasons, and whatever happens stays there."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from studio import apart
+from studio.apart import Decoders
+from studio.decoding import decode
+from studio.errors import PictureError
+from studio.limits import PictureLimits
+from tests.studio.ill_decoder import ILLS
+from tests.studio.test_decoding import corners, saved
+
+LIMITS = PictureLimits()
+ROOT = Path(__file__).resolve().parents[2]
+GOOD = saved(corners(), "PNG")
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    made = Decoders(2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def ill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoders]:
+    """One process, which some files make ill."""
+    command = [sys.executable, "-m", "tests.studio.ill_decoder"]
+    monkeypatch.setattr(apart, "COMMAND", command)
+    made = Decoders(1, cpu_seconds=0.5, seconds=2)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("at_least", [None, 16])
+def test_pictures_are_those_of_decode(decoders: Decoders, kind: str, at_least: int | None) -> None:
+    data = saved(corners().resize((480, 320)), kind)
+    here = decode(data, limits=LIMITS, at_least=at_least)
+    there = decoders(data, limits=LIMITS, at_least=at_least)
+    assert (there.mode, there.size, there.info) == (here.mode, here.size, {})
+    assert (np.asarray(there) == np.asarray(here)).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "limits"),
+    [
+        (b"", LIMITS),
+        (b"<svg/>", LIMITS),
+        (GOOD[:-40], LIMITS),
+        (saved(corners(), "JPEG")[:200], LIMITS),
+        (GOOD, PictureLimits(max_pixels=100)),
+    ],
+    ids=["empty", "drawing", "torn PNG", "torn JPEG", "too large"],
+)
+def test_reasons_are_those_of_decode(
+    decoders: Decoders, data: bytes, limits: PictureLimits
+) -> None:
+    with pytest.raises(PictureError) as here:
+        decode(data, limits=limits)
+    with pytest.raises(PictureError) as there:
+        decoders(data, limits=limits)
+    assert there.value.reason == here.value.reason
+
+
+def test_a_size_that_makes_no_sense_is_a_fault_of_the_caller(decoders: Decoders) -> None:
+    with pytest.raises(ValueError, match="above 0, got 0"):
+        decoders(GOOD, limits=LIMITS, at_least=0)
+
+
+def test_many_threads_share_a_few_processes(decoders: Decoders) -> None:
+    sizes = [(20 + at, 30) for at in range(60)]
+    files = [saved(corners().resize(size), "PNG") for size in sizes]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda file: decoders(file, limits=LIMITS).size, files))
+    assert found == sizes
+    assert 1 <= len(decoders.processes) <= 2
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("crash", "crashed the reader (SIGSEGV)"),
+        ("hang", "takes longer than the 0.5 s that are allowed"),
+        ("sleep", "takes longer than"),
+        ("leave", "ended the reader (status 3)"),
+        ("lie", "crashed the reader (SIGKILL)"),
+    ],
+)
+def test_a_picture_that_ends_its_process_is_named_and_the_next_one_is_read(
+    ill: Decoders, how: str, reason: str
+) -> None:
+    assert ill(GOOD, limits=LIMITS).size == corners().size
+    (before,) = ill.processes
+    with pytest.raises(PictureError) as refused:
+        ill(ILLS[how], limits=LIMITS)
+    assert reason in refused.value.reason
+    assert not alive(before)
+    assert ill(GOOD, limits=LIMITS).size == corners().size
+    assert ill.processes != [before]
+
+
+def test_such_a_picture_does_it_once(ill: Decoders) -> None:
+    with pytest.raises(PictureError) as first:
+        ill(ILLS["leave"], limits=LIMITS)
+    ill(GOOD, limits=LIMITS)
+    (process,) = ill.processes
+    with pytest.raises(PictureError) as again:
+        ill(ILLS["leave"], limits=LIMITS)
+    assert again.value.reason == first.value.reason
+    assert ill.processes == [process]
+
+
+def test_memory_has_an_end(ill: Decoders) -> None:
+    """And the process goes on."""
+    ill(GOOD, limits=LIMITS)
+    before = ill.processes
+    with pytest.raises(PictureError):
+        ill(ILLS["eat"], limits=LIMITS)
+    assert ill(GOOD, limits=LIMITS).size == corners().size
+    assert len(before) == 1
+
+
+def test_what_a_library_prints_is_no_answer(ill: Decoders) -> None:
+    assert ill(ILLS["chatter"] + b"|" + GOOD, limits=LIMITS).size == corners().size
+
+
+def test_the_largest_picture_that_is_allowed_fits(decoders: Decoders) -> None:
+    limits = PictureLimits(max_pixels=20_000_000)
+    data = saved(corners().convert("L").resize((5000, 4000)), "PNG")
+    assert decoders(data, limits=limits).size == (5000, 4000)
+
+
+def test_it_sees_no_secret_and_writes_no_file(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "hidden-from-readers")
+    fresh = Decoders(1)
+    fresh(GOOD, limits=LIMITS)
+    process = Path(f"/proc/{fresh.processes[0]}")
+    assert b"hidden-from-readers" not in (process / "environ").read_bytes()
+    limits = dict(line.split("  ", 1) for line in (process / "limits").read_text().splitlines()[1:])
+    assert limits["Max file size"].split()[0] == limits["Max core file size"].split()[0] == "0"
+    assert limits["Max address space"].split()[0] != "unlimited"
+    fresh.close()
+
+
+STARTS_AND_WAITS = """
+import os, sys, time
+from studio.apart import Decoders
+from studio.limits import PictureLimits
+decoders = Decoders(1)
+decoders(sys.stdin.buffer.read(), limits=PictureLimits())
+print(decoders.processes[0], flush=True)
+time.sleep(60)
+"""
+
+FORKS = """
+import os, sys
+from studio.apart import Decoders
+from studio.limits import PictureLimits
+data, decoders = sys.stdin.buffer.read(), Decoders(1)
+decoders(data, limits=PictureLimits())
+before = decoders.processes
+if (child := os.fork()) == 0:
+    decoders(data, limits=PictureLimits())
+    os._exit(int(decoders.processes == before))
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+decoders(data, limits=PictureLimits())
+print(status, decoders.processes == before)
+"""
+
+
+INTERRUPTED = f"""
+import os, signal, sys, threading
+from studio import apart
+from studio.limits import PictureLimits
+apart.COMMAND[1:] = ["-m", "tests.studio.ill_decoder"]
+data, decoders = sys.stdin.buffer.read(), apart.Decoders(1)
+decoders(data, limits=PictureLimits())
+(before,) = decoders.processes
+def interrupt(*_):
+    raise TimeoutError("the job's time is up")
+signal.signal(signal.SIGUSR1, interrupt)
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+try:
+    decoders({ILLS["sleep"]!r}, limits=PictureLimits())
+except TimeoutError:
+    print("interrupted")
+print("alive" if os.path.exists(f"/proc/{{before}}") else "gone")
+print(decoders(data, limits=PictureLimits()).size)
+"""
+
+
+def started(script: str) -> "subprocess.Popen[bytes]":
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.write(GOOD)
+    process.stdin.close()
+    return process
+
+
+def test_it_ends_with_whoever_started_it_however_that_ends() -> None:
+    process = started(STARTS_AND_WAITS)
+    with process:
+        assert process.stdout is not None
+        helper = int(process.stdout.readline())
+        assert alive(helper)
+        process.send_signal(signal.SIGKILL)
+        until(lambda: not alive(helper))
+
+
+def test_a_fork_has_processes_of_its_own_and_leaves_its_parent_s_alone() -> None:
+    with started(FORKS) as process:
+        assert process.stdout is not None
+        assert process.stdout.read().split() == [b"0", b"True"]
+
+
+def alive(pid: int) -> bool:
+    """Not gone, and not only waiting to be noticed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until(happened: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def test_an_interrupted_caller_leaves_nothing_of_its_answer_behind() -> None:
+    """A job's time limit is raised into whatever runs.
+
+    In a process of its own: signals in the middle of a long run of tests have crashed Python 3.11.
+    """
+    with started(INTERRUPTED) as process:
+        assert process.stdout is not None
+        assert process.stdout.read().split() == [b"interrupted", b"gone", b"(48,", b"32)"]
