@@ -56,8 +56,8 @@ def ready() -> ResponseReturnValue:
     store, redis, workers = "writable", "reachable", "none: start one with `hrn work`"
     try:
         services().parts.store.check_writable()
-    except ModelStoreError:
-        store = "not writable"
+    except ModelStoreError as error:
+        store = f"not writable: {_reason(error)}"
     try:
         running = len(services().parts.board.workers())
         workers = str(running) if running else workers
@@ -66,6 +66,11 @@ def ready() -> ResponseReturnValue:
     fine = (store, redis) == ("writable", "reachable") and workers.isdecimal()
     state = {"ready": fine, "store": store, "redis": redis, "workers": workers}
     return state, 200 if fine else 503
+
+
+def _reason(error: ModelStoreError) -> str:
+    """What the system says, without the path, which is no business of whoever may ask."""
+    return getattr(error.__cause__, "strerror", None) or "the log says why"
 
 
 @bp.get("/metrics")

@@ -490,8 +490,9 @@ class ModelStore:
         """
         with _writable(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.root, prefix=".check-"):
-                pass
+            with tempfile.NamedTemporaryFile(dir=self.root, prefix=".check-") as file:
+                file.write(bytes(4096))  # an empty file would fit on a full disk
+                file.flush()
 
     def _folder(self, key: str) -> Path:
         if not KEY.fullmatch(key):

@@ -30,6 +30,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, Final, Literal
 
 from redis import Redis
@@ -63,6 +64,13 @@ HEARTBEAT_LIFE: Final = 45
 
 #: Times that a training whose process died is tried again: what kills it may be the job itself.
 CRASHES_FORGIVEN: Final = 2
+
+#: Seconds of rest after a training that failed, and after many in a row.
+REST: Final = 60.0
+LONGEST_REST: Final = 3600.0
+
+#: Ways of ending after which the same wish is tried again by itself.
+_ON_ITS_WAY: Final = frozenset({"died", "postponed"})
 
 #: Where a worker says, in its own record, what it computes on.
 DEVICE_FIELD: Final = "hrn_device"
@@ -394,6 +402,19 @@ class Board:
         """How past trainings ended, newest first."""
         lines = self.redis.lrange(self._key(project, "runs"), 0, RUNS_KEPT - 1)
         return [run for line in lines if (run := _read(line)) is not None]
+
+    def rest(self, project: str) -> float:
+        """Seconds for which no training is asked for unasked, 0 if the last one did not fail.
+
+        A minute after a failure, twice as long after each further one in a row, an hour at most:
+        what fails before it has read the labels would else be wished for at every look.
+        """
+        ended = [run for run in self.runs(project) if run.get("state") not in _ON_ITS_WAY]
+        failures = list(takewhile(lambda run: run.get("state") == "failed", ended))
+        if not failures:
+            return 0.0
+        pause = min(REST * 2.0 ** (len(failures) - 1), LONGEST_REST)
+        return max(0.0, float(failures[0]["ended_at"]) + pause - time.time())
 
     def state(self, project: str) -> tuple[State, str | None]:
         """What the project's training does now, and its job."""

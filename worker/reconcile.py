@@ -198,7 +198,8 @@ class Reconciler:
         if last != self._newest.get(project.key):  # its event may have been lost
             self._missed(project, version, new)
         self._newest[project.key], self._new[project.key] = last, new
-        if reason := self._policy.reason(new, last, time.time()):
+        reason = self._policy.reason(new, last, time.time())
+        if reason and not self._parts.board.rest(project.key):
             self._parts.board.ask(Order(project.key, reason))
 
     def _missed(self, project: Project, version: str | None, new: int) -> None:

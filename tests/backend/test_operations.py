@@ -41,7 +41,7 @@ def test_not_ready_where_the_store_cannot_be_written(
     (tmp_path / "models").write_text("a file where the folder should be", encoding="utf-8")
     reply = bare().get("/ready")
     assert reply.status_code == 503
-    assert reply.get_json()["store"] == "not writable"
+    assert reply.get_json()["store"] == "not writable: File exists"
     assert str(tmp_path) not in reply.text
 
 

@@ -1,8 +1,10 @@
 """Our processes as they are, but for where they die: `python -m tests.chaos.hurt worker`.
 
 A file ``hurt`` in HRN_HOME names a step and who dies there: ``job`` (its process alone), ``worker``
-(both). Whoever comes to that step first removes the file and kills with SIGKILL. Hearts beat faster
-than in production, so that a death is noticed after seconds, and trainings are short;
+(both). Whoever comes to that step first removes the file and kills with SIGKILL. Files ``fails``
+and ``nan`` hold keys of projects whose trainings raise an unexpected error, or have a loss that is
+no number. Pictures that `tests.studio.ill_decoder` knows crash or hang their decoder. Hearts beat
+faster than in production, so that a death is noticed after seconds, and trainings are short;
 nothing else differs.
 """
 
@@ -15,14 +17,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
-import openvino  # noqa: F401 - here once, not after each fork: a job is to take a second or two
-import timm  # noqa: F401
-
 from models import store
 from models.store import ModelStore
+from studio import apart
 from studio.client import LabelStudio
 from worker import __main__ as program
-from worker import jobs, progress, queue, reconcile, refreshing, training
+from worker import jobs, progress, queue, reconcile, refreshing, trainer, training
 from worker.progress import Progress
 from worker.recipe import Recipe
 
@@ -115,8 +115,45 @@ def _hurt_refreshing() -> None:
     setattr(LabelStudio, "import_predictions", outside)  # noqa: B010 - as above
 
 
+def _named(file: str, project: str) -> bool:
+    path = Path(os.environ["HRN_HOME"]) / file
+    return path.exists() and project in path.read_text(encoding="utf-8").split()
+
+
+def _fail_always() -> None:
+    """Raise what nobody expects, in trainings of the projects named."""
+    inside = vars(jobs)["run"]
+
+    def outside(order: Any, *more: Any) -> Any:
+        if _named("fails", order.project):
+            raise RuntimeError("something that nobody thought of")
+        os.environ["HURT_PROJECT"] = order.project  # this process runs no other training
+        return inside(order, *more)
+
+    vars(jobs)["run"] = outside
+
+
+def _lose_numbers() -> None:
+    """Let the loss become NaN, in trainings of the projects named."""
+    inside = vars(trainer)["fit"]
+
+    def outside(network: Any, objective: Callable[..., Any], *more: Any, **names: Any) -> Any:
+        def lost(*some: Any) -> Any:
+            return objective(*some) * float("nan")
+
+        ill = _named("nan", os.environ.get("HURT_PROJECT", ""))
+        return inside(network, lost if ill else objective, *more, **names)
+
+    vars(trainer)["fit"] = outside
+
+
 def main(role: str) -> int:
-    """Run a role of `python -m worker`, ready to die."""
+    """Run a role of `python -m worker`, or the server, ready to die."""
+    apart.COMMAND[1:] = ["-m", "tests.studio.ill_decoder"]
+    if role == "serve":
+        from command.__main__ import main as hrn
+
+        return hrn(["serve"])
     vars(queue)["HEARTBEAT_LIFE"] = LIFE
     vars(progress).update(HEARTBEAT=BEAT, INTERVAL=0.05)
     vars(refreshing)["BEAT"] = BEAT
@@ -128,6 +165,8 @@ def main(role: str) -> int:
     _hurt_reports()
     _hurt_writing()
     _hurt_refreshing()
+    _fail_always()
+    _lose_numbers()
     return program.main([] if role == "worker" else [role])
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
+import requests
 import safetensors.torch
 from PIL import Image
 
@@ -23,6 +24,7 @@ from command import redis_server
 from command.services import answers_http, as_environment
 from command.supervisor import Child, Supervisor
 from models.store import ModelStore, Project
+from tests.backend.conftest import asking
 from tests.end_to_end.label_studio import free_port
 from tests.models import small
 from tests.published import TREE, project
@@ -127,16 +129,24 @@ class Site:
         )
         self.store = ModelStore(self.settings.store)
         self.board = Board(connect(self.settings.redis_url))
-        self.project: Project = self.store.register(project(town.url, xml=taxonomy_xml(TREE)))
-        self.deaths = 0
+        self.project: Project = self.further(1)
+        self.urls: list[str] = []
 
     @property
     def key(self) -> str:
         """Of the project."""
         return self.project.key
 
+    def further(self, number: int) -> Project:
+        """A project with that number; all of them have the same tasks and answers."""
+        named = project(self.town.url, f"{number}.1795440233", xml=taxonomy_xml(TREE))
+        return self.store.register(named)
+
     def start(self, *roles: str) -> None:
-        """Start ``redis``, ``worker``, ``reconcile``, ``serve``; a suffix tells two apart."""
+        """Start ``redis``, ``worker``, ``reconcile``, ``serve``; a suffix tells two apart.
+
+        ``serve-ill`` has decoders that certain pictures make ill, as workers have.
+        """
         for name in roles:
             role = name.partition("-")[0]
             if role == "redis":
@@ -155,13 +165,14 @@ class Site:
     def _serve(self, name: str) -> None:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
+        program = ["tests.chaos.hurt"] if name == "serve-ill" else ["command"]
         self.supervisor.start(
             name,
-            [sys.executable, "-m", "command", "serve"],
+            [sys.executable, "-m", *program, "serve"],
             {**self.environment(), "HRN_PORT": str(port)},
             ready=lambda: answers_http(f"{url}/health"),
         )
-        self.urls = [*vars(self).get("urls", []), url]
+        self.urls.append(url)
 
     def environment(self) -> dict[str, str]:
         """What its processes are started with."""
@@ -216,35 +227,38 @@ class Site:
         names = sorted({child.name for child in self.supervisor.children})
         return "\n".join(f"== {name}\n{self.supervisor.tail(name, 40)}" for name in names)
 
-    def learnt(self) -> dict[str, Any] | None:
+    def learnt(self, key: str = "") -> dict[str, Any] | None:
         """The manifest of a version that has learnt from every answer, once nothing runs.
 
-        That is the live one, or a newer one that a run tells of, which the gate found worse. One
-        whose job died before it was made live does not count: its labels are learnt again.
+        Of the first project unless another one is named. The version is the live one, or a newer
+        one that a run tells of, which the gate found worse. One whose job died before it was made
+        live does not count: its labels are learnt again.
         """
-        if self.board.state(self.key)[0] != "idle":
+        key = key or self.key
+        if self.board.state(key)[0] != "idle":
             return None
-        known = set(self.store.versions(self.key))
-        told = [run.get("version") for run in self.board.runs(self.key)[:1]]
-        for version in (self.store.current(self.key), *told):
+        known = set(self.store.versions(key))
+        told = [run.get("version") for run in self.board.runs(key)[:1]]
+        for version in (self.store.current(key), *told):
             if version in known:
-                manifest = self.store.manifest(self.key, version)
+                manifest = self.store.manifest(key, version)
                 if manifest["labels"]["labels"] == self.town.labels:
                     return manifest
         return None
 
-    def check(self) -> int:
-        """Load every version; how many there are.
+    def check(self, key: str = "") -> int:
+        """Load every version of the first project, or of another one; how many there are.
 
         Raises:
             ModelStoreError: one is broken.
         """
-        versions = self.store.versions(self.key)
+        key = key or self.key
+        versions = self.store.versions(key)
         for version in versions:
-            assert self.store.weights(self.key, version)
-            assert self.store.manifest(self.key, version)["version"] == version
+            assert self.store.weights(key, version)
+            assert self.store.manifest(key, version)["version"] == version
         assert [int(name[1:]) for name in versions] == sorted({int(v[1:]) for v in versions})
-        folder = self.settings.store / "projects" / self.key / "versions"
+        folder = self.settings.store / "projects" / key / "versions"
         for path in folder.glob("v*"):  # nothing half written under a version's name
             safetensors.torch.load_file(path / "weights.safetensors")
         return len(versions)
@@ -267,3 +281,15 @@ def running(home: Path, roles: Sequence[str], **settings: Any) -> Iterator[Site]
             town.ill, town.slow = None, 0.0
             supervisor.stopping.set()
             keeper.join(10)
+
+
+def predicted(site: Site, *numbers: int) -> list[dict[str, Any]]:
+    """What a visit to these tasks shows, the first three if none are named."""
+    refs = [f"/data/upload/1/{number}.png" for number in numbers or (1, 2, 3)]
+    reply = requests.post(f"{site.urls[0]}/predict", json=asking(site.project, refs), timeout=60)
+    assert reply.status_code == 200
+    told = reply.json()
+    assert told["model_version"] == site.store.current(site.key)
+    results: list[dict[str, Any]] = told["results"]
+    assert len(results) == len(refs)
+    return results

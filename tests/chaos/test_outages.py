@@ -3,15 +3,13 @@
 import signal
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import requests
 from redis import Redis
 
-from tests.backend.conftest import asking
 from tests.chaos.ledger import Ledger
-from tests.chaos.site import Site, running
+from tests.chaos.site import Site, predicted, running
 from tests.studio.servers import Reply
 
 pytestmark = pytest.mark.slow
@@ -27,18 +25,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         made.town.answer(12)
         made.until(made.learnt, PATIENCE, "the first version")
         yield made
-
-
-def predicted(site: Site) -> list[dict[str, Any]]:
-    """What a visit to three tasks shows."""
-    body = asking(site.project, [f"/data/upload/1/{number}.png" for number in (1, 2, 3)])
-    reply = requests.post(f"{site.urls[0]}/predict", json=body, timeout=60)
-    assert reply.status_code == 200
-    told = reply.json()
-    assert told["model_version"] == site.store.current(site.key)
-    results: list[dict[str, Any]] = told["results"]
-    assert len(results) == 3
-    return results
 
 
 def quick(site: Site) -> None:
@@ -107,12 +93,13 @@ def test_a_redis_without_memory_stops_no_prediction(site: Site, ledger: Ledger) 
         Reply({"detail": "Invalid token."}, 401),
         pytest.param(Reply({"detail": "slow down"}, 429), marks=pytest.mark.chaos),
         pytest.param(Reply({"detail": "oops"}, 500), marks=pytest.mark.chaos),
+        pytest.param(Reply(b"", 0), marks=pytest.mark.chaos),
         pytest.param(
             Reply(b"<html>maintenance</html>", 200, {"Content-Type": "text/html"}),
             marks=pytest.mark.chaos,
         ),
     ],
-    ids=["401", "429", "500", "HTML"],
+    ids=["401", "429", "500", "hangs up", "HTML"],
 )
 def test_a_label_studio_that_is_ill_makes_trainings_wait_with_a_reason(
     site: Site, ill: Reply, ledger: Ledger
@@ -134,6 +121,28 @@ def test_a_label_studio_that_is_ill_makes_trainings_wait_with_a_reason(
     finally:
         site.town.ill = None
     site.town.answer(8)
-    with ledger.recovery("Label Studio answers with an error", str(ill.status)):
+    what = {0: "hangs up", 200: "a web page"}.get(ill.status, str(ill.status))
+    with ledger.recovery("Label Studio answers with an error", what):
         site.until(site.learnt, PATIENCE, "learning once it is well")
     assert len(site.store.versions(site.key)) > versions
+
+
+@pytest.mark.chaos
+def test_a_label_studio_that_is_slow_holds_up_trainings_and_nothing_else(
+    site: Site, ledger: Ledger
+) -> None:
+    before, live = predicted(site), site.store.current(site.key)
+    site.town.slow = 4.0
+    try:
+        site.town.answer(8)
+        ends = time.monotonic() + 20
+        while time.monotonic() < ends:
+            assert predicted(site) == before
+            began = time.monotonic()
+            quick(site)
+            assert time.monotonic() - began < 1.5
+        assert site.store.current(site.key) == live
+    finally:
+        site.town.slow = 0.0
+    with ledger.recovery("Label Studio takes 4 s for each answer"):
+        site.until(site.learnt, PATIENCE, "learning once it is quick")

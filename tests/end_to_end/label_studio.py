@@ -84,16 +84,27 @@ class RunningLabelStudio:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._personal: str | None = None
+        self._port = str(port)
+        self._settings = self._environment(settings or {})
+        self.start()
+
+    def start(self) -> None:
+        """Begin the boot; again after `kill`, on what is in its folder."""
         command = [str(BINARY), "start", "--no-browser", "--internal-host", "127.0.0.1"]
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, "--port", str(port)],
-                env=self._environment(settings or {}),
+                [*command, "--port", self._port],
+                env=self._settings,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that its children end with it
             )
+
+    def kill(self) -> None:
+        """SIGKILL, to it and its children."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(END_SECONDS)
 
     def _environment(self, settings: Mapping[str, str]) -> dict[str, str]:
         ours = {

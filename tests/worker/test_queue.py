@@ -329,6 +329,25 @@ def test_runs_are_remembered_newest_first_up_to_a_number(board: Board) -> None:
     assert runs[0]["ended_at"] <= time.time()
 
 
+@pytest.mark.parametrize(
+    ("states", "seconds"),
+    [
+        ([], 0),
+        (["failed"], 60),
+        (["published", "failed", "failed", "failed"], 240),
+        (["failed", "published"], 0),
+        (["failed", "died", "postponed"], 60),
+        (["failed"] * 20, 3600),
+    ],
+)
+def test_after_failures_in_a_row_nothing_is_asked_for_unasked_for_longer_and_longer(
+    board: Board, states: list[str], seconds: float
+) -> None:
+    for state in states:
+        board.log_run(KEY, {"job": "j", "state": state})
+    assert board.rest(KEY) == pytest.approx(seconds, abs=2)
+
+
 @pytest.mark.parametrize("text", ["no JSON", b"\xff\xfe", "[1, 2]", "null", "[" * 10_000])
 def test_what_others_wrote_in_place_of_a_hint_is_a_hint_lost(
     board: Board, text: bytes | str

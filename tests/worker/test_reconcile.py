@@ -1,6 +1,7 @@
 """Wanted against done: the policy on paper, and what is asked for when every hint is lost."""
 
 import logging
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -93,6 +94,20 @@ def test_nothing_is_asked_for_labels_that_the_live_version_has_learnt_from(
     publish(parts.store, known, trained_through=newest)
     Reconciler(parts).glance()
     assert queued(parts, known) is None
+
+
+def test_a_training_that_failed_before_it_read_a_label_is_not_wished_for_at_every_look(
+    parts: Parts, known: Project, board: Board, stand: Stand
+) -> None:
+    stand.label(20, minute=0)
+    board.log_run(known.key, {"job": "train-1", "state": "failed", "why": "unexpected"})
+    ours = Reconciler(parts)
+    ours.look(known)
+    assert queued(parts, known) is None
+    long_ago = {"job": "train-1", "state": "failed", "ended_at": time.time() - 7200}
+    board.log_run(known.key, long_ago)
+    ours.look(known)
+    assert queued(parts, known) is not None
 
 
 def test_a_version_wants_its_pre_labels_once(parts: Parts, known: Project, board: Board) -> None:
