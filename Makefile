@@ -12,7 +12,7 @@ export UV_LINK_MODE ?= hardlink
 # Locks carry versions and hashes; where packages come from is the machine's own setting.
 SYNC = $(UV) pip sync -q --require-hashes
 
-.PHONY: help install demo test chaos check unit chromium axe lock format clean
+.PHONY: help install demo test coverage chaos check unit chromium axe lock format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,13 +50,17 @@ check: .venv/.done ## style, types and import contracts
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-unit: .venv/.done ## the fast tests
-	.venv/bin/python -m pytest -m "not slow and not label_studio and not browser and not chaos"
+unit: .venv/.done ## the fast tests, on all cores
+	.venv/bin/python -m pytest -n auto --dist loadfile -m "not slow and not label_studio and not browser and not chaos"
 
-test: install .venv-upstream/.done chromium axe check ## the checks and all tests, on a real Label Studio, Redis, worker and browser
-	.venv/bin/python -m pytest --cov --cov-report=term
+# The slow ones run one after the other: they start servers and trainings that want the cores for themselves.
+test: install .venv-upstream/.done chromium axe check unit ## the checks and all tests, on a real Label Studio, Redis, worker and browser
+	.venv/bin/python -m pytest -m "(slow or label_studio or browser) and not chaos"
 
-chaos: .venv/.done ## kill, starve and flood it for some 15 minutes, on loopback; prints what was tried
+coverage: install .venv-upstream/.done chromium axe ## all tests, with the lines that none of them runs
+	.venv/bin/python -m pytest --cov --cov-report=term -m "not chaos"
+
+chaos: install ## kill, starve and flood it for some 25 minutes, on loopback; prints what was tried
 	.venv/bin/python -m pytest -m "chaos or not chaos" tests/chaos
 
 chromium:

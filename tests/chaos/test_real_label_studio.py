@@ -53,7 +53,7 @@ def learnt(shop: Shop) -> bool:
     versions = parts.store.versions(key)
     if parts.board.state(key)[0] != "idle" or not versions:
         return False
-    return parts.store.manifest(key, versions[-1])["labels"]["labels"] == given
+    return bool(parts.store.manifest(key, versions[-1])["labels"]["labels"] == given)
 
 
 def test_killed_in_the_middle_of_a_training_it_costs_no_answer_and_no_wish(
