@@ -128,9 +128,11 @@ class Board:
         with self._locked(order.project):
             job = self._job(order.project)
             status = None if job is None else job.get_status(refresh=True)
-            if job is None or status not in _PENDING:
+            if job is None or status not in _WANTED:
                 return Asked(self._enqueue(order, _new_id("train")), "queued")
-            if status != JobStatus.STARTED:
+            # One that failed without a word has died, and its heart may not be known to have
+            # stopped: what would be queued now would find its place taken, and end.
+            if status not in (JobStatus.STARTED, JobStatus.FAILED):
                 known = self._order_of(job, order.project)
                 if (both := known.joined(order)) != known:
                     self._forget(job)
@@ -177,7 +179,7 @@ class Board:
             status = None if job is None else job.get_status(refresh=True)
             names = (self._key(project, "again"), self._key(project, "later"))
             dropped = self.redis.delete(*names)
-            if job is None or status not in _PENDING:
+            if job is None or status not in _WANTED:
                 return "the training that was put off" if dropped else None
             # Also for one that waits: a worker may have taken it and not said so yet.
             self.redis.set(self._key(project, "cancel"), job.id, ex=3600)
@@ -204,7 +206,7 @@ class Board:
         found: list[dict[str, Any]] = []
         job = self._job(project)
         status = None if job is None else job.get_status(refresh=True)
-        if job is not None and status in _PENDING:
+        if job is not None and status in _WANTED:
             state = "running" if status == JobStatus.STARTED else "queued"
             order = self._order_of(job, project).to_json()
             asked = None if job.enqueued_at is None else job.enqueued_at.timestamp()
@@ -424,7 +426,8 @@ class Board:
         status = job.get_status(refresh=True)
         if status == JobStatus.STARTED:
             return "running", job.id
-        return ("queued", job.id) if status in _PENDING else ("idle", None)
+        # What has failed without a word is queued again once its heart is known to have stopped.
+        return ("queued", job.id) if status in _WANTED else ("idle", None)
 
     # Hints from webhooks
 
@@ -605,6 +608,8 @@ def _read(text: str | bytes) -> dict[str, Any] | None:
 
 
 _PENDING = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.DEFERRED, JobStatus.SCHEDULED)
+#: And a training that died: RQ notices at once, `Board.revive` once its heart has stopped.
+_WANTED = (*_PENDING, JobStatus.FAILED)
 
 
 def _new_id(kind: str) -> str:

@@ -79,18 +79,18 @@ def test_a_worker_killed_at_a_step_is_replaced_and_its_job_finished(
     killed_at(site, step, "worker", ledger)
 
 
-def kill_somebody(site: Site, key: str, draw: random.Random) -> bool:
-    """SIGKILL the process of the project's running job, at times its worker too; False if none."""
+def kill_somebody(site: Site, key: str, draw: random.Random) -> str | None:
+    """SIGKILL the process of the project's running job, at times its worker too; the job."""
     told = site.board.progress(key)
     if told is None:
-        return False
+        return None
     pid = int(told["worker"].rpartition(":")[2])
     with suppress(ProcessLookupError, FileNotFoundError):
-        if draw.random() < 0.2:
+        if draw.random() < 0.1:
             os.kill(parent_of(pid), signal.SIGKILL)
         os.kill(pid, signal.SIGKILL)
-        return True
-    return False
+        return str(told["job"])
+    return None
 
 
 def parent_of(pid: int) -> int:
@@ -117,23 +117,28 @@ class Campaign:
         site.board.ask(Order(key, "by hand"))
         for _ in range(2):
             site.until(lambda: site.board.progress(key) or self.settled(), PATIENCE, "a job")
-            time.sleep(self.draw.uniform(0, 1.5))
-            if kill_somebody(site, key, self.draw):
+            time.sleep(self.draw.uniform(0, 1.2))
+            if job := kill_somebody(site, key, self.draw):
                 self.kills, died = self.kills + 1, time.monotonic()
-                self.until_it_is_known()
+                self.until_it_is_known(job)
         site.until(self.settled, PATIENCE, "the end of a training with random kills")
         self.longest = max(self.longest, time.monotonic() - died if died else 0.0)
 
-    def until_it_is_known(self) -> None:
-        """Its heart beats no more; the next one may then be killed."""
-        self.site.until(
-            lambda: self.site.board.state(self.key)[0] != "running", LIFE + PATIENCE, "a death"
-        )
+    def until_it_is_known(self, job: str) -> None:
+        """Its heart beats no more, its work is queued again; the next one may then be killed."""
+
+        def buried() -> bool:
+            told = self.site.board.progress(self.key)
+            return told is None or told["job"] != job
+
+        self.site.until(buried, LIFE + PATIENCE, "a death that is noticed")
 
     def settled(self) -> bool:
         """Nothing runs or waits, and the newest run is one that ended."""
         runs = self.site.board.runs(self.key)
-        idle = self.site.board.state(self.key)[0] == "idle"
+        idle = self.site.board.state(self.key)[0] == "idle" and not self.site.board.progress(
+            self.key
+        )
         return bool(idle and runs and runs[0]["state"] != "died")
 
 

@@ -1,6 +1,7 @@
 """The board on a real Redis: however often asked, one runs and one waits."""
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -51,6 +52,43 @@ def test_however_often_asked_one_runs_and_one_waits(board: Board) -> None:
     assert waiting.pop().job != first.job
     assert board.state(KEY) == ("running", first.job)
     assert board.depth() == 0
+
+
+def test_what_is_asked_before_a_death_is_buried_waits_behind_the_dead_one_s_wish(
+    board: Board,
+) -> None:
+    """RQ says at once that a job's process is gone; its heart is trusted for seconds more.
+
+    A job queued in between found its place taken and ended, and both wishes were lost.
+    """
+    first = board.ask(replace(ORDER, force=True))
+    start(board, first.job)
+    assert board.beat(KEY, first.job)
+    job_of(board, first.job).set_status(JobStatus.FAILED)
+    second = board.ask(ORDER)
+    assert second.state == "waiting"
+    assert board.depth() == 0
+    assert board.revive(KEY) is None
+    assert [wish["state"] for wish in board.wishes(KEY)] == ["queued", "waiting"]
+    board.redis.delete(board._key(KEY, "alive"))
+    long_ago(board, first.job, JobStatus.FAILED)
+    assert "died" in str(board.revive(KEY))
+    state, again = board.state(KEY)
+    assert (state, board.depth()) == ("queued", 1)
+    assert again is not None
+    assert job_of(board, again).args[0]["force"]
+    start(board, again)
+    board.finished(KEY, again)
+    assert board.state(KEY) == ("queued", second.job)
+
+
+def test_a_training_that_died_can_be_cancelled_before_it_is_tried_again(board: Board) -> None:
+    first = board.ask(ORDER)
+    start(board, first.job)
+    job_of(board, first.job).set_status(JobStatus.FAILED)
+    assert board.cancel(KEY) == first.job
+    assert board.revive(KEY) is None
+    assert board.state(KEY) == ("idle", None)
 
 
 def test_projects_do_not_wait_for_each_other(board: Board) -> None:
