@@ -206,15 +206,18 @@ def _depth(arguments: Arguments, settings: Settings) -> int:
 
 def _backup(arguments: Arguments, settings: Settings) -> int:
     from models.backup import backup
+    from worker.parts import Parts
 
-    print(f"{arguments.file}: {backup(settings.store, arguments.file)} files")
+    print(f"{arguments.file}: {backup(Parts(settings).store.files, arguments.file)} files")
     return 0
 
 
 def _restore(arguments: Arguments, settings: Settings) -> int:
     from models.backup import restore
+    from worker.parts import Parts
 
-    print(f"{restore(arguments.file, settings.store)} files are back in {settings.store}")
+    files = Parts(settings).store.files
+    print(f"{restore(arguments.file, files)} files are back in {files.where}")
     return 0
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from command import samples, services
 from command.supervisor import StartError, Supervisor
 from hierarchy import LabelTree
-from models.store import ModelStore, project_key
+from models.store import project_key
 from studio.client import LabelStudio
 from studio.configwriter import taxonomy_config
 from studio.connection import connect
@@ -251,7 +251,7 @@ def _connect(client: LabelStudio, demo: Demo, settings: Settings) -> None:
         backend_url=demo.backend_url,
         user=settings.user,
         password=settings.password.reveal(),
-        version=ModelStore(settings.store).current(key) or "untrained",
+        version=Parts(settings).store.current(key) or "untrained",
     )
 
 

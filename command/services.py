@@ -29,6 +29,7 @@ def as_environment(settings: Settings) -> dict[str, str]:
     """The variables that a child process reads back into the same settings."""
     ours = {
         "HRN_HOME": str(settings.home.resolve()),
+        "HRN_STORE": _store(settings),
         "REDIS_URL": settings.redis_url,
         "LABEL_STUDIO_URL": settings.label_studio_url,
         "HRN_LABEL_STUDIO_PAGE": settings.label_studio_page,
@@ -56,6 +57,12 @@ def as_environment(settings: Settings) -> dict[str, str]:
         "HRN_KEEP_VERSIONS": str(settings.keep_versions),
     }
     return {name: value for name, value in ours.items() if value}
+
+
+def _store(settings: Settings) -> str:
+    if settings.in_bucket or not settings.store_url:
+        return settings.store_url
+    return _resolved(settings.store)
 
 
 def _resolved(path: Path | None) -> str:

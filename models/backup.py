@@ -5,17 +5,18 @@ and logs are not in it: what they hold is found again.
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
 import secrets
 import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from models.errors import ModelStoreError
+from models.files import Files, FolderFiles
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,8 @@ _PROJECTS: Final = "projects"
 _PIECE: Final = 1 << 20
 
 
-def backup(root: Path, file: Path) -> int:
-    """Write the store at ``root`` into ``file``, whole or not at all; how many files are in it.
+def backup(files: Files, file: Path) -> int:
+    """Write a store's files into ``file``, whole or not at all; how many are in it.
 
     Servers and workers may go on meanwhile: pointers are read before what they point to.
 
@@ -39,17 +40,18 @@ def backup(root: Path, file: Path) -> int:
     known: dict[str, str] = {}
     try:
         with zipfile.ZipFile(work, "w") as packed:
-            for path in _kept(root):
-                name = path.relative_to(root).as_posix()
+            for name in _kept(files):
                 try:
-                    source = path.open("rb")
+                    source = files.open(name)
                 except FileNotFoundError:  # a version that was deleted just now
                     continue
                 with source, packed.open(name, "w", force_zip64=True) as member:
                     known[name] = _copied(source, member)
             packed.writestr(_LIST, json.dumps({"format": FORMAT, "sha256": known}, indent=1))
         if not known:
-            raise ModelStoreError(f"there is nothing to back up in {root}: no project has called")
+            raise ModelStoreError(
+                f"there is nothing to back up in {files.where}: no project has called"
+            )
         with work.open("rb") as written:
             os.fsync(written.fileno())
         work.replace(file)
@@ -61,51 +63,71 @@ def backup(root: Path, file: Path) -> int:
     return len(known)
 
 
-def restore(file: Path, root: Path) -> int:
+def restore(file: Path, files: Files) -> int:
     """Bring back what `backup` wrote into an empty store, whole or not at all; how many files.
 
     Every name is checked to lie within the store, and every file against its checksum, before
-    anything is put in its place.
+    anything is put in its place. In a bucket, where there is no renaming, a restore that is
+    interrupted leaves versions without pointers: it can be begun anew once they are removed.
 
     Raises:
         ModelStoreError: the store is not empty, the file is damaged or no backup of ours, or the
             store cannot be written.
     """
-    place = root / _PROJECTS
-    if place.exists() and any(place.iterdir()):
+    if files.names(_PROJECTS):
         raise ModelStoreError(
-            f"{root} holds projects already: give --home an empty folder, or move them away first"
+            f"{files.where} holds projects already: give an empty place, or move them away first"
         )
-    work = root / f".restore-{secrets.token_hex(8)}"
     try:
-        work.mkdir(parents=True)
         with zipfile.ZipFile(file) as packed:
             known = _listed(packed)
-            for name, digest in known.items():
-                _unpack(packed, name, digest, work)
-        if place.exists():
-            place.rmdir()
-        (work / _PROJECTS).rename(place)
+            if isinstance(files, FolderFiles):
+                _restore_folder(packed, known, files.root)
+            else:
+                _restore_files(packed, known, files)
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         raise ModelStoreError(f"{file} is damaged, or no backup: {error}") from error
     except OSError as error:
-        raise ModelStoreError(f"cannot restore {file} to {root}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        where = files.where
+        raise ModelStoreError(f"cannot restore {file} to {where}: {error.strerror}") from error
     log.info("restored files=%d from=%s", len(known), file)
     return len(known)
 
 
-def _kept(root: Path) -> Iterator[Path]:
-    """Files of the store: pointers first, locks and what is being written left out."""
-    found = [
-        path
-        for path in sorted((root / _PROJECTS).rglob("*"))
-        if path.is_file()
-        and path.suffix != ".lock"
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    ]
-    return iter(sorted(found, key=lambda path: path.name != "current.json"))
+def _restore_folder(packed: zipfile.ZipFile, known: dict[str, str], root: Path) -> None:
+    place = root / _PROJECTS
+    work = root / f".restore-{secrets.token_hex(8)}"
+    try:
+        work.mkdir(parents=True)
+        for name, digest in known.items():
+            _unpack(packed, name, digest, work)
+        if place.exists():
+            place.rmdir()
+        (work / _PROJECTS).rename(place)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _restore_files(packed: zipfile.ZipFile, known: dict[str, str], files: Files) -> None:
+    for name, digest in known.items():
+        with packed.open(name) as member:
+            _check(name, digest, _copied(member, io.BytesIO()))
+    for name in sorted(known, key=_is_pointer):
+        files.write(name, packed.read(name))
+
+
+def _kept(files: Files) -> list[str]:
+    """Names of the store's files, pointers first."""
+    return sorted(files.walk(_PROJECTS), key=lambda name: not _is_pointer(name))
+
+
+def _is_pointer(name: str) -> bool:
+    return name.endswith("/current.json")
+
+
+def _check(name: str, digest: str, found: str) -> None:
+    if found != digest:
+        raise ModelStoreError(f"{name} in the backup is damaged: its checksum is another")
 
 
 def _copied(source: Any, target: Any) -> str:  # noqa: ANN401 - binary files of two kinds
@@ -147,5 +169,4 @@ def _unpack(packed: zipfile.ZipFile, name: str, digest: str, into: Path) -> None
         found = _copied(member, target)
         target.flush()
         os.fsync(target.fileno())
-    if found != digest:
-        raise ModelStoreError(f"{name} in the backup is damaged: its checksum is another")
+    _check(name, digest, found)

@@ -1,4 +1,4 @@
-"""The model store: a folder of projects, each with immutable versions and one pointer.
+"""The model store: projects, each with immutable versions and one pointer, in a folder or bucket.
 
 ``projects/<key>/project.json``             what is known of the project (changes)
 ``projects/<key>/versions/v7/manifest.json``  the version: tree, network, figures (never changes)
@@ -14,19 +14,14 @@ A version is written under a temporary name and renamed: a reader finds all of i
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
-import secrets
-import shutil
-import tempfile
 import time
 import unicodedata
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final, Self
@@ -37,6 +32,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from models.errors import ModelStoreError, UnknownVersionError, VersionInUseError
+from models.files import Files, FolderFiles
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +41,6 @@ FORMAT = 1
 
 #: Field of a manifest: the checksum over all others.
 SEAL: Final = "manifest_sha256"
-
-#: Seconds after which an unfinished version is rubbish.
-LEFTOVER_AGE = 24 * 3600
 
 #: Characters of a note; more is cut.
 NOTE_LENGTH = 1000
@@ -113,31 +106,56 @@ class Project:
 
 
 class ModelStore:
-    """Versions on a disk that servers and workers share."""
+    """Versions in a place that servers and workers share."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, files: Files | Path) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            files: the place; a path is a folder on a disk.
+        """
+        self.files: Files = FolderFiles(files) if isinstance(files, Path) else files
+
+    @property
+    def root(self) -> Path:
+        """The folder.
+
+        Raises:
+            ModelStoreError: the store is in a bucket.
+        """
+        if not isinstance(self.files, FolderFiles):
+            raise ModelStoreError(f"{self.files.where} is no folder on this machine")
+        return self.files.root
 
     # Projects
 
     def projects(self) -> list[Project]:
         """All projects, by key; a record that cannot be read is logged and left out."""
         found = []
-        for record in sorted(self.root.glob("projects/*/project.json")):
+        for key in sorted(self._names("projects")):
             try:
-                found.append(self._read_project(record))
+                project = self.project(key) if KEY.fullmatch(key) else None
             except ModelStoreError as error:
                 log.warning("project left out: %s", error)
+                continue
+            if project is not None:
+                found.append(project)
         return found
 
     def project(self, key: str) -> Project | None:
         """The project's record, None if it has never called."""
-        record = self._folder(key) / "project.json"
-        return self._read_project(record) if record.exists() else None
+        try:
+            data = self._read(f"{_folder(key)}/project.json")
+        except UnknownVersionError:
+            return None
+        try:
+            return Project.from_json(data)
+        except TypeError as error:
+            raise ModelStoreError(f"the record of {key} lacks fields: {error}") from error
 
     def save_project(self, project: Project) -> None:
         """Write the record, whole or not at all."""
-        _write_json(self._folder(project.key) / "project.json", asdict(project))
+        self._write(f"{_folder(project.key)}/project.json", asdict(project))
 
     def register(self, project: Project) -> Project:
         """Remember what Label Studio says of a project and keep what people set here."""
@@ -154,9 +172,8 @@ class ModelStore:
 
     def versions(self, key: str) -> list[str]:
         """Names of the complete versions, oldest first."""
-        folder = self._folder(key) / "versions"
-        names = [path.parent.name for path in folder.glob("v*/manifest.json")]
-        return sorted((name for name in names if VERSION_NAME.fullmatch(name)), key=_number)
+        taken = sorted(self._taken(key), key=_number)
+        return [name for name in taken if self._exists(f"{_version(key, name)}/manifest.json")]
 
     def manifest(self, key: str, version: str) -> dict[str, Any]:
         """The version's manifest.
@@ -166,8 +183,7 @@ class ModelStore:
             ModelStoreError: it cannot be read, is of a format this release does not know, or was
                 changed since it was published.
         """
-        path = self._version(key, version) / "manifest.json"
-        manifest = _read_json(path)
+        manifest = self._read(f"{_version(key, version)}/manifest.json")
         if manifest.get("format") != FORMAT:
             raise ModelStoreError(
                 f"{version} has manifest format {manifest.get('format')!r}, this release reads "
@@ -184,9 +200,8 @@ class ModelStore:
             ModelStoreError: the file is not the one that was published.
         """
         manifest = self.manifest(key, version)
-        path = self._version(key, version) / "weights.safetensors"
         try:
-            data = path.read_bytes()
+            data = self.files.read(f"{_version(key, version)}/weights.safetensors")
         except OSError as error:
             raise ModelStoreError(
                 f"cannot read the weights of {version}: {error.strerror}"
@@ -203,41 +218,27 @@ class ModelStore:
     def publish(self, key: str, manifest: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
         """Write a new version and return its name; it is complete or it is not there.
 
-        Two workers that publish at once get two names: the rename refuses a name that is taken.
+        Two workers that publish at once get two names: one that is taken is refused.
 
         Raises:
             ModelStoreError: the store cannot be written.
         """
-        folder = self._folder(key) / "versions"
         data = save_tensors({name: value.contiguous() for name, value in weights.items()})
-        with _writable(folder):
-            work = folder / _unused_name()
-            work.mkdir(parents=True)
-            _remove_leftovers(folder)
-            try:
-                _write_durably(work / "weights.safetensors", data)
-                number = max((_number(name) for name in self._taken(key)), default=0)
-                while True:
-                    number += 1
-                    full = {
-                        **manifest,
-                        "format": FORMAT,
-                        "version": f"v{number}",
-                        "published_at": time.time(),
-                        "weights_sha256": hashlib.sha256(data).hexdigest(),
-                        "weights_bytes": len(data),
-                    }
-                    _write_durably(work / "manifest.json", _json(_sealed(full)))
-                    try:
-                        work.rename(folder / f"v{number}")
-                    except OSError:
-                        if not (folder / f"v{number}").exists():
-                            raise
-                        continue
-                    _sync_folder(folder)
-                    return f"v{number}"
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
+        number = max(map(_number, self._taken(key)), default=0)
+        while True:
+            number += 1
+            full = {
+                **manifest,
+                "format": FORMAT,
+                "version": f"v{number}",
+                "published_at": time.time(),
+                "weights_sha256": hashlib.sha256(data).hexdigest(),
+                "weights_bytes": len(data),
+            }
+            files = {"weights.safetensors": data, "manifest.json": _json(_sealed(full))}
+            with self._writing(), contextlib.suppress(FileExistsError):
+                self.files.place(_version(key, f"v{number}"), files)
+                return f"v{number}"
 
     # What was learnt of a version since it was published
 
@@ -250,12 +251,12 @@ class ModelStore:
             UnknownVersionError: there is no such complete version.
             ModelStoreError: the file is not whole, or of a format this release does not know.
         """
-        path = self._following(key, version)
+        name = _following(key, version)
         try:
-            data = _read_json(path)
+            data = self._read(name)
         except UnknownVersionError:
             return None
-        what = f"{key}/following/{path.name}"
+        what = f"{key}/following/{version}.json"
         if data.get("format") != FORMAT:
             raise ModelStoreError(
                 f"{what} has format {data.get('format')!r}, this release reads {FORMAT}"
@@ -286,19 +287,16 @@ class ModelStore:
             "sha256": _digest(following),
             "following": dict(following),
         }
-        _write_json(self._following(key, version), told, indent=None)
-        left = set(self._taken(key))
-        for path in self._following(key, version).parent.glob("v*.json"):
-            if path.stem not in left:
-                path.unlink(missing_ok=True)
+        self._write(_following(key, version), told, indent=None)
+        left = {f"{name}.json" for name in self._taken(key)}
+        folder = f"{_folder(key)}/following"
+        with self._writing():
+            for name in set(self._names(folder)) - left:
+                self.files.remove(f"{folder}/{name}")
 
-    def following_stamp(self, key: str, version: str) -> tuple[int, int, int] | None:
+    def following_stamp(self, key: str, version: str) -> Hashable | None:
         """Changes whenever `write_following` wrote; None where it never did. Reads no file."""
-        try:
-            found = self._following(key, version).stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        return self._stamp(_following(key, version))
 
     # Which pictures to ask for
 
@@ -309,7 +307,7 @@ class ModelStore:
             ModelStoreError: the file cannot be read.
         """
         try:
-            return _read_json(self._folder(key) / "order.json")
+            return self._read(f"{_folder(key)}/order.json")
         except UnknownVersionError:
             return None
 
@@ -319,22 +317,18 @@ class ModelStore:
         Raises:
             ModelStoreError: the store cannot be written.
         """
-        _write_json(self._folder(key) / "order.json", dict(order), indent=None)
+        self._write(f"{_folder(key)}/order.json", dict(order), indent=None)
 
-    def order_stamp(self, key: str) -> tuple[int, int, int] | None:
+    def order_stamp(self, key: str) -> Hashable | None:
         """Changes whenever `write_order` wrote; None where it never did. Reads no file."""
-        try:
-            found = (self._folder(key) / "order.json").stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        return self._stamp(f"{_folder(key)}/order.json")
 
     # The pointer
 
     def current(self, key: str) -> str | None:
         """The live version's name, None while untrained."""
         try:
-            name = _read_json(self._folder(key) / "current.json").get("version")
+            name = self._read(f"{_folder(key)}/current.json").get("version")
         except UnknownVersionError:
             return None
         return name if isinstance(name, str) and VERSION_NAME.fullmatch(name) else None
@@ -346,7 +340,6 @@ class ModelStore:
             UnknownVersionError: there is no such complete version.
             ModelStoreError: the store cannot be written.
         """
-        folder = self._folder(key)
         self.manifest(key, version)  # before the lock: nothing is made for a version not there
         with self._pointer_held(key):
             self.manifest(key, version)  # it may have been deleted meanwhile
@@ -354,22 +347,21 @@ class ModelStore:
             with contextlib.suppress(ModelStoreError):  # a damaged pointer is mended by this
                 before = self.current(key)
             line = {"at": time.time(), "from": before, "to": version, "reason": reason}
-            record = folder / "history.jsonl"
-            with _writable(folder), record.open("a", encoding="utf-8") as history:
-                # A line of its own, even if a crash cut the last one short.
-                history.write(f"\n{json.dumps(line)}\n")
-            _write_json(folder / "current.json", {"version": version})
+            with self._writing():  # a line of its own, even if a crash cut the last one short
+                record = f"{_folder(key)}/history.jsonl"
+                self.files.append(record, f"\n{json.dumps(line)}\n".encode())
+            self._write(f"{_folder(key)}/current.json", {"version": version})
         log.info("live project=%s version=%s reason=%s", key, version, reason)
 
     def history(self, key: str) -> list[dict[str, Any]]:
         """Moves of the pointer, oldest first."""
-        path = self._folder(key) / "history.jsonl"
         try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            data = self.files.read(f"{_folder(key)}/history.jsonl")
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise ModelStoreError(f"cannot read {key}/{path.name}: {error.strerror}") from error
+            raise ModelStoreError(f"cannot read {key}/history.jsonl: {error.strerror}") from error
+        lines = data.decode(errors="replace").splitlines()
         moves = []
         for line in lines:
             with contextlib.suppress(ValueError):  # empty, or cut short by a crash
@@ -414,19 +406,18 @@ class ModelStore:
             VersionInUseError: it is live, the parent of the live one, or the only one.
             ModelStoreError: the store cannot be written.
         """
-        folder = self._version(key, version)
-        manifest = folder / "manifest.json"
-        if not manifest.exists():  # also one that is damaged may go
+        folder = _version(key, version)
+        if not self._exists(f"{folder}/manifest.json"):  # also one that is damaged may go
             raise UnknownVersionError(f"{version} does not exist in the model store")
         with self._pointer_held(key):
             if (why := self.needed(key).get(version)) is not None:
                 raise VersionInUseError(why)
-            _write_json(folder / "deleted.json", {"at": time.time()})
-            with _writable(folder):
-                manifest.unlink(missing_ok=True)  # from here on it is not there
-                (folder / "weights.safetensors").unlink(missing_ok=True)
-                for beside in (self._following(key, version), self._note(key, version)):
-                    beside.unlink(missing_ok=True)
+            self._write(f"{folder}/deleted.json", {"at": time.time()})
+            with self._writing():
+                self.files.remove(f"{folder}/manifest.json")  # from here on it is not there
+                self.files.remove(f"{folder}/weights.safetensors")
+                for beside in (_following(key, version), _note(key, version)):
+                    self.files.remove(beside)
         log.info("deleted project=%s version=%s", key, version)
 
     def note(self, key: str, version: str) -> str:
@@ -435,9 +426,9 @@ class ModelStore:
         Raises:
             UnknownVersionError: that is no version's name.
         """
-        path = self._note(key, version)
+        name = _note(key, version)
         try:
-            text = _read_json(path).get("note")
+            text = self._read(name).get("note")
         except UnknownVersionError:
             return ""
         except ModelStoreError as error:
@@ -454,11 +445,11 @@ class ModelStore:
             UnknownVersionError: there is no such complete version.
             ModelStoreError: the store cannot be written.
         """
-        if not (self._version(key, version) / "manifest.json").exists():
+        if not self._exists(f"{_version(key, version)}/manifest.json"):
             raise UnknownVersionError(f"{version} does not exist in the model store")
         lines = text.replace("\r\n", "\n").replace("\r", "\n")
         plain = "".join(one for one in lines if one == "\n" or unicodedata.category(one)[0] != "C")
-        _write_json(self._note(key, version), {"note": plain.strip()[:NOTE_LENGTH]})
+        self._write(_note(key, version), {"note": plain.strip()[:NOTE_LENGTH]})
 
     def archive(self, key: str, version: str) -> Iterator[bytes]:
         """A zip of manifest and weights, piece by piece; its files are opened before the first.
@@ -473,7 +464,7 @@ class ModelStore:
         opened: list[tuple[str, IO[bytes]]] = []
         for name in ("manifest.json", "weights.safetensors"):
             try:
-                opened.append((name, (self._version(key, version) / name).open("rb")))
+                opened.append((name, self.files.open(f"{_version(key, version)}/{name}")))
             except OSError as error:
                 for _, file in opened:
                     file.close()
@@ -488,56 +479,93 @@ class ModelStore:
         Raises:
             ModelStoreError: with the reason.
         """
-        with _writable(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.root, prefix=".check-") as file:
-                file.write(bytes(4096))  # an empty file would fit on a full disk
-                file.flush()
-
-    def _folder(self, key: str) -> Path:
-        if not KEY.fullmatch(key):
-            raise ModelStoreError(f"{key!r} is not a project key")
-        return self.root / "projects" / key
-
-    def _version(self, key: str, version: str) -> Path:
-        if not VERSION_NAME.fullmatch(version):
-            raise UnknownVersionError(f"{version!r} is not a version name: expected v1, v2, ...")
-        return self._folder(key) / "versions" / version
-
-    def _following(self, key: str, version: str) -> Path:
-        if not VERSION_NAME.fullmatch(version):
-            raise UnknownVersionError(f"{version!r} is not a version name: expected v1, v2, ...")
-        return self._folder(key) / "following" / f"{version}.json"
-
-    def _note(self, key: str, version: str) -> Path:
-        if not VERSION_NAME.fullmatch(version):
-            raise UnknownVersionError(f"{version!r} is not a version name: expected v1, v2, ...")
-        return self._folder(key) / "notes" / f"{version}.json"
+        with self._writing():
+            self.files.check()
 
     @contextlib.contextmanager
     def _pointer_held(self, key: str) -> Iterator[None]:
         """Nobody else moves the pointer, or removes what it could point to, meanwhile."""
-        folder = self._folder(key)
-        with _writable(folder):
-            lock = (folder / "pointer.lock").open("w")
-        with lock:
-            with _writable(folder):
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as held:
+            with self._writing():
+                held.enter_context(self.files.lock(_folder(key)))
             yield
 
-    def _taken(self, key: str) -> Iterator[str]:
-        for path in (self._folder(key) / "versions").iterdir():
-            if VERSION_NAME.fullmatch(path.name):
-                yield path.name
+    def _taken(self, key: str) -> list[str]:
+        """Names of versions that are there, are being written, or were."""
+        return [name for name in self._names(f"{_folder(key)}/versions") if _is_version(name)]
 
-    def _read_project(self, path: Path) -> Project:
-        data = _read_json(path)
+    def _names(self, folder: str) -> list[str]:
         try:
-            return Project.from_json(data)
-        except TypeError as error:
+            return self.files.names(folder)
+        except OSError as error:
+            raise ModelStoreError(f"cannot list {folder}: {error.strerror}") from error
+
+    def _exists(self, name: str) -> bool:
+        try:
+            return self.files.exists(name)
+        except OSError as error:
+            raise ModelStoreError(f"cannot look for {name}: {error.strerror}") from error
+
+    def _stamp(self, name: str) -> Hashable | None:
+        try:
+            return self.files.stamp(name)
+        except OSError:
+            return None
+
+    def _read(self, name: str) -> dict[str, Any]:
+        shown = "/".join(name.split("/")[-2:])
+        try:
+            data = json.loads(self.files.read(name))
+        except FileNotFoundError as error:
+            raise UnknownVersionError(f"{shown} does not exist in the model store") from error
+        except OSError as error:  # whose own text would name the whole path to whoever called
+            raise ModelStoreError(f"cannot read {shown}: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise ModelStoreError(f"cannot read {shown}: {error}") from error
+        if not isinstance(data, dict):
+            raise ModelStoreError(f"{shown} does not hold an object")
+        return data
+
+    def _write(self, name: str, data: object, indent: int | None = 1) -> None:
+        with self._writing():
+            self.files.write(name, _json(data, indent))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
             raise ModelStoreError(
-                f"the record of {path.parent.name} lacks fields: {error}"
+                f"cannot write to the model store at {self.files.where}: {error.strerror or error}"
             ) from error
+
+
+def _folder(key: str) -> str:
+    if not KEY.fullmatch(key):
+        raise ModelStoreError(f"{key!r} is not a project key")
+    return f"projects/{key}"
+
+
+def _is_version(name: str) -> bool:
+    return VERSION_NAME.fullmatch(name) is not None
+
+
+def _version(key: str, version: str) -> str:
+    return f"{_folder(key)}/versions/{_checked(version)}"
+
+
+def _following(key: str, version: str) -> str:
+    return f"{_folder(key)}/following/{_checked(version)}.json"
+
+
+def _note(key: str, version: str) -> str:
+    return f"{_folder(key)}/notes/{_checked(version)}.json"
+
+
+def _checked(version: str) -> str:
+    if not _is_version(version):
+        raise UnknownVersionError(f"{version!r} is not a version name: expected v1, v2, ...")
+    return version
 
 
 class _Pieces:
@@ -600,6 +628,7 @@ def _digest(data: Mapping[str, Any]) -> str:
 def _sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """With a checksum over all that it says, as it will be read back."""
     plain: dict[str, Any] = json.loads(_json(manifest))
+    plain.pop(SEAL, None)  # of another version, from whose manifest this one was made
     return {**plain, SEAL: _digest(plain)}
 
 
@@ -619,69 +648,3 @@ def _check_seal(version: str, manifest: Mapping[str, Any]) -> None:
             f"the manifest of {version} is that of {str(told.get('version'))[:20]!r}: its folder "
             "was renamed or copied; restore it or roll back"
         )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        known = f"{path.parent.name}/{path.name}"
-        raise UnknownVersionError(f"{known} does not exist in the model store") from error
-    except OSError as error:  # whose own text would name the whole path to whoever called
-        why = f"cannot read {path.parent.name}/{path.name}: {error.strerror}"
-        raise ModelStoreError(why) from error
-    except (ValueError, RecursionError) as error:
-        raise ModelStoreError(f"cannot read {path.parent.name}/{path.name}: {error}") from error
-    if not isinstance(data, dict):
-        raise ModelStoreError(f"{path.parent.name}/{path.name} does not hold an object")
-    return data
-
-
-def _write_json(path: Path, data: object, indent: int | None = 1) -> None:
-    with _writable(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = path.parent / _unused_name()
-        try:
-            _write_durably(work, _json(data, indent))
-            work.replace(path)
-        finally:
-            work.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """What publishers that were killed left; a day is longer than any of them writes."""
-    for path in folder.glob(".new-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _unused_name() -> str:
-    """For what is being written; not of ``tempfile``, whose files no other user could read."""
-    return f".new-{secrets.token_hex(8)}"
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ModelStoreError(
-            f"cannot write to the model store at {folder}: {error.strerror or error}"
-        ) from error

@@ -53,18 +53,20 @@ def examine_projects(parts: Parts, only: int | None = None) -> list[tuple[int | 
 
 
 def _store(parts: Parts) -> Iterator[Finding]:
-    root = parts.settings.store
+    where = parts.store.files.where
     try:
         parts.store.check_writable()
     except ModelStoreError as error:
-        mend = f"make {root} writable for this user, or set HRN_HOME to a folder that is"
+        mend = f"make {where} writable for this user, or set HRN_HOME or HRN_STORE to one that is"
         yield Finding("store", ok=False, what=str(error), mend=mend)
         return
-    yield Finding("store", ok=True, what=f"the model store at {root} can be written")
-    free = shutil.disk_usage(root).free
+    yield Finding("store", ok=True, what=f"the model store at {where} can be written")
+    home = parts.settings.home if parts.settings.in_bucket else parts.settings.store
+    home.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(home).free
     if free < LITTLE_SPACE:
         yield Finding(
-            "disk", ok=False, what=f"{free / 1e9:.1f} GB free at {root}", mend="make room"
+            "disk", ok=False, what=f"{free / 1e9:.1f} GB free at {home}", mend="make room"
         )
 
 

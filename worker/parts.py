@@ -3,9 +3,12 @@
 Each is opened when first used, so that what is not needed cannot fail.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from models.files import BucketFiles
 from models.galleries import Galleries
 from models.predictor import Predictors
 from models.store import ModelStore
@@ -27,8 +30,33 @@ class Parts:
 
     @cached_property
     def store(self) -> ModelStore:
-        """Versions on disk."""
-        return ModelStore(self.settings.store)
+        """Versions, in a folder or a bucket."""
+        ours = self.settings
+        return ModelStore(
+            BucketFiles(ours.store_url, self._store_lock) if ours.in_bucket else ours.store
+        )
+
+    @contextmanager
+    def _store_lock(self, name: str) -> Iterator[None]:
+        """A lock for all who share a bucket, in the Redis that they share.
+
+        Raises:
+            OSError: it cannot be had.
+        """
+        from redis.exceptions import RedisError
+
+        lock = self.board.redis.lock(f"hrn:store:{name}", timeout=60, blocking_timeout=20)
+        try:
+            held = lock.acquire()
+        except RedisError as error:
+            raise OSError(0, f"its locks are in Redis, which is away ({error})") from error
+        if not held:
+            raise OSError(0, "somebody else has held its lock for 20 s")
+        try:
+            yield
+        finally:
+            with suppress(RedisError):  # it ends by itself
+                lock.release()
 
     @cached_property
     def board(self) -> "Board":

@@ -51,6 +51,8 @@ class Settings:
 
     Attributes:
         home: HRN_HOME - models, cache and the embedded Redis live below it.
+        store_url: HRN_STORE - where versions live, as servers and workers on several machines share
+            it: a folder, or an address like s3://bucket/folder; empty: models below HRN_HOME.
         redis_url: REDIS_URL - empty: start one here (`hrn up`, `hrn demo`).
         label_studio_url: LABEL_STUDIO_URL - as this process reaches it.
         label_studio_page: HRN_LABEL_STUDIO_PAGE - as browsers reach it, for links; empty: as above.
@@ -82,6 +84,7 @@ class Settings:
     """
 
     home: Path = Path("var")
+    store_url: str = ""
     redis_url: str = field(default="", repr=False)  # it may carry a password
     label_studio_url: str = ""
     label_studio_page: str = ""
@@ -118,6 +121,7 @@ class Settings:
         read = _Reader(environ)
         return cls(
             home=read("HRN_HOME", "a folder", lambda text: Path(text).expanduser(), cls.home),
+            store_url=read("HRN_STORE", _STORE, _store, ""),
             redis_url=read("REDIS_URL", _REDIS, _redis_url, ""),
             label_studio_url=read("LABEL_STUDIO_URL", _WEB, _url, ""),
             label_studio_page=read("HRN_LABEL_STUDIO_PAGE", _WEB, _url, ""),
@@ -175,8 +179,13 @@ class Settings:
 
     @property
     def store(self) -> Path:
-        """Where versions live."""
-        return self.home / "models"
+        """Where versions live, unless they are in a bucket."""
+        return Path(self.store_url) if self.store_url else self.home / "models"
+
+    @property
+    def in_bucket(self) -> bool:
+        """Are versions in a bucket, rather than in a folder?"""
+        return "://" in self.store_url
 
     @property
     def cache(self) -> Path:
@@ -186,6 +195,8 @@ class Settings:
 
 #: What is expected of an address of the web.
 _WEB = "http:// or https://, without a user name or password in it"
+#: And of the place for versions.
+_STORE = "a folder, or an address like s3://bucket/folder without a user name or password in it"
 #: And of Redis.
 _REDIS = "redis://, rediss:// or unix:// (in a password / # ? @ are written %2F %23 %3F %40)"
 
@@ -274,6 +285,15 @@ def _redis_url(text: str) -> str:
     if not text.startswith("unix://"):
         _ = urlsplit(text).port  # raises where a password holds "/" or "#" that are not encoded
     return text
+
+
+def _store(text: str) -> str:
+    if "://" not in text:
+        return str(Path(text).expanduser())
+    address = urlsplit(text)
+    if not address.netloc or "@" in address.netloc:  # it is shown to people
+        raise ValueError
+    return text.rstrip("/")
 
 
 def _user(text: str) -> str:

@@ -17,7 +17,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
-from models import store
+from models import files
 from models.store import ModelStore
 from studio import apart
 from studio.client import LabelStudio
@@ -91,7 +91,7 @@ def _hurt_reports() -> None:
 
 def _hurt_writing() -> None:
     """Die when half of the weights are on disk."""
-    inside: Callable[[Path, bytes], None] = vars(store)["_write_durably"]
+    inside: Callable[[Path, bytes], None] = vars(files)["_write_durably"]
 
     def outside(path: Path, data: bytes) -> None:
         if path.name == "weights.safetensors":
@@ -99,7 +99,7 @@ def _hurt_writing() -> None:
             die("writing weights")
         inside(path, data)
 
-    vars(store)["_write_durably"] = outside
+    vars(files)["_write_durably"] = outside
 
 
 def _hurt_refreshing() -> None:

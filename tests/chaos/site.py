@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,7 +24,7 @@ from PIL import Image
 from command import redis_server
 from command.services import answers_http, as_environment
 from command.supervisor import Child, Supervisor
-from models.store import ModelStore, Project
+from models.store import Project
 from tests.backend.conftest import asking
 from tests.end_to_end.label_studio import free_port
 from tests.models import small
@@ -31,6 +32,7 @@ from tests.published import TREE, project
 from tests.studio.configs import taxonomy_xml
 from tests.studio.servers import Reply, Request, serving
 from tests.worker.stand import LEGACY, Stand, annotation
+from worker.parts import Parts
 from worker.queue import Board, RedisError, connect
 from worker.settings import Secret, Settings
 
@@ -127,7 +129,7 @@ class Site:
             backbone_weights=small.weights_file(home),
             **{"train_every": 8, **settings},
         )
-        self.store = ModelStore(self.settings.store)
+        self.store = Parts(self.settings).store
         self.board = Board(connect(self.settings.redis_url))
         self.project: Project = self.further(1)
         self.urls: list[str] = []
@@ -145,10 +147,11 @@ class Site:
     def start(self, *roles: str) -> None:
         """Start ``redis``, ``worker``, ``reconcile``, ``serve``; a suffix tells two apart.
 
-        ``serve-ill`` has decoders that certain pictures make ill, as workers have.
+        ``serve-ill`` has decoders that certain pictures make ill, as workers have. What comes after
+        an ``@`` is a host of its own, which shares Redis and nothing else but what settings say.
         """
         for name in roles:
-            role = name.partition("-")[0]
+            role, host = name.partition("@")[0].partition("-")[0], name.partition("@")[2]
             if role == "redis":
                 self.supervisor.start(
                     name,
@@ -157,28 +160,28 @@ class Site:
                     ready=lambda: redis_server.answers(self.settings.redis_url),
                 )
             elif role == "serve":
-                self._serve(name)
+                self._serve(name, host)
             else:
                 command = [sys.executable, "-m", "tests.chaos.hurt", role]
-                self.supervisor.start(name, command, self.environment())
+                self.supervisor.start(name, command, self.environment(host))
 
-    def _serve(self, name: str) -> None:
+    def _serve(self, name: str, host: str) -> None:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         program = ["tests.chaos.hurt"] if name == "serve-ill" else ["command"]
         self.supervisor.start(
             name,
             [sys.executable, "-m", *program, "serve"],
-            {**self.environment(), "HRN_PORT": str(port)},
+            {**self.environment(host), "HRN_PORT": str(port)},
             ready=lambda: answers_http(f"{url}/health"),
         )
         self.urls.append(url)
 
-    def environment(self) -> dict[str, str]:
-        """What its processes are started with."""
+    def environment(self, host: str = "") -> dict[str, str]:
+        """What its processes are started with, those of a host with a home of their own."""
         return {
             **os.environ,
-            **as_environment(self.settings),
+            **as_environment(replace(self.settings, home=self.home / host)),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
@@ -258,9 +261,10 @@ class Site:
             assert self.store.weights(key, version)
             assert self.store.manifest(key, version)["version"] == version
         assert [int(name[1:]) for name in versions] == sorted({int(v[1:]) for v in versions})
-        folder = self.settings.store / "projects" / key / "versions"
-        for path in folder.glob("v*"):  # nothing half written under a version's name
-            safetensors.torch.load_file(path / "weights.safetensors")
+        if not self.settings.in_bucket:
+            folder = self.settings.store / "projects" / key / "versions"
+            for path in folder.glob("v*"):  # nothing half written under a version's name
+                safetensors.torch.load_file(path / "weights.safetensors")
         return len(versions)
 
 

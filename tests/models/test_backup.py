@@ -8,6 +8,7 @@ import pytest
 
 from models.backup import backup, restore
 from models.errors import ModelStoreError
+from models.files import FolderFiles
 from models.store import ModelStore
 from tests.published import project, publish
 
@@ -26,9 +27,9 @@ def store(tmp_path: Path) -> ModelStore:
 
 def test_a_store_comes_back_in_an_empty_place(store: ModelStore, tmp_path: Path) -> None:
     file = tmp_path / "kept.zip"
-    count = backup(store.root, file)
+    count = backup(store.files, file)
     again = ModelStore(tmp_path / "elsewhere")
-    assert restore(file, again.root) == count
+    assert restore(file, again.files) == count
     (known,) = again.projects()
     assert known == store.projects()[0]
     assert again.versions(known.key) == ["v1", "v2"]
@@ -44,15 +45,15 @@ def test_a_store_comes_back_in_an_empty_place(store: ModelStore, tmp_path: Path)
 
 def test_a_store_with_projects_is_left_as_it_is(store: ModelStore, tmp_path: Path) -> None:
     file = tmp_path / "kept.zip"
-    backup(store.root, file)
+    backup(store.files, file)
     with pytest.raises(ModelStoreError, match="holds projects already"):
-        restore(file, store.root)
+        restore(file, store.files)
     assert store.versions(store.projects()[0].key) == ["v1", "v2"]
 
 
 def test_an_empty_store_is_not_backed_up(tmp_path: Path) -> None:
     with pytest.raises(ModelStoreError, match="nothing to back up"):
-        backup(tmp_path, tmp_path / "kept.zip")
+        backup(FolderFiles(tmp_path), tmp_path / "kept.zip")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -60,7 +61,7 @@ def test_what_is_half_written_is_left_out(store: ModelStore, tmp_path: Path) -> 
     half = store.root / "projects" / store.projects()[0].key / "versions" / ".new-12"
     half.mkdir()
     (half / "weights.safetensors").write_bytes(b"half")
-    backup(store.root, tmp_path / "kept.zip")
+    backup(store.files, tmp_path / "kept.zip")
     with zipfile.ZipFile(tmp_path / "kept.zip") as packed:
         assert not any(".new-" in name or name.endswith(".lock") for name in packed.namelist())
 
@@ -68,13 +69,13 @@ def test_what_is_half_written_is_left_out(store: ModelStore, tmp_path: Path) -> 
 @pytest.mark.parametrize("at", [0.3, 0.6, 0.99])
 def test_a_damaged_backup_restores_nothing(store: ModelStore, tmp_path: Path, at: float) -> None:
     file, again = tmp_path / "kept.zip", tmp_path / "elsewhere"
-    backup(store.root, file)
+    backup(store.files, file)
     data = bytearray(file.read_bytes())
     where = int(at * len(data))
     data[where : where + 40] = bytes(255 - one for one in data[where : where + 40])
     file.write_bytes(data)
     with pytest.raises(ModelStoreError):
-        restore(file, again)
+        restore(file, FolderFiles(again))
     assert list(again.iterdir()) == []
 
 
@@ -87,17 +88,17 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> No
         packed.writestr(name, b"x")
         packed.writestr("backup.json", json.dumps({"format": 1, "sha256": {name: "0" * 64}}))
     with pytest.raises(ModelStoreError, match="no place in a store"):
-        restore(file, root)
-    assert {path.name for path in tmp_path.rglob("*")} == {"bad.zip", "inside", "models"}
+        restore(file, FolderFiles(root))
+    assert {path.name for path in tmp_path.rglob("*")} == {"bad.zip"}
 
 
 def test_a_backup_of_a_format_to_come_is_told(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "new.zip", "w") as packed:
         packed.writestr("backup.json", json.dumps({"format": 2, "sha256": {}}))
     with pytest.raises(ModelStoreError, match="format 2"):
-        restore(tmp_path / "new.zip", tmp_path / "models")
+        restore(tmp_path / "new.zip", FolderFiles(tmp_path / "models"))
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(store: ModelStore, tmp_path: Path) -> None:
     with pytest.raises(ModelStoreError, match="cannot write the backup"):
-        backup(store.root, tmp_path / "nowhere" / "kept.zip")
+        backup(store.files, tmp_path / "nowhere" / "kept.zip")

@@ -11,6 +11,8 @@ from worker.settings import Secret, SettingError, Settings
 
 WRONG = [
     ("REDIS_URL", "localhost:6379", "redis://"),
+    ("HRN_STORE", "s3://key:secret@bucket/models", "without a user name"),
+    ("HRN_STORE", "s3:///models", "s3://bucket/folder"),
     ("HRN_KEEP_VERSIONS", "1", "2, or 0"),
     ("HRN_KEEP_VERSIONS", "-3", "2, or 0"),
     ("LABEL_STUDIO_URL", "studio.example", "http://"),
@@ -47,6 +49,7 @@ RIGHT: dict[str, tuple[str, str, Any]] = {
     "LABEL_STUDIO_API_KEY": ("label_studio_token", " key\n", Secret("key")),
     "HRN_BACKEND_URL": ("backend_url", "https://b:1/x/", "https://b:1/x"),
     "HRN_HOME": ("home", "/data", Path("/data")),
+    "HRN_STORE": ("store_url", "s3://bucket/models/", "s3://bucket/models"),
     "HRN_USER": ("user", "ls", "ls"),
     "HRN_PASSWORD": ("password", " é ", Secret(" é ")),
     "HRN_CONSOLE_PASSWORD": ("console_password", " é ", Secret(" é ")),
