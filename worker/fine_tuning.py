@@ -33,6 +33,7 @@ from worker.making import Made
 from worker.parts import Parts
 from worker.photos import Pixels, Shelf, from_plain, plain, prefetched, small, varied
 from worker.settings import Settings
+from worker.together import Task, processes_for, train_together
 from worker.tune_recipe import TuneRecipe
 from worker.tuning import Aim, Lessons, Network, Tuner, identity, predict, tree_aim
 
@@ -99,16 +100,28 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
         head = ResidualHead(tree, base.channels, inner=recipe.inner, features=recipe.features)
         network, aim = Network(base, head), tree_aim(tree)
         facts = _facts(tree, gathered, learn, base)
-        saved = Checkpoints(
-            _folder(parts.settings) / project.key, identity(network, recipe, device, facts)
-        )
+        folder = _folder(parts.settings) / project.key
+        name, rows = identity(network, recipe, device, facts), examples.rows(learn)
+        count = processes_for(device, len(rows), recipe)
+        if count > 1:
+            ours = parts.settings
+            weights = None if ours.backbone_weights is None else str(ours.backbone_weights)
+            trees, recipes = tree.to_json(), recipe.to_json()
+            task = Task(ours.backbone, weights, recipes, trees, str(folder), name)
+            room = ours.cache / "tuning"
+            train_together(
+                task, network, rows, shelf.__getitem__, progress, processes=count, room=room
+            )
+            network.to(device)
+        else:
 
-        def show(picture: int, draw: str) -> Pixels:
-            return varied(shelf[picture], base.preparation, draw)
+            def show(picture: int, draw: str) -> Pixels:
+                return varied(shelf[picture], base.preparation, draw)
 
-        lessons = Lessons(examples.rows(learn), show)
-        tuner = Tuner(network, aim, lessons, recipe, device=device, checkpoints=saved)
-        tuner.run(progress)
+            saved = Checkpoints(folder, name)
+            lessons = Lessons(rows, show)
+            tuner = Tuner(network, aim, lessons, recipe, device=device, checkpoints=saved)
+            tuner.run(progress)
         log_p = _judged(network, aim, shelf, held & there, base, len(tree), device)
     return _made(tree, gathered, parts, project, recipe, (network.cpu(), head.eval()), log_p)
 

@@ -27,6 +27,7 @@ from models.torch_engine import Normalised
 from worker.checkpoints import Checkpoints, digest
 from worker.fitting import Report, Rows
 from worker.photos import Pixels, prefetched, stacked
+from worker.ranks import Ranks
 from worker.tune_recipe import TuneRecipe
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,10 @@ class Tuner:
         lessons: at least two labels.
         recipe: the settings.
         device: ``cpu`` or ``cuda``.
-        checkpoints: where it goes on from; None to begin and end at one go.
+        checkpoints: where it goes on from; None to begin and end at one go. Processes that train
+            together share it.
+        ranks: this process among those; alone if not given. Going on from a checkpoint then draws
+            dropout anew.
     """
 
     def __init__(  # noqa: PLR0913 - what a training is made of
@@ -143,7 +147,9 @@ class Tuner:
         *,
         device: str = "cpu",
         checkpoints: Checkpoints | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._aim, self._lessons, self._recipe = aim, lessons, recipe
         self._device = torch.device(device)
@@ -153,6 +159,7 @@ class Tuner:
         self.all_steps = epochs * self._per_epoch
         self._optimiser = make_optimiser(network, recipe)
         self._average = copy.deepcopy(network) if recipe.average else None
+        self._joined: nn.Module = self.network
         self._step = 0
         self._loss = torch.zeros((), dtype=torch.float64)  # summed over the epoch's labels
         self._right: list[Tensor] = []  # of this process's part of the epoch
@@ -167,8 +174,9 @@ class Tuner:
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        torch.manual_seed(self._recipe.seed)  # for networks that have dropout
+        torch.manual_seed(self._recipe.seed + self._ranks.rank)  # for networks that have dropout
         self._restore()
+        self._joined = self._ranks.joined(self.network, self._device)
         self._loss = self._loss.to(self._device)
         last = self.all_steps if limit is None else min(limit, self.all_steps)
         started, first = time.monotonic(), self._step
@@ -177,7 +185,8 @@ class Tuner:
         seconds = time.monotonic() - started
         if self._average is not None:
             self.network.load_state_dict(self._average.state_dict())
-        self._settle(min(SETTLED_ON, max(self._step, 1)))
+        if self._ranks.leads:
+            self._settle(min(SETTLED_ON, max(self._step, 1)))
         shown = (self._step - first) * len(self._lessons.rows) / self._per_epoch
         return Tuned(self._step, self.all_steps, seconds, shown / max(seconds, 1e-9))
 
@@ -188,8 +197,7 @@ class Tuner:
         with closing(self._shown(chosen, epoch)) as shown:
             for rows, pixels in zip(chosen, shown, strict=True):
                 self._learn(rows, pixels)
-                inside = self._step % self._per_epoch > 0
-                due = inside and self._checkpoints is not None and self._checkpoints.due
+                due = self._step % self._per_epoch > 0 and self._due()
                 if due or self._step % LOOK_EVERY == 0 or self._step == last:
                     self._check_loss(epoch)
                 if due:
@@ -197,18 +205,26 @@ class Tuner:
                 report("fine-tuning", self._step, self.all_steps)
         if self._step % self._per_epoch == 0:
             self._check_loss(epoch)
-            loss = self._loss.item() / len(self._lessons.rows)
+            loss = self._ranks.total(self._loss).item() / len(self._lessons.rows)
             self._loss.zero_()
             self._save()
             report("fine-tuning", self._step, self.all_steps, loss=loss, **self._accuracy())
 
+    def _due(self) -> bool:
+        """Should a checkpoint be written now? Several processes agree on it, now and then."""
+        if self._checkpoints is None or (self._ranks.size > 1 and self._step % LOOK_EVERY):
+            return False
+        return self._ranks.agreed(self._checkpoints.due, self._device)
+
     def _accuracy(self) -> dict[str, float]:
         """Share of the epoch's pictures, as varied, that were right before each was learnt."""
-        if not self._right:
+        if self._aim.right is None:
             return {}
-        share = torch.cat(self._right).double().mean().item()
+        right = torch.cat([torch.zeros(0, device=self._device), *self._right]).double()
         self._right = []
-        return {"accuracy": share}
+        sums = torch.stack([right.sum(), right.new_tensor(len(right))])
+        found, count = self._ranks.total(sums).tolist()
+        return {"accuracy": found / count} if count else {}
 
     def _order(self, epoch: int) -> Sequence[Tensor]:
         """The rows of each step, ``(B,)``; sizes differ by one at most, so that none is alone."""
@@ -221,6 +237,8 @@ class Tuner:
     ) -> Generator[NDArray[np.uint8], None, None]:
         """The pictures of each step, ``(B, 3, H, W)``, made ready while the device is busy."""
         seed, picture = self._recipe.seed, self._lessons.rows.picture
+        if epoch >= 0:  # else the leading process looks at all of them
+            chosen = [self._ranks.share(rows) for rows in chosen]
 
         def show(row: int) -> Pixels:
             return self._lessons.show(int(picture[row]), f"{seed} {epoch} {row}")
@@ -240,12 +258,14 @@ class Tuner:
         for group in self._optimiser.param_groups:
             group["lr"] = group["initial_lr"] * factor
         self._optimiser.zero_grad(set_to_none=True)
-        rows = self._lessons.rows[chosen]
-        whole = rows.weight.sum()
-        for part in in_parts(len(chosen), self._recipe.at_once):
+        whole = self._lessons.rows[chosen].weight.sum() / self._ranks.size  # they are averaged
+        rows = self._lessons.rows[self._ranks.share(chosen)]
+        parts = in_parts(len(rows), self._recipe.at_once)
+        for number, part in enumerate(parts, 1):
             some = rows[part]
-            loss = self._loss_of(some, torch.from_numpy(pixels[part.numpy()]))
-            (loss * (some.weight.sum() / whole).item()).backward()
+            with self._ranks.waiting(self._joined, number == len(parts)):
+                loss = self._loss_of(some, torch.from_numpy(pixels[part.numpy()]))
+                (loss * (some.weight.sum() / whole).item()).backward()
             self._loss += loss.detach().double() * len(part)
         self._optimiser.step()
         self._step += 1
@@ -257,7 +277,7 @@ class Tuner:
         with torch.autocast(
             self._device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"
         ):
-            outputs = self.network(self._sent(pixels))
+            outputs = self._joined(self._sent(pixels))
         outputs, targets = outputs.float(), self._sent(rows.target)
         if self._aim.right is not None:
             with torch.no_grad():
@@ -299,11 +319,14 @@ class Tuner:
     def _save(self) -> None:
         if self._checkpoints is None:
             return
+        loss = self._ranks.total(self._loss)
+        if not self._ranks.leads:
+            return
         tensors = {
             **_named("network", self.network.state_dict()),
             **_named("average", self._average.state_dict() if self._average else {}),
             **_named("optimiser", optimiser_state(self._optimiser, self.network)),
-            "loss": self._loss,
+            "loss": loss,
             "generator.cpu": torch.get_rng_state(),
         }
         if self._device.type == "cuda":
@@ -319,7 +342,11 @@ class Tuner:
         if self._average is not None:
             self._average.load_state_dict(_part("average", saved.tensors))
         set_optimiser_state(self._optimiser, self.network, _part("optimiser", saved.tensors))
-        self._step, self._loss = int(saved.state["steps"]), saved.tensors["loss"].clone()
+        self._step = int(saved.state["steps"])
+        if not self._ranks.leads:  # what was drawn and lost is the leading process's
+            torch.manual_seed(self._recipe.seed + self._ranks.rank + 1_000_003 * self._step)
+            return
+        self._loss = saved.tensors["loss"].clone()
         torch.set_rng_state(saved.tensors["generator.cpu"])
         if "generator.cuda" in saved.tensors:
             torch.cuda.set_rng_state(saved.tensors["generator.cuda"], self._device)

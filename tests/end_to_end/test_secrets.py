@@ -22,7 +22,7 @@ from tests.end_to_end.backend import RunningBackend
 from tests.end_to_end.campaign import Campaign
 from tests.end_to_end.label_studio import RunningLabelStudio
 
-pytestmark = [pytest.mark.slow, pytest.mark.label_studio, pytest.mark.chaos]
+pytestmark = [pytest.mark.slow, pytest.mark.label_studio]
 
 #: An access token made from the personal one, or a part of it, whoever's it is.
 WEB_TOKEN: Final = re.compile(rb"eyJ[\w-]{10,}\.[\w-]{10,}")

@@ -11,7 +11,6 @@ from worker.settings import Secret, SettingError, Settings
 
 WRONG = [
     ("REDIS_URL", "localhost:6379", "redis://"),
-    ("HRN_STORE", "s3://key:secret@bucket/models", "without a user name"),
     ("HRN_STORE", "s3:///models", "s3://bucket/folder"),
     ("HRN_KEEP_VERSIONS", "1", "2, or 0"),
     ("HRN_KEEP_VERSIONS", "-3", "2, or 0"),
@@ -71,6 +70,12 @@ RIGHT: dict[str, tuple[str, str, Any]] = {
     "HRN_CACHE_GB": ("cache_gb", "0.5", 0.5),
     "HRN_KEEP_VERSIONS": ("keep_versions", "3", 3),
 }
+
+
+def test_a_store_s_address_holds_no_secret() -> None:
+    with pytest.raises(SettingError, match="HRN_STORE: expected .* without a user name") as told:
+        Settings.from_environ({"HRN_STORE": "s3://key:hidden@bucket/models"})
+    assert "hidden" not in str(told.value)
 
 
 @pytest.mark.parametrize(("name", "text", "expected"), WRONG)

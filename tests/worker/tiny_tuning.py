@@ -74,12 +74,21 @@ def lessons(pictures: int = PICTURES) -> Lessons:
     return Lessons(Rows(at, at % len(TREE), 0.5 + (at % 3).float()), show)
 
 
+def head_of(base: Backbone, recipe: TuneRecipe) -> ResidualHead:
+    return ResidualHead(TREE, base.channels, inner=recipe.inner, features=recipe.features)
+
+
 def tuner(recipe: TuneRecipe, checkpoints: Checkpoints | None = None) -> Tuner:
     """The same each time: what it ends with differs only by what happens to it."""
     base = backbone()
     torch.manual_seed(recipe.seed)
-    head = ResidualHead(TREE, base.channels, inner=recipe.inner, features=recipe.features)
-    return Tuner(Network(base, head), tree_aim(TREE), lessons(), recipe, checkpoints=checkpoints)
+    return Tuner(
+        Network(base, head_of(base, recipe)),
+        tree_aim(TREE),
+        lessons(),
+        recipe,
+        checkpoints=checkpoints,
+    )
 
 
 def main() -> None:
