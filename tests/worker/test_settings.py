@@ -73,7 +73,7 @@ RIGHT: dict[str, tuple[str, str, Any]] = {
 
 
 def test_a_store_s_address_holds_no_secret() -> None:
-    with pytest.raises(SettingError, match="HRN_STORE: expected .* without a user name") as told:
+    with pytest.raises(SettingError, match=r"HRN_STORE: expected .* without a user name") as told:
         Settings.from_environ({"HRN_STORE": "s3://key:hidden@bucket/models"})
     assert "hidden" not in str(told.value)
 
