@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import binom, poisson
 
 from hierarchy.choice import (
     EDGE,
@@ -347,6 +346,8 @@ def _loosest_thresholds(
 
 def _certain(checked: Ints, risk: float, delta: float) -> Ints:
     """Most errors with which "wrong at least ``risk`` of the time" is rejected. Exact binomial."""
+    from scipy.stats import binom  # a second, which a server that only answers need not spend
+
     most = binom.ppf(delta, checked, risk)
     result: Ints = np.where(binom.cdf(most, checked, risk) <= delta, most, most - 1).astype(
         np.int64
@@ -374,6 +375,8 @@ def _walk(checked: Ints, wrong: Ints, most: Ints, expected: Floats | None = None
             likely to end; None for where two errors pass.
     """
     if expected is not None:
+        from scipy.stats import poisson  # see `_certain`
+
         start = int(np.argmax(poisson.cdf(most, expected)))
     elif (most >= 2).any():
         start = int((most >= 2).argmax())

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from scipy.stats import beta
 
 from hierarchy.calibration import (
     PRICES,
@@ -270,6 +269,8 @@ def _raised(probability: float, offset: float) -> float:
 
 
 def _shown_accuracy(level: int, depth: Ints, verdict: Ints) -> ShownAccuracy:
+    from scipy.stats import beta  # a second, which a server that only answers need not spend
+
     here = depth == level if level else depth > 0
     right, wrong = int((here & (verdict == 1)).sum()), int((here & (verdict == 0)).sum())
     outside = (1 - CONFIDENCE) / 2

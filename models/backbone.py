@@ -7,8 +7,12 @@ B pictures, C channels; H, W pixels; h, w positions of the map.
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +24,8 @@ from torch import Tensor, nn
 
 from models.errors import BackboneError
 from models.torchfile import read_state_dict
+
+log = logging.getLogger(__name__)
 
 #: Backbones whose ImageNet weights are packages. The files are those of the RangiLyu
 #: port of Google's checkpoints: other names, the same tensors in the same order.
@@ -73,14 +79,12 @@ class Preparation:
             raise BackboneError(f"a picture preparation that cannot be read: {error!r}") from error
 
 
-@dataclass(frozen=True, eq=False)
-class Backbone:
-    """A network without its classifier.
+@dataclass(frozen=True)
+class Card:
+    """What is known of a backbone without its weights.
 
     Attributes:
         name: timm's name of the network.
-        module: ``(B, 3, H, W)`` normalised floats -> ``(B, C, h, w)`` last feature map before
-            pooling; in evaluation mode, on the CPU, float32.
         channels: C.
         grid: h = w at the preparation's crop.
         preparation: what the network was trained to be shown.
@@ -88,11 +92,82 @@ class Backbone:
     """
 
     name: str
-    module: nn.Module
     channels: int
     grid: int
     preparation: Preparation
     fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for a file."""
+        return asdict(self) | {"preparation": self.preparation.to_json()}
+
+    @classmethod
+    def from_json(cls, obj: Mapping[str, Any]) -> "Card":
+        """Read what `to_json` made.
+
+        Raises:
+            BackboneError, KeyError, TypeError, ValueError: it is not that.
+        """
+        return cls(
+            str(obj["name"]),
+            int(obj["channels"]),
+            int(obj["grid"]),
+            Preparation.from_json(obj["preparation"]),
+            str(obj["fingerprint"]),
+        )
+
+
+class Backbone:
+    """A network without its classifier. Its weights may be loaded only when they are needed.
+
+    Attributes:
+        card: all that is known of it.
+    """
+
+    def __init__(self, card: Card, module: "nn.Module | Callable[[], nn.Module]") -> None:
+        """Take the network, or a function that loads it."""
+        self.card = card
+        self._module = module
+        self._lock = threading.Lock()
+
+    @property
+    def module(self) -> nn.Module:
+        """``(B, 3, H, W)`` normalised floats -> ``(B, C, h, w)`` last feature map before pooling.
+
+        In evaluation mode, on the CPU, float32.
+
+        Raises:
+            BackboneError: it had to be loaded, and cannot be.
+        """
+        with self._lock:
+            if not isinstance(self._module, nn.Module):
+                self._module = self._module()
+            return self._module
+
+    @property
+    def name(self) -> str:
+        """See `Card`."""
+        return self.card.name
+
+    @property
+    def channels(self) -> int:
+        """See `Card`."""
+        return self.card.channels
+
+    @property
+    def grid(self) -> int:
+        """See `Card`."""
+        return self.card.grid
+
+    @property
+    def preparation(self) -> Preparation:
+        """See `Card`."""
+        return self.card.preparation
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Card`."""
+        return self.card.fingerprint
 
 
 @dataclass(frozen=True)
@@ -146,7 +221,65 @@ def load_backbone(
     module = FeatureMaps(network).eval()
     channels, grid = _probe(module, preparation.crop, name)
     mark = fingerprint(f"{name}-random" if random else name, module, preparation)
-    return Backbone(name, module, channels, grid, preparation, mark)
+    return Backbone(Card(name, channels, grid, preparation, mark), module)
+
+
+def remembered_backbone(name: str, *, weights: Path | None, folder: Path) -> Backbone:
+    """The same, without loading timm and the weights where they were loaded here before.
+
+    A server whose engine is converted already needs neither: they are 3 s and 300 MB.
+
+    Args:
+        name: as for `load_backbone`.
+        weights: likewise.
+        folder: keeps a card for each network, by what its weights file and timm's version are; may
+            be removed at any time.
+
+    Raises:
+        BackboneError, TorchFileError: as for `load_backbone`; where it is remembered, by the first
+            use of its ``module``.
+    """
+    path = folder / f"card-{_identity(name, weights)}.json"
+    try:
+        card = Card.from_json(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, BackboneError):
+        made = load_backbone(name, weights=weights)
+        _keep(path, made.card)
+        return made
+
+    def load() -> nn.Module:
+        made = load_backbone(name, weights=weights)
+        if made.fingerprint != card.fingerprint:
+            path.unlink(missing_ok=True)
+            raise BackboneError(
+                f"the weights of {name!r} are not those of {card.fingerprint} any more, but of "
+                f"{made.fingerprint}: restart the server and its workers"
+            )
+        return made.module
+
+    return Backbone(card, load)
+
+
+def _identity(name: str, weights: Path | None) -> str:
+    """Of what decides a backbone's card, without reading the weights."""
+    file = weights or _package_file(name)
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise BackboneError(f"cannot read the weights file {file.name}: {error}") from error
+    facts = [name, str(file.resolve()), found.st_size, found.st_mtime_ns, version("timm")]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _keep(path: Path, card: Card) -> None:
+    """Write a card, whole or not at all; without it the next start takes its time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(card.to_json()), encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        log.warning("cannot keep what is known of the backbone: %s", error)
 
 
 def fingerprint(name: str, module: nn.Module, preparation: Preparation) -> str:

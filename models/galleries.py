@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from models.backbone import Backbone, fingerprint, load_backbone
+from models.backbone import Backbone, fingerprint, remembered_backbone
 from models.engine import make_engine
 from models.errors import BackboneError
 from models.features import FeatureCache, ReferenceIndex
@@ -45,7 +45,8 @@ def with_weights(base: Backbone, weights: Mapping[str, Tensor]) -> Backbone:
         module.load_state_dict(dict(weights))
     except RuntimeError as error:
         raise BackboneError(f"the version's backbone is not a {base.name}: {error}") from error
-    return dataclasses.replace(base, module=module, fingerprint=tuned_fingerprint(base, module))
+    card = dataclasses.replace(base.card, fingerprint=tuned_fingerprint(base, module))
+    return Backbone(card, module)
 
 
 class Galleries:
@@ -82,7 +83,9 @@ class Galleries:
         """
         with self._lock:
             if self._base is None:
-                self._base = load_backbone(self._name, weights=self._weights)
+                self._base = remembered_backbone(
+                    self._name, weights=self._weights, folder=self._cache / "engines"
+                )
             return self._base
 
     def base(self) -> Gallery:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.agreement import MAX_ERROR, disagreement
-from models.backbone import Backbone, Preparation, load_backbone
+from models.backbone import Backbone, Card, Preparation, load_backbone
 from models.engine import Engine, Maps, OpenVINOEngine, Pixels, TorchEngine, make_engine
 from models.errors import EngineError
 from models.features import prepare
@@ -28,7 +28,7 @@ def tiny(module: nn.Module | None = None, mark: str = "tiny-0") -> Backbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             module = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.ReLU6())
-    return Backbone("tiny", module.eval(), 8, 4, Preparation(36, SIDE), mark)
+    return Backbone(Card("tiny", 8, 4, Preparation(36, SIDE), mark), module.eval())
 
 
 class BranchesOnBatch(nn.Module):

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from models.backbone import Backbone, Preparation, load_backbone
+from models.backbone import Backbone, Card, Preparation, load_backbone
 from models.engine import Engine, Maps, OpenVINOEngine, Pixels, TorchEngine
 from models.features import FeatureCache, KeptMaps, ReferenceIndex, as_kept, prepare
 from models.gallery import Gallery, Item
@@ -81,7 +81,7 @@ def tiny() -> Engine:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.ReLU6()).eval()
-    return TorchEngine(Backbone("tiny", module, 8, 4, SMALL, "tiny-0"))
+    return TorchEngine(Backbone(Card("tiny", 8, 4, SMALL, "tiny-0"), module))
 
 
 def expected(engine: Engine, data: bytes, *, view: int = PLAIN) -> KeptMaps:

@@ -14,7 +14,7 @@ from torch import nn
 
 from hierarchy import LabelTree
 from hierarchy.network import ResidualHead
-from models.backbone import Backbone, Preparation
+from models.backbone import Backbone, Card, Preparation
 from worker.checkpoints import Checkpoints
 from worker.fitting import Rows
 from worker.photos import Pixels
@@ -60,7 +60,8 @@ class Small(nn.Module):
 
 def backbone(module: nn.Module | None = None) -> Backbone:
     torch.manual_seed(7)
-    return Backbone("small", module or Small(), 8, 4, Preparation(SIDE, SIDE), "small-0")
+    card = Card("small", 8, 4, Preparation(SIDE, SIDE), "small-0")
+    return Backbone(card, module or Small())
 
 
 def show(picture: int, draw: str) -> Pixels:
