@@ -1,26 +1,34 @@
 """How long a refresh of many tasks takes, and how much of it is ours.
 
-    python -m benchmarks.refresh --data ../shared/data/grocery --label-studio URL --token TOKEN
+    python -m benchmarks.refresh --data ../shared/data/grocery [--tasks 10000] [--json PATH]
+    python -m benchmarks.refresh --data ... --label-studio URL --token TOKEN
 
-Makes a project of that many tasks in a Label Studio that may be littered (one for tests), with the
-folder's training photos, over and over where they are too few. Reads the photos from disk in place
-of fetching them, fills the cache of features untimed, publishes a version with fresh weights, and
-refreshes: our own part is the wall time without Label Studio's calls. Needs REDIS_URL.
+A project of that many tasks, with the folder's training photos, over and over where they are too
+few, but each with another end, so that its features are its own. Photos are read from disk in place
+of fetching them; features are cached first, which is the rival: decoding and the backbone. Then a
+version with fresh weights is published and the tasks refreshed: our own part is the wall time
+without Label Studio's calls. Label Studio is a stand-in that answers at once, or a real one that
+may be littered. Redis is REDIS_URL, or an embedded one.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from command import redis_server
 from experiments.evaluation import machine
 from hierarchy import LabelTree
 from hierarchy.choice import DepthRule
@@ -31,6 +39,8 @@ from studio.configwriter import taxonomy_config
 from studio.contract import project_key as project_name
 from studio.labelconfig import parse_label_config
 from studio.pictures import Picture
+from tests.studio.servers import serving
+from tests.worker.stand import LEGACY, Stand
 from worker.parts import Parts
 from worker.refreshing import refresh_predictions
 from worker.settings import Secret, Settings
@@ -60,28 +70,40 @@ class Clock:
         vars(owner)[name] = timed
 
 
-def prepare(parts: Parts, folder: Path, count: int) -> Project:
-    """The project with its tasks, known to the store, its pictures' features in the cache."""
+def tree_of(folder: Path) -> LabelTree:
+    """A folder of folders."""
     files = sorted(folder.rglob("*.jpg"))
-    tree = LabelTree.from_paths(sorted({file.relative_to(folder).parts[:-1] for file in files}))
-    made = parts.studio.create_project("Refresh", taxonomy_config(tree))
-    number, config = int(made["id"]), str(made["label_config"])
-    rows = [{"data": {"image": f"{n % len(files)}.jpg"}} for n in range(count)]
-    parts.studio.import_tasks(number, rows)
+    return LabelTree.from_paths(sorted({file.relative_to(folder).parts[:-1] for file in files}))
+
+
+def prepare(parts: Parts, folder: Path, count: int, *, real: bool) -> tuple[Project, float]:
+    """The project with its tasks, its pictures' features in the cache, and the seconds of that."""
+    files = sorted(folder.rglob("*.jpg"))
+    rows = [{"data": {"image": f"{n}.jpg"}} for n in range(1, count + 1)]
+    if real:
+        made = parts.studio.create_project("Refresh", taxonomy_config(tree_of(folder)))
+        parts.studio.import_tasks(int(str(made["id"])), rows)
+    else:
+        made = parts.studio.settings(1)
+    number, config = int(str(made["id"])), str(made["label_config"])
     name = project_name(number, str(made["created_at"]))
     key = project_key(parts.settings.label_studio_url, name)
     known = Project(key, number, name, parts.settings.label_studio_url, config)
 
     def fetch(ref: str, _task: int | None) -> Picture:
-        data = files[int(Path(ref).stem)].read_bytes()
+        number = int(Path(ref).stem)
+        data = files[number % len(files)].read_bytes() + str(number).encode()
         return Picture(hashlib.sha256(data).hexdigest(), data)
 
     ours = parts.settings
-    galleries = Galleries(ours.cache, fetch, backbone=ours.backbone, device=ours.device)
+    galleries = Galleries(
+        ours.cache, fetch, backbone=ours.backbone, device=ours.device, decode=parts.decode
+    )
     vars(parts)["galleries"] = galleries
-    for _ in galleries.base().stream([(str(row["data"]["image"]), None) for row in rows]):
+    gallery, began = galleries.base(), time.monotonic()
+    for _ in gallery.stream([(row["data"]["image"], None) for row in rows]):
         pass
-    return parts.store.register(known)
+    return parts.store.register(known), time.monotonic() - began
 
 
 def publish(parts: Parts, known: Project) -> str:
@@ -116,29 +138,94 @@ def measure(parts: Parts, known: Project, version: str) -> dict[str, Any]:
     return {**ended, "whole": whole, "ours": whole - theirs, "label_studio": clock.seconds}
 
 
+@contextmanager
+def redis(home: Path) -> Iterator[str]:
+    """REDIS_URL, or an embedded server's until the block ends."""
+    if known := os.environ.get("REDIS_URL"):
+        yield known
+        return
+    process = subprocess.Popen(redis_server.arguments(home), stdout=subprocess.DEVNULL)
+    try:
+        while not redis_server.answers(redis_server.url(home)):
+            time.sleep(0.05)
+        yield redis_server.url(home)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def label_studio(given: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Address and token of the real one, or of a stand-in."""
+    if given.label_studio:
+        yield given.label_studio, given.token
+        return
+    command = [sys.executable, "-m", "benchmarks.refresh", "--stand-in", str(given.tasks)]
+    process = subprocess.Popen([*command, "--data", str(given.data)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().decode().strip(), LEGACY
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def stand_in(folder: Path, count: int) -> None:
+    """A process that stands where Label Studio is: one project with so many tasks."""
+    stand = Stand()
+    stand.label_config = taxonomy_config(tree_of(folder / "train"))
+    stand.tasks = [
+        {"id": n, "data": {"image": f"{n}.jpg"}, "annotations": [], "predictions": []}
+        for n in range(1, count + 1)
+    ]
+    with serving(stand) as server:
+        print(server.url, flush=True)
+        signal.pause()
+
+
 def main() -> None:
     """Measure the order before a version, and a version's refresh, and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--label-studio", required=True)
-    parser.add_argument("--token", required=True)
-    parser.add_argument("--tasks", type=int, default=2000)
+    parser.add_argument("--label-studio", default="")
+    parser.add_argument("--token", default="")
+    parser.add_argument("--tasks", type=int, default=10_000)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--stand-in", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as home:
+    if given.stand_in:
+        stand_in(given.data, given.stand_in)
+    with (
+        tempfile.TemporaryDirectory() as home,
+        redis(Path(home)) as url,
+        label_studio(given) as (address, token),
+    ):
         parts = Parts(
             Settings(
                 home=Path(home),
-                redis_url=os.environ["REDIS_URL"],
-                label_studio_url=given.label_studio,
-                label_studio_token=Secret(given.token),
+                redis_url=url,
+                label_studio_url=address,
+                label_studio_token=Secret(token),
                 device="cpu",
             )
         )
-        known = prepare(parts, given.data / "train", given.tasks)
+        real = bool(given.label_studio)
+        known, first = prepare(parts, given.data / "train", given.tasks, real=real)
         found = {"untrained": measure(parts, known, UNTRAINED)}
         found["a new version"] = measure(parts, known, publish(parts, known))
-    print(json.dumps({"machine": machine(), "tasks": given.tasks, "measured": found}, indent=1))
+    ours = found["a new version"]["ours"]
+    told = {
+        "machine": machine(),
+        "tasks": given.tasks,
+        "label studio": "real" if real else "a stand-in",
+        "decoding and backbone, s": first,
+        "refresh without Label Studio, s": ours,
+        "times as fast": first / ours,
+        "measured": found,
+    }
+    print(json.dumps(told, indent=1))
+    if given.json:
+        given.json.write_text(json.dumps(told, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
