@@ -49,7 +49,13 @@ def killed_at(site: Site, step: str, who: str, ledger: Ledger) -> None:
     site.town.open(6)
     site.hurt(step, who)
     site.town.answer(8)
-    site.until(lambda: site.died, PATIENCE, f"a death at {step}")
+    for _ in range(4):  # the gate may refuse a version, which then never comes to the pointer
+        site.until(lambda: site.died or site.learnt(), PATIENCE, f"a death at {step}")
+        with suppress(AssertionError):  # what follows a training, if that was all right
+            site.until(lambda: site.died, 15, f"a death at {step}")
+            break
+        site.town.answer(8)
+    assert site.died
     with ledger.recovery(f"kill -9 of a {who} at a named step", step):
         manifest = site.until(site.learnt, PATIENCE, f"learning after {step}")
     assert manifest["labels"]["labels"] == site.town.labels
@@ -61,7 +67,7 @@ def killed_at(site: Site, step: str, who: str, ledger: Ledger) -> None:
     version = manifest["version"]
     for task in open_tasks:
         assert [p["model_version"] for p in task["predictions"]].count(version) == 1
-    assert before < site.check() <= before + 2  # one may have been published and not made live
+    assert before < site.check() <= before + 5  # some are published and not made live
 
 
 @pytest.mark.parametrize("step", ["writing weights", "before the pointer"])
