@@ -7,7 +7,6 @@ a log line, never an answer. C channels; h, w positions of the map; H, W pixels.
 import hashlib
 import logging
 import re
-import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -353,7 +352,7 @@ class ReferenceIndex:
     def remember(self, ref: str, digest: str) -> None:
         """Note that ``ref`` gave the picture ``digest`` just now."""
         try:
-            _write_whole(self._path(ref), digest.encode("ascii"))
+            _write_small(self._path(ref), digest.encode("ascii"))
         except OSError as error:
             if not self._complained:
                 self._complained = True
@@ -376,20 +375,13 @@ class ReferenceIndex:
         return self._root / name[:2] / name
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write under another name, then rename: readers see all of it or nothing."""
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
+def _write_small(path: Path, data: bytes) -> None:
+    """Write it in place: what is half there is no digest, and what replaces another is as long."""
     try:
-        try:
-            part.write_bytes(data)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data)
-        part.replace(path)
-    except OSError:
-        with suppress(OSError):
-            part.unlink()
-        raise
+        path.write_bytes(data)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 def _remove_leftovers(root: Path) -> None:
