@@ -78,7 +78,7 @@ class OpenVINOEngine:
     def maps(self, batch: Pixels) -> Maps:
         """See `Engine.maps`."""
         out = self._shape.checked(batch)
-        at_once = min(CPU_BATCH, math.ceil(len(batch) / self._streams))
+        at_once = min(CPU_BATCH, max(1, math.ceil(len(batch) / self._streams)))
 
         def take(request: Any, rows: slice) -> None:  # noqa: ANN401 - it has no types
             out[rows] = request.get_output_tensor(0).data
