@@ -125,7 +125,8 @@ def _environment() -> dict[str, str]:
     """Where Python and this package are, and nothing that is secret."""
     root = str(Path(__file__).resolve().parents[1])
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "HOME") if name in os.environ}
-    return {**kept, "PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    ours = {"PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return {**kept, **ours}
 
 
 class Decoders:

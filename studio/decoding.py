@@ -4,14 +4,14 @@ The file's own first bytes choose the reader, and the readers are called by thei
 `PIL.Image.open` would judge the size by a process-wide setting and answer with a warning.
 """
 
+from __future__ import annotations
+
 import struct
 import zlib
 from collections.abc import Callable
 from io import BytesIO
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ExifTags import Base
@@ -25,6 +25,10 @@ from PIL.WebPImagePlugin import WebPImageFile
 from studio.costs import check_before, check_scans
 from studio.errors import PictureError
 from studio.limits import PictureLimits
+
+if TYPE_CHECKING:  # the processes that decode need it for grey of many bits alone: 30 MB each
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: First bytes -> format's name and reader. An MPO (a camera's several pictures in one) begins as
 #: the JPEG it shows.
@@ -171,12 +175,8 @@ def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB on a white ground, detached from the file."""
-    if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        whites = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
-        return Image.fromarray(_eight_bits(np.asarray(image), whites)).convert("RGB")
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     seen = image.convert("RGBA")
@@ -185,8 +185,17 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return ground
 
 
-def _eight_bits(values: NDArray[np.generic], whites: tuple[float, ...]) -> NDArray[np.uint8]:
-    """Grey (H, W) of no declared range as 0..255; what is not a finite number becomes black."""
+def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
+    """Grey of 16 bits, or of no declared range, as (H, W) from 0 to 255.
+
+    What is not a finite number becomes black.
+    """
+    import numpy as np
+
+    values: NDArray[Any] = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    whites = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
     grey = values.astype(np.float64)
     finite = np.isfinite(grey)
     if not finite.any():
