@@ -33,8 +33,8 @@ MAX_AGE_S: Final = 7 * 24 * 3600.0
 
 #: Pictures inferred together. Engines cut this into passes of their own liking.
 _BATCH: Final = 32
-#: Pictures that are enough to begin with while others are still fetched: a CPU's pass.
-_ENOUGH: Final = 8
+#: Pictures that are enough to begin with while others are still fetched: a CPU's pass on two streams.
+_ENOUGH: Final = 16
 #: Pictures under way at once, fetched and waiting included: 4 batches are 20 MB at 224 pixels.
 _WINDOW: Final = 4 * _BATCH
 

@@ -2,11 +2,15 @@
 
 import copy
 import logging
+import math
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -40,6 +44,21 @@ BACKBONE = "backbone."
 
 #: Maps scored at once.
 BATCH = 64
+
+#: Maps that are enough to be shared out.
+SHARED_OUT: Final = 16
+
+
+def cores_for_heads() -> int:
+    """How many heads run side by side, each with PyTorch's number of threads."""
+    return max(1, min(4, (os.cpu_count() or 1) // torch.get_num_threads()))
+
+
+@cache
+def heads() -> ThreadPoolExecutor:
+    """The threads in which they do; a forked process begins anew."""
+    os.register_at_fork(after_in_child=heads.cache_clear)
+    return ThreadPoolExecutor(cores_for_heads(), thread_name_prefix="heads")
 
 
 @dataclass(frozen=True)
@@ -104,10 +123,18 @@ class Predictor:
         self._ends = np.isin(np.arange(len(tree)), tree.leaves)
 
     def log_probabilities(self, maps: NDArray[np.float16]) -> NDArray[np.float64]:
-        """``(n, C, H, W)`` feature maps -> ``(n, N)`` log P(node)."""
-        starts = range(0, len(maps), BATCH)
-        parts = [self._together(maps[start : start + BATCH]) for start in starts]
-        return np.concatenate(parts) if parts else np.empty((0, len(self.tree)))
+        """``(n, C, H, W)`` feature maps -> ``(n, N)`` log P(node).
+
+        A few go along with those of requests that come meanwhile, many are shared out on the cores.
+        """
+        if not len(maps):
+            return np.empty((0, len(self.tree)))
+        if len(maps) < SHARED_OUT:
+            return self._together(maps)
+        at_once = min(BATCH, math.ceil(len(maps) / cores_for_heads()))
+        starts = range(0, len(maps), at_once)
+        found = heads().map(self._scored, [maps[start : start + at_once] for start in starts])
+        return np.concatenate(list(found))
 
     def _scored(self, maps: NDArray[np.float16]) -> NDArray[np.float64]:
         device = next(self.head.parameters()).device
