@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from models.errors import BackboneError
 from models.torchfile import read_state_dict
+from studio.decoding import Fit
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,10 @@ class Preparation:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
+
+    def fit(self) -> Fit:
+        """How a decoded picture is brought to the network's size."""
+        return Fit(self.resize, self.crop, self.interpolation)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a version's manifest."""

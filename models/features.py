@@ -26,15 +26,13 @@ from models import segments
 from models.backbone import Preparation
 from models.segments import TOUCH_AFTER, Key, Row, Segments
 from models.views import PLAIN, name_of
+from studio.decoding import fitted
 
 log = logging.getLogger(__name__)
 
 #: ``(C, h, w)``.
 KeptMaps = NDArray[np.float16]
 
-#: Sides longer than this many times the other are cut before resizing, which would otherwise
-#: make a strip of 1 x 50,000 pixels 256 times as large.
-_MAX_RATIO: Final = 8
 #: Folder of a backbone's segments, and how files of releases before them are called.
 _SEGMENTS: Final = "segments"
 _FORMER: Final = ".safetensors"
@@ -54,26 +52,12 @@ def prepare(image: Image.Image, preparation: Preparation) -> NDArray[np.uint8]:
     Returns:
         ``(3, H, W)``, H = W = ``preparation.crop``, 0 to 255.
     """
-    image = _without_far_ends(image.convert("RGB"))
-    width, height = image.size
-    short, crop = min(width, height), preparation.crop
-    size = (int(preparation.resize * width / short), int(preparation.resize * height / short))
-    resampling = Image.Resampling[preparation.interpolation.upper()]
-    if size != image.size:
-        image = image.resize(size, resampling)
-    # An odd margin is split as torchvision splits it: rounded to even.
-    left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
-    cut = np.asarray(image.crop((left, top, left + crop, top + crop)))
-    return np.ascontiguousarray(cut.transpose(2, 0, 1))
+    return turned(fitted(image.convert("RGB"), preparation.fit()))
 
 
-def _without_far_ends(image: Image.Image) -> Image.Image:
-    width, height = image.size
-    most = _MAX_RATIO * min(width, height)
-    if max(width, height) <= most:
-        return image
-    left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
-    return image.crop((left, top, left + min(width, most), top + min(height, most)))
+def turned(image: Image.Image) -> NDArray[np.uint8]:
+    """RGB of (H, W) pixels -> ``(3, H, W)``."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 @dataclass(frozen=True)

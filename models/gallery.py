@@ -17,7 +17,7 @@ from PIL import Image
 from models.backbone import Preparation
 from models.batching import Together
 from models.engine import Engine
-from models.features import FeatureCache, KeptMaps, ReferenceIndex, as_kept, prepare
+from models.features import FeatureCache, KeptMaps, ReferenceIndex, as_kept, prepare, turned
 from models.views import MIRRORED, PLAIN, crop
 from studio.apart import Decode
 from studio.decoding import decode
@@ -33,7 +33,7 @@ MAX_AGE_S: Final = 7 * 24 * 3600.0
 
 #: Pictures inferred together. Engines cut this into passes of their own liking.
 _BATCH: Final = 32
-#: Pictures that are enough to begin with while others are still fetched: a CPU's pass on two streams.
+#: Pictures that are enough to begin with while others are still fetched: two passes of a CPU.
 _ENOUGH: Final = 16
 #: Pictures under way at once, fetched and waiting included: 4 batches are 20 MB at 224 pixels.
 _WINDOW: Final = 4 * _BATCH
@@ -114,8 +114,7 @@ class Gallery:
         """
         maps = self._cached(picture.digest, (PLAIN,))
         if not maps:
-            image = self.decoded(picture, at_least=2 * self._preparation.resize)
-            pixels = self._pixels(image, (PLAIN,), picture.digest)
+            pixels = self._looked_at(picture, (PLAIN,))
             loaded = _Loaded(picture.digest, pixels, maps)
             self._infer([(0, loaded)])
         return maps[PLAIN]
@@ -303,12 +302,25 @@ class Gallery:
             missing = [view for view in views if view not in maps]
             if not missing:
                 return _Loaded(picture.digest, {}, maps)
-            # Twice the size we need leaves the resizing filter everything it can use.
-            enough = 2 * self._preparation.resize
-            image = self.decoded(picture, at_least=enough)
+            pixels = self._looked_at(picture, missing)
         except PictureError as error:
             return error
-        return _Loaded(picture.digest, self._pixels(image, missing, picture.digest), maps)
+        return _Loaded(picture.digest, pixels, maps)
+
+    def _looked_at(self, picture: Picture, views: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+        """The network's input for each view.
+
+        Raises:
+            PictureError: it cannot be decoded.
+        """
+        # Twice the size we need leaves the resizing filter everything it can use.
+        enough = 2 * self._preparation.resize
+        if max(views) > MIRRORED:
+            image = self.decoded(picture, at_least=enough)
+            return self._pixels(image, views, picture.digest)
+        fit = self._preparation.fit()  # where it is decoded: a third of the pixels come back
+        whole = turned(self._decode(picture.data, limits=self._limits, at_least=enough, fit=fit))
+        return {view: whole if view == PLAIN else whole[..., ::-1] for view in views}
 
     def _pixels(
         self, image: Image.Image, views: Sequence[int], digest: str

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 from PIL import Image
 
 from studio.decoder import FOUND, REPLY, REQUEST
+from studio.decoding import Fit
 from studio.errors import PictureError
 from studio.limits import PictureLimits
 
@@ -48,9 +49,14 @@ class Decode(Protocol):
     """`studio.decoding.decode`, or `Decoders`."""
 
     def __call__(
-        self, data: bytes, *, limits: PictureLimits, at_least: int | None = None
+        self,
+        data: bytes,
+        *,
+        limits: PictureLimits,
+        at_least: int | None = None,
+        fit: Fit | None = None,
     ) -> Image.Image:
-        """The picture as RGB, 8 bits a channel, upright."""
+        """The picture as RGB, 8 bits a channel, upright; or what a network is shown of it."""
 
 
 class _Ended(Exception):  # noqa: N818 - what happened, no error of ours
@@ -76,7 +82,9 @@ class _Helper:
             pipesize=PIPE,
         )
 
-    def decode(self, data: bytes, limits: PictureLimits, at_least: int | None) -> Image.Image:
+    def decode(
+        self, data: bytes, limits: PictureLimits, at_least: int | None, fit: Fit | None
+    ) -> Image.Image:
         """See `studio.decoding.decode`.
 
         Raises:
@@ -84,7 +92,8 @@ class _Helper:
             _Ended: the process is gone.
         """
         try:
-            self._send(REQUEST.pack(len(data), limits.max_pixels, at_least or 0))
+            sizes = (0, 0, 0) if fit is None else (fit.resize, fit.crop, _number(fit))
+            self._send(REQUEST.pack(len(data), limits.max_pixels, at_least or 0, *sizes))
             self._send(data)
         except BrokenPipeError:
             raise _Ended(self.process.wait()) from None
@@ -156,7 +165,12 @@ class Decoders:
         self._begin()
 
     def __call__(
-        self, data: bytes, *, limits: PictureLimits, at_least: int | None = None
+        self,
+        data: bytes,
+        *,
+        limits: PictureLimits,
+        at_least: int | None = None,
+        fit: Fit | None = None,
     ) -> Image.Image:
         """The picture; see `studio.decoding.decode`.
 
@@ -174,7 +188,7 @@ class Decoders:
         with self._turns:
             helper = self._idle.pop() if self._idle else self._start()
             try:
-                return self._decoded(helper, data, limits, at_least)
+                return self._decoded(helper, data, limits, at_least, fit)
             except _Ended as gone:
                 self._forget(helper)
                 raise PictureError(self._remember(data, gone.status)) from None
@@ -205,10 +219,15 @@ class Decoders:
         return helper
 
     def _decoded(
-        self, helper: _Helper, data: bytes, limits: PictureLimits, at_least: int | None
+        self,
+        helper: _Helper,
+        data: bytes,
+        limits: PictureLimits,
+        at_least: int | None,
+        fit: Fit | None,
     ) -> Image.Image:
         try:
-            image = helper.decode(data, limits, at_least)
+            image = helper.decode(data, limits, at_least, fit)
         except PictureError:
             self._idle.append(helper)
             raise
@@ -233,6 +252,10 @@ class Decoders:
         while len(self._bad) > _REMEMBERED:
             self._bad.popitem(last=False)
         return reason
+
+
+def _number(fit: Fit) -> int:
+    return Image.Resampling[fit.interpolation.upper()].value
 
 
 def _why(status: int, times: Sequence[float]) -> str:

@@ -14,12 +14,15 @@ import struct
 import sys
 from typing import Final
 
-from studio.decoding import decode
+from PIL import Image
+
+from studio.decoding import Fit, decode
 from studio.errors import PictureError
 from studio.limits import PictureLimits
 
-#: Bytes of the file, `PictureLimits.max_pixels`, and ``at_least`` or 0.
-REQUEST: Final = struct.Struct(">QQQ")
+#: Bytes of the file, `PictureLimits.max_pixels`, ``at_least`` or 0, and what `Fit` holds, the
+#: filter by Pillow's number, or zeros.
+REQUEST: Final = struct.Struct(">QQQIIB")
 #: ``FOUND``, width and height, then ``3 * width * height`` bytes; or ``REFUSED``, the length of the
 #: reason and 0, then the reason.
 REPLY: Final = struct.Struct(">BQQ")
@@ -49,20 +52,24 @@ def serve(cpu_seconds: float, seconds: float) -> None:
     answers = os.dup(1)
     os.dup2(2, 1)  # a library that prints must not be taken for an answer
     while head := _exactly(REQUEST.size):
-        length, max_pixels, at_least = REQUEST.unpack(head)
+        length, max_pixels, at_least, resize, crop, number = REQUEST.unpack(head)
         data = _exactly(length)
+        fit = Fit(resize, crop, Image.Resampling(number).name.lower()) if resize else None
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        reply = _answer(data, max_pixels, at_least or None)
+        reply = _answer(data, max_pixels, at_least or None, fit)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         for part in reply:
             _write(answers, part)
 
 
-def _answer(data: bytes, max_pixels: int, at_least: int | None) -> tuple[bytes, bytes]:
+def _answer(
+    data: bytes, max_pixels: int, at_least: int | None, fit: Fit | None
+) -> tuple[bytes, bytes]:
+    limits = PictureLimits(max_pixels=max_pixels)
     try:
-        image = decode(data, limits=PictureLimits(max_pixels=max_pixels), at_least=at_least)
+        image = decode(data, limits=limits, at_least=at_least, fit=fit)
     except PictureError as error:
         reason = error.reason.encode()
         return REPLY.pack(REFUSED, len(reason), 0), reason

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
@@ -89,10 +90,62 @@ _UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+#: Sides longer than this many times the other are cut before resizing, which would otherwise
+#: make a strip of 1 x 50,000 pixels 256 times as large.
+_MAX_RATIO: Final = 8
 _ALLOWED: Final = "JPEG, PNG, WEBP, GIF, BMP or TIFF"
 
 
-def decode(data: bytes, *, limits: PictureLimits, at_least: int | None = None) -> Image.Image:
+@dataclass(frozen=True)
+class Fit:
+    """How a picture is brought to a network's size: the short side resized, the centre cut.
+
+    Attributes:
+        resize: length of the short side, in pixels.
+        crop: side of the square that is cut.
+        interpolation: Pillow's name of the filter, in small letters.
+    """
+
+    resize: int
+    crop: int
+    interpolation: str
+
+
+def fitted(image: Image.Image, fit: Fit) -> Image.Image:
+    """The square that a network is shown: pixel for pixel what torchvision does with Pillow.
+
+    Args:
+        image: RGB, upright, any size. Of one longer than 8 times its width (or wider), the middle
+            is taken first.
+        fit: the sizes.
+    """
+    image = _without_far_ends(image)
+    width, height = image.size
+    short, crop = min(width, height), fit.crop
+    size = (int(fit.resize * width / short), int(fit.resize * height / short))
+    if size != image.size:
+        image = image.resize(size, Image.Resampling[fit.interpolation.upper()])
+    # An odd margin is split as torchvision splits it: rounded to even.
+    left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
+    return image.crop((left, top, left + crop, top + crop))
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    most = _MAX_RATIO * min(width, height)
+    if max(width, height) <= most:
+        return image
+    left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
+    return image.crop((left, top, left + min(width, most), top + min(height, most)))
+
+
+def decode(
+    data: bytes,
+    *,
+    limits: PictureLimits,
+    at_least: int | None = None,
+    fit: Fit | None = None,
+) -> Image.Image:
     """The picture as RGB, 8 bits a channel, upright; of an animation or a stack the first one.
 
     What is transparent becomes white: cut-outs and drawings are made to be looked at on a white
@@ -105,6 +158,7 @@ def decode(data: bytes, *, limits: PictureLimits, at_least: int | None = None) -
         limits: ``max_pixels`` is compared with the file's header, before anything is decoded.
         at_least: pixels; if given, a JPEG may come out at 1/2, 1/4 or 1/8 of its size, which is
             two to four times faster, with its shorter side still at least this long.
+        fit: if given, what `fitted` makes of the picture is returned.
 
     Raises:
         PictureError: the file is no such picture, too large, or damaged.
@@ -128,7 +182,7 @@ def decode(data: bytes, *, limits: PictureLimits, at_least: int | None = None) -
         words = str(error) or type(error).__name__
         raise PictureError(f"the {name} file cannot be read: {words}") from error
     upright.info = {}  # what it said of the file (an orientation!) is no longer true
-    return upright
+    return upright if fit is None else fitted(upright, fit)
 
 
 def _reader(data: bytes) -> tuple[str, Callable[[BytesIO], ImageFile]]:

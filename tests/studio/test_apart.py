@@ -13,7 +13,7 @@ import pytest
 
 from studio import apart
 from studio.apart import Decoders
-from studio.decoding import decode
+from studio.decoding import Fit, decode, fitted
 from studio.errors import PictureError
 from studio.limits import PictureLimits
 from tests.studio.ill_decoder import ILLS
@@ -49,6 +49,20 @@ def test_pictures_are_those_of_decode(decoders: Decoders, kind: str, at_least: i
     there = decoders(data, limits=LIMITS, at_least=at_least)
     assert (there.mode, there.size, there.info) == (here.mode, here.size, {})
     assert (np.asarray(there) == np.asarray(here)).all()
+
+
+@pytest.mark.parametrize("size", [(480, 320), (60, 900), (224, 224), (5, 4)])
+@pytest.mark.parametrize("filter_", ["bicubic", "bilinear", "lanczos", "nearest"])
+def test_what_a_network_is_shown_is_that_of_decode(
+    decoders: Decoders, size: tuple[int, int], filter_: str
+) -> None:
+    data, fit = saved(corners().resize(size), "PNG"), Fit(64, 56, filter_)
+    here = decode(data, limits=LIMITS, fit=fit)
+    there = decoders(data, limits=LIMITS, fit=fit)
+    assert there.size == here.size == (56, 56)
+    assert (np.asarray(there) == np.asarray(here)).all()
+    whole = fitted(decode(data, limits=LIMITS), fit)
+    assert (np.asarray(whole) == np.asarray(here)).all()
 
 
 @pytest.mark.parametrize(
