@@ -392,10 +392,10 @@ def busy(bench: Bench, port: int, log: Path, seconds: float) -> dict[str, float]
 
 
 def memory(bench: Bench, port: int, server: int, tasks: int) -> dict[str, float]:
-    """Resident GB after half of the tasks and after all, the pictures having been seen before."""
-    body, caller, found = bench.new(bench.draw()), Caller(port), {}
+    """Resident GB after half of the tasks and after all, each of a picture that was not seen."""
+    caller, found = Caller(port), {}
     for done in range(0, tasks, PICTURES):
-        caller.ask("/predict", body)
+        caller.ask("/predict", bench.new(bench.draw()))
         if done <= tasks // 2 < done + PICTURES:
             found["GB half-way"] = resident(server)
     return {**found, "GB in the end": resident(server)}
