@@ -186,7 +186,10 @@ class Decoders:
         if self._owner != os.getpid():
             self._begin()  # after a fork: their pipes are the parent's
         with self._turns:
-            helper = self._idle.pop() if self._idle else self._start()
+            try:
+                helper = self._idle.pop()
+            except IndexError:  # asked for and not looked up: another thread may take the last one
+                helper = self._start()
             try:
                 return self._decoded(helper, data, limits, at_least, fit)
             except _Ended as gone:
