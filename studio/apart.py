@@ -187,13 +187,13 @@ class Decoders:
             self._begin()  # after a fork: their pipes are the parent's
         with self._turns:
             try:
-                helper = self._idle.pop()
-            except IndexError:  # asked for and not looked up: another thread may take the last one
-                helper = self._start()
-            try:
-                return self._decoded(helper, data, limits, at_least, fit)
+                return self._decoded(data, limits, at_least, fit)
             except _Ended as gone:
-                self._forget(helper)
+                if gone.status != -signal.SIGKILL:
+                    raise PictureError(self._remember(data, gone.status)) from None
+            try:  # whoever killed it may have meant it, or memory: the picture may be innocent
+                return self._decoded(data, limits, at_least, fit)
+            except _Ended as gone:
                 raise PictureError(self._remember(data, gone.status)) from None
 
     def close(self) -> None:
@@ -222,21 +222,24 @@ class Decoders:
         return helper
 
     def _decoded(
-        self,
-        helper: _Helper,
-        data: bytes,
-        limits: PictureLimits,
-        at_least: int | None,
-        fit: Fit | None,
+        self, data: bytes, limits: PictureLimits, at_least: int | None, fit: Fit | None
     ) -> Image.Image:
+        """By a process that is idle, or a new one.
+
+        Raises:
+            PictureError: its reason.
+            _Ended: the process is gone.
+        """
+        try:
+            helper = self._idle.pop()
+        except IndexError:  # asked for and not looked up: another thread may take the last one
+            helper = self._start()
         try:
             image = helper.decode(data, limits, at_least, fit)
         except PictureError:
             self._idle.append(helper)
             raise
-        except _Ended:
-            raise
-        except BaseException:  # a job's time is up: half an answer is in the pipe
+        except BaseException:  # it is gone, or a job's time is up: half an answer is in the pipe
             self._forget(helper)
             raise
         self._idle.append(helper)

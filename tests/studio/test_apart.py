@@ -134,6 +134,14 @@ def test_such_a_picture_does_it_once(ill: Decoders) -> None:
     assert ill.processes == [process]
 
 
+def test_a_process_that_somebody_kills_costs_no_picture(decoders: Decoders) -> None:
+    """The system does, when memory runs out."""
+    decoders(GOOD, limits=LIMITS)
+    for process in decoders.processes:
+        os.kill(process, signal.SIGKILL)
+    assert decoders(GOOD, limits=LIMITS).size == corners().size
+
+
 def test_memory_has_an_end(ill: Decoders) -> None:
     """And the process goes on."""
     ill(GOOD, limits=LIMITS)
