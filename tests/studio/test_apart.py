@@ -1,5 +1,6 @@
 """Decoding in processes apart: the same pictures and reasons, and whatever happens stays there."""
 
+import os
 import signal
 import subprocess
 import sys
