@@ -187,12 +187,12 @@ class Decoders:
             self._begin()  # after a fork: their pipes are the parent's
         with self._turns:
             try:
-                return self._decoded(data, limits, at_least, fit)
+                return self._decoded(self._ready(), data, limits, at_least, fit)
             except _Ended as gone:
                 if gone.status != -signal.SIGKILL:
                     raise PictureError(self._remember(data, gone.status)) from None
             try:  # whoever killed it may have meant it, or memory: the picture may be innocent
-                return self._decoded(data, limits, at_least, fit)
+                return self._decoded(self._start(), data, limits, at_least, fit)
             except _Ended as gone:
                 raise PictureError(self._remember(data, gone.status)) from None
 
@@ -221,19 +221,21 @@ class Decoders:
         self._running.append(helper)
         return helper
 
-    def _decoded(
-        self, data: bytes, limits: PictureLimits, at_least: int | None, fit: Fit | None
-    ) -> Image.Image:
-        """By a process that is idle, or a new one.
-
-        Raises:
-            PictureError: its reason.
-            _Ended: the process is gone.
-        """
+    def _ready(self) -> _Helper:
+        """A process that is idle, or a new one."""
         try:
-            helper = self._idle.pop()
+            return self._idle.pop()
         except IndexError:  # asked for and not looked up: another thread may take the last one
-            helper = self._start()
+            return self._start()
+
+    def _decoded(
+        self,
+        helper: _Helper,
+        data: bytes,
+        limits: PictureLimits,
+        at_least: int | None,
+        fit: Fit | None,
+    ) -> Image.Image:
         try:
             image = helper.decode(data, limits, at_least, fit)
         except PictureError:
