@@ -244,7 +244,10 @@ def remembered_backbone(name: str, *, weights: Path | None, folder: Path) -> Bac
         BackboneError, TorchFileError: as for `load_backbone`; where it is remembered, by the first
             use of its ``module``.
     """
-    path = folder / f"card-{_identity(name, weights)}.json"
+    identity = _identity(name, weights)
+    if identity is None:
+        return load_backbone(name, weights=weights)
+    path = folder / f"card-{identity}.json"
     try:
         card = Card.from_json(json.loads(path.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, BackboneError):
@@ -265,13 +268,13 @@ def remembered_backbone(name: str, *, weights: Path | None, folder: Path) -> Bac
     return Backbone(card, load)
 
 
-def _identity(name: str, weights: Path | None) -> str:
-    """Of what decides a backbone's card, without reading the weights."""
-    file = weights or _package_file(name)
+def _identity(name: str, weights: Path | None) -> str | None:
+    """Of what decides a backbone's card, without reading the weights; None if there are none."""
     try:
+        file = weights or _package_file(name)
         found = file.stat()
-    except OSError as error:
-        raise BackboneError(f"cannot read the weights file {file.name}: {error}") from error
+    except (OSError, BackboneError):  # `load_backbone` says what is wrong
+        return None
     facts = [name, str(file.resolve()), found.st_size, found.st_mtime_ns, version("timm")]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 

@@ -7,7 +7,6 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 
-from models.backbone import load_backbone
 from models.errors import ModelError, ModelStoreError
 from studio.client import BasicAuth
 from studio.connection import Finding, checks
@@ -101,9 +100,8 @@ def _device(parts: Parts) -> Iterator[Finding]:
 
 
 def _backbone(parts: Parts) -> Finding:
-    settings = parts.settings
     try:
-        found = load_backbone(settings.backbone, weights=settings.backbone_weights)
+        found = parts.galleries.backbone()
     except ModelError as error:
         mend = "set HRN_BACKBONE to one that is here, or HRN_BACKBONE_WEIGHTS to its file"
         return Finding("backbone", ok=False, what=str(error), mend=mend)

@@ -269,6 +269,13 @@ def test_weights_that_changed_behind_a_card_are_refused_with_what_to_do(tmp_path
     assert list(cards.iterdir()) == []
 
 
+def test_what_is_wrong_is_told_as_without_a_card(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="unknown backbone 'resnet5'; did you mean"):
+        remembered_backbone("resnet5", weights=None, folder=tmp_path)
+    with pytest.raises(BackboneError, match=r"cannot read .* gone\.safetensors"):
+        remembered_backbone(SMALL, weights=tmp_path / "gone.safetensors", folder=tmp_path)
+
+
 def test_a_card_that_cannot_be_read_or_kept_costs_time_only(tmp_path: Path) -> None:
     file, cards = weights_file(tmp_path), tmp_path / "cards"
     right = remembered_backbone(SMALL, weights=file, folder=cards).fingerprint
