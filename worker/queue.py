@@ -14,7 +14,7 @@ reconciler. Keys of a project in Redis, all under ``hrn:<key>:``
 ``untidy``    when rows of earlier versions may be removed (seconds, epoch)
 ``moved``     the version whose rule has moved since then: its pre-labels want a refresh
 ``heard``     answers came or went since they were last held against what was shown
-``attempted`` the newest label that an attempt has read, whether or not it led to a version
+``attempted`` the labels that an attempt has read, whether or not they led to a version
 ``alive``     the running job's id, kept alive by its heartbeat
 ``progress``  where the running job is
 ``cancel``    id of a job that should stop
@@ -44,6 +44,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker
 
 from worker.order import Order
+from worker.reading import Read
 
 log = logging.getLogger(__name__)
 
@@ -223,13 +224,17 @@ class Board:
         """The postponed order was asked for again."""
         self.redis.delete(self._key(project, "later"))
 
-    def note_attempt(self, project: str, through: str) -> None:
-        """Labels up to ``through`` were read; what they led to, they would lead to again."""
-        self.redis.set(self._key(project, "attempted"), through)
+    def note_attempt(self, project: str, read: Read) -> None:
+        """These labels were read; what they led to, they would lead to again."""
+        self._set(project, "attempted", read.to_json())
 
-    def attempted(self, project: str) -> str:
-        """What ``note_attempt`` last noted, "" if nothing."""
-        return self._text(project, "attempted") or ""
+    def attempted(self, project: str) -> Read:
+        """What ``note_attempt`` last noted; nothing, if nothing that can be read."""
+        told = self._get(project, "attempted")
+        try:
+            return Read() if told is None else Read.from_json(told)
+        except (KeyError, TypeError, ValueError):
+            return Read()
 
     def ask_refresh(self, project: str, version: str, *, again: bool = False) -> bool:
         """Ask for new pre-labels on open tasks; one such job waits or runs at a time.

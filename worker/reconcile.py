@@ -22,6 +22,7 @@ from worker.keeping import prune_versions
 from worker.order import Order
 from worker.parts import Parts
 from worker.queue import RedisError
+from worker.reading import Read
 
 log = logging.getLogger(__name__)
 
@@ -234,18 +235,18 @@ class Reconciler:
         self, project: Project, version: str | None, config: LabelConfig
     ) -> tuple[int, float | None]:
         """Labels that no attempt has read yet, and when the last of them came."""
-        through = self._parts.board.attempted(project.key)
+        known = self._parts.board.attempted(project.key)
         if version:
             manifest = self._parts.store.manifest(project.key, version)
-            through = max(through, str(manifest.get("trained_through", "")))
+            known = known.newer(Read.of_version(manifest))
         tasks = self._parts.studio.tasks(
-            project.number, annotated_only=True, updated_after=through or None
+            project.number, annotated_only=True, updated_after=known.since or None
         )
         times = [
             label.updated_at
             for task in tasks
             for label in read_task(task, config).labels
-            if label.updated_at > through
+            if known.lacks(label.annotation_id, label.updated_at)
         ]
         return len(times), _seconds(max(times)) if times else None
 

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from hierarchy import LabelTree
 from studio.annotations import Label, TaskLabels
+from worker.reading import Read
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Snapshot:
         trained_through: the newest ``updated_at`` among the labels.
         digest: of what the labels say: two snapshots with one digest teach the same.
         ignored: reasons for which annotations teach nothing, counted.
+        recent: when each label of the last minute before that was updated, by its annotation.
     """
 
     tree: LabelTree
@@ -28,6 +30,12 @@ class Snapshot:
     trained_through: str
     digest: str
     ignored: dict[str, int]
+    recent: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def read(self) -> Read:
+        """What of the project's labels has been read."""
+        return Read(self.trained_through, self.recent)
 
     @property
     def labels(self) -> tuple[Label, ...]:
@@ -47,6 +55,7 @@ class Snapshot:
             "ignored": self.ignored,
             "digest": self.digest,
             "trained_through": self.trained_through,
+            "recent": dict(self.recent),
         }
 
 
@@ -64,7 +73,14 @@ def take(tasks: Iterable[TaskLabels], tree: LabelTree) -> Snapshot:
         kept.append(task)
         for label in sorted(task.labels, key=lambda label: label.annotation_id):
             digest.update(repr((task.picture, label.annotation_id, label.nodes)).encode())
-    return Snapshot(tree, tuple(kept), through, digest.hexdigest()[:16], dict(ignored))
+    since = Read(through, {}).since
+    recent = {
+        str(label.annotation_id): label.updated_at
+        for task in kept
+        for label in task.labels
+        if label.updated_at > since
+    }
+    return Snapshot(tree, tuple(kept), through, digest.hexdigest()[:16], dict(ignored), recent)
 
 
 def agreed(task: TaskLabels, tree: LabelTree) -> int:

@@ -83,7 +83,7 @@ def run(order: Order, parts: Parts, progress: Report) -> Ended:
     progress("reading labels", 0, 1)
     parts.board.events_read(project.key)
     project, config, snapshot = read_labels(project, parts)
-    parts.board.note_attempt(project.key, snapshot.trained_through)
+    parts.board.note_attempt(project.key, snapshot.read)
     ended = learn(order, project, config, snapshot, parts, progress)
     if ended.state == "published" and ended.version:
         go_live(parts, project, ended.version)

@@ -69,7 +69,7 @@ def test_too_few_labels_are_told_and_count_as_read(
     assert outcome["state"] == "too few labels"
     (run,) = board.runs(known.key)
     assert (run["job"], run["reason"], run["state"]) == ("train-1", "asked", "too few labels")
-    assert board.attempted(known.key) == stand.tasks[0]["annotations"][0]["updated_at"]
+    assert board.attempted(known.key).through == stand.tasks[0]["annotations"][0]["updated_at"]
 
 
 def test_a_label_config_without_a_tree_fails_a_training_with_its_reason(

@@ -10,6 +10,7 @@ from rq.job import Job, JobStatus
 from worker import queue
 from worker.order import Order
 from worker.queue import Board, RedisError, connect
+from worker.reading import Read
 
 KEY = "studio-1-1"
 ORDER = Order(KEY, "asked")
@@ -414,9 +415,13 @@ def test_events_are_counted_until_labels_are_read(board: Board) -> None:
 
 
 def test_an_attempt_is_remembered(board: Board) -> None:
-    assert board.attempted(KEY) == ""
-    board.note_attempt(KEY, "2026-11-23T14:00:00Z")
-    assert board.attempted(KEY) == "2026-11-23T14:00:00Z"
+    assert board.attempted(KEY) == Read()
+    read = Read("2026-11-23T14:00:00Z", {"7": "2026-11-23T14:00:00Z"})
+    board.note_attempt(KEY, read)
+    assert board.attempted(KEY) == read
+    for damaged in ("2026-11-23T14:00:00Z", "{}", '{"through": 1, "recent": 2}'):
+        board.redis.set(board._key(KEY, "attempted"), damaged)
+        assert board.attempted(KEY) == Read()
 
 
 # --- following ---

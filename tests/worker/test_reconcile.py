@@ -16,6 +16,7 @@ from worker import reconcile
 from worker.order import Order
 from worker.parts import Parts
 from worker.queue import Board, connect
+from worker.reading import Read
 from worker.reconcile import Policy, Reconciler
 
 
@@ -78,7 +79,7 @@ def test_nothing_is_asked_twice_for_labels_that_an_attempt_has_read(
 ) -> None:
     stand.label(20, minute=0)
     newest = max(task["annotations"][0]["updated_at"] for task in stand.tasks)
-    board.note_attempt(known.key, newest)
+    board.note_attempt(known.key, Read(newest))
     Reconciler(parts).glance()
     assert queued(parts, known) is None
     stand.label(20, minute=5)
