@@ -12,7 +12,9 @@ from worker.reading import Read
 from worker.reconcile import Reconciler
 from worker.training import read_labels
 
-OLD, LATE, LAST = (f"2026-11-26T13:30:{second}Z" for second in ("00.000001", "38.500000", "39.500000"))
+OLD = "2026-11-26T13:30:00.000001Z"
+LATE = "2026-11-26T13:30:38.500000Z"
+LAST = "2026-11-26T13:30:39.500000Z"
 
 
 def test_by_time_alone_nothing_up_to_it_is_missed() -> None:
