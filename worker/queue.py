@@ -63,6 +63,9 @@ FOLLOW_TIMEOUT: Final = 3600
 #: A job whose heartbeat is older than this, in seconds, is dead.
 HEARTBEAT_LIFE: Final = 45
 
+#: Seconds after which a lock is free whoever held it; what is done under it takes milliseconds.
+LOCK_LIFE: Final = 10
+
 #: Times that a training whose process died is tried again: what kills it may be the job itself.
 CRASHES_FORGIVEN: Final = 2
 
@@ -584,7 +587,10 @@ class Board:
 
     @contextlib.contextmanager
     def _locked(self, project: str) -> Iterator[None]:
-        with self.redis.lock(self._key(project, "lock"), timeout=10, blocking_timeout=5):
+        # A process that is killed in here leaves the lock, which ends by itself: whoever comes
+        # meanwhile waits for that, and no wish is turned away.
+        name = self._key(project, "lock")
+        with self.redis.lock(name, timeout=LOCK_LIFE, blocking_timeout=LOCK_LIFE + 2):
             yield
 
     def _key(self, project: str, name: str) -> str:

@@ -92,6 +92,14 @@ def test_a_training_that_died_can_be_cancelled_before_it_is_tried_again(board: B
     assert board.state(KEY) == ("idle", None)
 
 
+def test_a_lock_that_a_killed_process_left_delays_a_wish_and_does_not_turn_it_away(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "LOCK_LIFE", 1)
+    board.redis.set(board._key(KEY, "lock"), "of somebody who is gone", px=1500)
+    assert board.ask(ORDER).state == "queued"
+
+
 def test_projects_do_not_wait_for_each_other(board: Board) -> None:
     assert board.ask(ORDER).state == board.ask(Order("studio-2-1")).state == "queued"
     assert board.depth() == 2
