@@ -45,13 +45,13 @@ class Parts:
         """
         from redis.exceptions import RedisError
 
-        lock = self.board.redis.lock(f"hrn:store:{name}", timeout=60, blocking_timeout=20)
+        lock = self.board.redis.lock(f"hrn:store:{name}", timeout=30, blocking_timeout=32)
         try:
             held = lock.acquire()
         except RedisError as error:
             raise OSError(0, f"its locks are in Redis, which is away ({error})") from error
         if not held:
-            raise OSError(0, "somebody else has held its lock for 20 s")
+            raise OSError(0, "somebody else has held its lock for 32 s")
         try:
             yield
         finally:
