@@ -12,7 +12,7 @@ export UV_LINK_MODE ?= hardlink
 # Locks carry versions and hashes; where packages come from is the machine's own setting.
 SYNC = $(UV) pip sync -q --require-hashes
 
-.PHONY: help install demo test coverage chaos check unit chromium axe lock format clean
+.PHONY: help install demo test coverage chaos check unit chromium axe redis lock format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -54,10 +54,10 @@ unit: .venv/.done ## the fast tests, on all cores
 	.venv/bin/python -m pytest -n auto --dist loadfile -m "not slow and not label_studio and not browser and not chaos"
 
 # The slow ones run one after the other: they start servers and trainings that want the cores for themselves.
-test: install .venv-upstream/.done chromium axe check unit ## the checks and all tests, on a real Label Studio, Redis, worker and browser
+test: install .venv-upstream/.done chromium axe redis check unit ## the checks and all tests, on a real Label Studio, Redis, worker and browser
 	.venv/bin/python -m pytest -m "(slow or label_studio or browser) and not chaos"
 
-coverage: install .venv-upstream/.done chromium axe ## all tests, with the lines that none of them runs
+coverage: install .venv-upstream/.done chromium axe redis ## all tests, with the lines that none of them runs
 	.venv/bin/python -m pytest --cov --cov-report=term -m "not chaos"
 
 chaos: install ## kill, starve and flood it for some 25 minutes, on loopback; prints what was tried
@@ -68,6 +68,9 @@ chromium:
 
 axe:
 	@scripts/install-axe
+
+redis:
+	@scripts/install-redis
 
 lock: .venv-uv/.done ## renew requirements/*.txt (versions and hashes, no addresses)
 	scripts/lock
