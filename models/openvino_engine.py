@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -60,17 +61,19 @@ class OpenVINOEngine:
         self.name = f"openvino-cpu-{precision}"
         self._shape = EngineShape.of(backbone)
         threads = threads or os.cpu_count() or 1
-        self._streams = min(threads, STREAMS)
+        streams = min(threads, STREAMS)
         settings = {
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": str(threads),
-            "NUM_STREAMS": str(self._streams),
+            "NUM_STREAMS": str(streams),
         }
         try:
             core = ov.Core()
             model = _cached_model(ov, core, backbone, cache_dir)
             compiled = core.compile_model(model, "CPU", settings)
-            self._queue = ov.AsyncInferQueue(compiled, self._streams)
+            # Not OpenVINO's own queue: it calls back into Python, which waits for the interpreter's
+            # lock once more for each part.
+            self._requests = [compiled.create_infer_request() for _ in range(streams)]
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot run {backbone.name}: {error}") from error
         self._lock = threading.Lock()
@@ -78,20 +81,31 @@ class OpenVINOEngine:
     def maps(self, batch: Pixels) -> Maps:
         """See `Engine.maps`."""
         out = self._shape.checked(batch)
-        at_once = min(CPU_BATCH, max(1, math.ceil(len(batch) / self._streams)))
-
-        def take(request: Any, rows: slice) -> None:  # noqa: ANN401 - it has no types
-            out[rows] = request.get_output_tensor(0).data
-
+        at_once = min(CPU_BATCH, max(1, math.ceil(len(batch) / len(self._requests))))
+        waiting: deque[tuple[Any, slice, Pixels]] = deque()
         with self._lock:
-            self._queue.set_callback(take)
-            parts = [
-                (rows, np.ascontiguousarray(batch[rows])) for rows in slices(len(batch), at_once)
-            ]
-            for rows, pixels in parts:
-                self._queue.start_async({0: pixels}, rows, share_inputs=True)
-            self._queue.wait_all()
+            try:
+                for number, rows in enumerate(slices(len(batch), at_once)):
+                    if number >= len(self._requests):
+                        _take(*waiting[0], out)
+                        waiting.popleft()
+                    request = self._requests[number % len(self._requests)]
+                    pixels = np.ascontiguousarray(batch[rows])
+                    waiting.append((request, rows, pixels))
+                    request.start_async({0: pixels}, share_inputs=True)
+                while waiting:
+                    _take(*waiting[0], out)
+                    waiting.popleft()
+            finally:  # after an interruption: what is still read may not be given back
+                for request, _, _ in waiting:
+                    request.wait()
         return out
+
+
+def _take(request: Any, rows: slice, _pixels: Pixels, out: Maps) -> None:  # noqa: ANN401
+    """Wait for a part; its pixels live until then, since OpenVINO reads them where they are."""
+    request.wait()
+    out[rows] = request.get_output_tensor(0).data
 
 
 def load_openvino() -> Any:  # noqa: ANN401 - it has no types
