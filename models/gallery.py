@@ -319,8 +319,9 @@ class Gallery:
             image = self.decoded(picture, at_least=enough)
             return self._pixels(image, views, picture.digest)
         fit = self._preparation.fit()  # where it is decoded: a third of the pixels come back
-        whole = turned(self._decode(picture.data, limits=self._limits, at_least=enough, fit=fit))
-        return {view: whole if view == PLAIN else whole[..., ::-1] for view in views}
+        square = self._decode(picture.data, limits=self._limits, at_least=enough, fit=fit)
+        pixels = _both_ways(turned(square))
+        return {view: pixels[view] for view in views}
 
     def _pixels(
         self, image: Image.Image, views: Sequence[int], digest: str
@@ -328,8 +329,7 @@ class Gallery:
         """The network's input for each view."""
         pixels = {}
         if PLAIN in views or MIRRORED in views:
-            whole = prepare(image, self._preparation)
-            pixels = {PLAIN: whole, MIRRORED: whole[..., ::-1]}
+            pixels = _both_ways(prepare(image, self._preparation))
         return {
             view: pixels[view] if view in pixels else crop(image, self._preparation, view, digest)
             for view in views
@@ -363,6 +363,11 @@ def _there(
     for (position, _), loaded in zip(some, ready, strict=True):
         if loaded is not None:
             yield position, loaded
+
+
+def _both_ways(whole: NDArray[np.uint8]) -> dict[int, NDArray[np.uint8]]:
+    """The whole picture as it is and mirrored, ``(3, H, W)`` each."""
+    return {PLAIN: whole, MIRRORED: whole[..., ::-1]}
 
 
 def _means(maps: Sequence[KeptMaps]) -> NDArray[np.float32]:
