@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from hierarchy import unscaled
 from hierarchy.errors import ShapeError
 from hierarchy.marginals import Branching, Layout, Level, branch, check_scores, refuse_second
 from hierarchy.tree import LabelTree
@@ -58,14 +59,14 @@ def tree_loss(
         tensor(0.6931)
     """
     checked = check_scores(scores, tree)
-    layout = Layout.of(tree, checked.device)
     _check_ids(targets, checked, len(tree))
     if excluded is not None:
         _check_excluded(excluded, checked, len(tree))
     losses: Tensor
     if excluded is None and (one := _one_each(targets)) is not None:
-        losses = _TreeLoss.apply(checked, one, layout)
+        losses = _TreeLoss.apply(checked, one, tree)
     else:
+        layout = Layout.of(tree, checked.device)
         named = targets if targets.ndim == 2 else targets[:, None]
         rejected = named.new_empty(len(named), 0) if excluded is None else excluded
         _check_says_something(named, rejected)
@@ -154,11 +155,20 @@ class _TreeLoss(Function):
     which may be too small to write down.
 
     The gradient is worked out at once, in the memory that the loss needed: on a CPU new memory
-    would cost more than all the arithmetic.
+    would cost more than all the arithmetic. There, scores that are not extreme go a shorter way.
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, targets: Tensor, layout: Layout) -> Tensor:  # noqa: ANN401  (torch's own contract)
+    def forward(ctx: Any, scores: Tensor, targets: Tensor, tree: LabelTree) -> Tensor:  # noqa: ANN401  (torch's own contract)
+        plan = unscaled.Plan.of(tree) if scores.device.type == "cpu" else None
+        swept = None if plan is None else unscaled.sweep(scores, plan)
+        if plan is not None and swept is not None:
+            path, log_p = unscaled.path_log_probabilities(scores, targets, swept, plan)
+            if ctx.needs_input_grad[0]:
+                by_row = unscaled.gradient(path, log_p, targets, swept, plan)
+                ctx.save_for_backward(swept.weight.view_as(scores).copy_(by_row.t()))
+            return log_p[-1].neg()
+        layout = Layout.of(tree, scores.device)
         found = branch(scores, layout)
         path = _paths_up(targets, layout)  # (L, B) rows, the target's first
         log_p = found.step.gather(0, path).sub_(found.log_total.gather(0, layout.head[path]))

@@ -45,7 +45,7 @@ class SeededDropout(nn.Module):
         if not self.training or not self.share:
             return features
         kept = torch.rand(features.shape, generator=self._draw) >= self.share
-        return features * kept.to(features.device) / (1 - self.share)
+        return features * (kept.to(features) / (1 - self.share))
 
 
 class MapTrunk(nn.Module):

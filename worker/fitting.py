@@ -98,8 +98,10 @@ def fit(  # noqa: PLR0913 - one loop's inputs
         for chosen in torch.randperm(len(rows), generator=draw).split(batch):
             if len(chosen) < 2:  # batch norm needs two; the row comes again next epoch
                 continue
-            some = rows[chosen]
-            seen = _drawn(views, some.picture, draw, device)
+            which = torch.randint(len(views), (len(chosen),), generator=draw)
+            some = rows[chosen[which.argsort(stable=True)]]  # view by view: each is read in one go
+            counts = which.bincount(minlength=len(views)).tolist()
+            seen = _seen(views, some.picture.split(counts), device)
             loss = objective(seen, some.target.to(device), some.weight.to(device))
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss became {loss.item()} in epoch {epoch + 1}")
@@ -112,18 +114,15 @@ def fit(  # noqa: PLR0913 - one loop's inputs
     network.eval()
 
 
-def _drawn(
-    views: Sequence[Features], pictures: Tensor, draw: torch.Generator, device: str
-) -> Features:
-    """One view of each picture: ``(B,)`` positions -> features of B."""
-    which = torch.randint(len(views), (len(pictures),), generator=draw)
-    first = views[0]
-    maps = first.maps.new_empty(len(pictures), *first.maps.shape[1:])
-    means = first.means.new_empty(len(pictures), *first.means.shape[1:])
-    for view in which.unique().tolist():
-        at = torch.nonzero(which == view)[:, 0]
-        some = views[view][pictures[at]]
-        maps[at], means[at] = some.maps, some.means
+def _seen(views: Sequence[Features], pictures: Sequence[Tensor], device: str) -> Features:
+    """Of each view some pictures, by position: features of B in all, view by view."""
+    counts, first = [len(some) for some in pictures], views[0]
+    maps = first.maps.new_empty(sum(counts), *first.maps.shape[1:])
+    means = first.means.new_empty(sum(counts), *first.means.shape[1:])
+    parts = zip(views, pictures, maps.split(counts), means.split(counts), strict=True)
+    for view, some, own_maps, own_means in parts:
+        torch.index_select(view.maps, 0, some, out=own_maps)
+        torch.index_select(view.means, 0, some, out=own_means)
     return Features(maps.to(device), means.to(device))
 
 
