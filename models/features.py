@@ -4,8 +4,8 @@ Everything here is a cache: damage, a full disk or a folder that cannot be writt
 a log line, never an answer. C channels; h, w positions of the map; H, W pixels.
 """
 
-import hashlib
 import logging
+import math
 import re
 import time
 import zlib
@@ -73,21 +73,25 @@ class _Compact:
     scale: NDArray[np.float32]  # least number, step
 
     @classmethod
-    def of(cls, maps: NDArray[np.floating]) -> "_Compact":
-        most = np.finfo(np.float16).max
-        values = np.clip(maps, -most, most, dtype=np.float32)
-        low, high = values.min(), values.max()
+    def of(cls, maps: NDArray[np.floating]) -> "tuple[_Compact, KeptMaps] | None":
+        """The map, and what it comes back as; None if a number of it is not finite."""
+        given = torch.from_numpy(np.ascontiguousarray(maps))
+        most = float(np.finfo(np.float16).max)
+        bounds = [float(bound) for bound in given.aminmax()]  # NaN if there is one
+        if not all(map(math.isfinite, bounds)):
+            return None
+        low, high = (np.float32(min(most, max(-most, bound))) for bound in bounds)
         step = (high - low) / np.float32(255)
-        steps = np.rint((values - low) / (step or np.float32(1))).astype(np.uint8)
-        return cls(steps, np.array([low, step], np.float32))
-
-    def restore(self) -> KeptMaps:
-        maps: KeptMaps = _restored(self.steps[None], self.scale[None])[0]
-        return maps
+        values = given.clamp(float(low), float(high)).float().sub_(float(low))
+        values.div_(float(step) or 1.0).round_()
+        steps: NDArray[np.uint8] = values.to(torch.uint8).numpy()
+        kept: KeptMaps = values.mul_(float(step)).add_(float(low)).half().numpy()
+        return cls(steps, np.array([low, step], np.float32)), kept
 
     def row(self) -> Row:
         """As it is written."""
-        sums = self.steps.reshape(len(self.steps), -1).sum(axis=1, dtype=np.int64)
+        flat = torch.from_numpy(self.steps).flatten(1)
+        sums = flat.float().sum(dim=1).double().numpy()  # of whole numbers: exact
         low, step = self.scale.astype(np.float64)
         means = low + step * sums / max(1, self.steps[0].size)
         return Row(self.steps, self.scale, means.astype(np.float32))
@@ -124,10 +128,10 @@ def as_kept(maps: NDArray[np.floating]) -> KeptMaps:
         maps: ``(C, h, w)``; numbers beyond float16's are cut to its range. With one that is not
             finite among them, they come back as they are, in float16.
     """
-    if not np.isfinite(maps).all():
-        with np.errstate(over="ignore"):
-            return maps.astype(np.float16)
-    return _Compact.of(maps).restore()
+    if (found := _Compact.of(maps)) is not None:
+        return found[1]
+    with np.errstate(over="ignore"):
+        return maps.astype(np.float16)
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,8 @@ class FeatureCache:
 
     def get(self, digest: str, *, view: int = PLAIN) -> KeptMaps | None:
         """The maps ``(C, h, w)``, or ``None``; what is damaged is removed and counts as missing."""
+        if not self.holds([digest], view=view)[0]:  # most are new: that is all they should cost
+            return None
         found, maps = self.maps([digest], view=view)
         return maps[0] if found[0] else None
 
@@ -206,20 +212,18 @@ class FeatureCache:
     def put(self, digest: str, maps: NDArray[np.floating], *, view: int = PLAIN) -> KeptMaps:
         """Keep the maps ``(C, h, w)``; return what `get` will give, kept or not."""
         (key,) = _keys([digest], view)
-        if not np.isfinite(maps).all():
+        found = _Compact.of(maps)
+        if found is None:
             log.warning("maps that are not finite are not kept digest=%s", digest[:12])
             return as_kept(maps)
-        compact = _Compact.of(maps)
+        compact, kept = found
         try:
-            if (
-                self._segments.holds([key])[0]
-                and (known := self.get(digest, view=view)) is not None
-            ):
-                return known
-            self._segments.append(key, compact.row())
+            new = self._segments.append(key, compact.row())
         except OSError as error:
             self._complain(error)
-        return compact.restore()
+            return kept
+        known = None if new else self.get(digest, view=view)
+        return kept if known is None else known
 
     def size(self) -> CacheSize:
         """Maps and bytes, of all backbones."""
@@ -309,63 +313,6 @@ def _keys(digests: Sequence[str], view: int) -> list[Key]:
 
 def _tell_of_damage(name: str) -> None:
     log.warning("cached features are damaged, dropped file=%s", name)
-
-
-class ReferenceIndex:
-    """Which picture a task's reference led to, so that it need not be fetched again.
-
-    References are kept as hashes only, for they may hold signatures and tokens. They mean a
-    picture within one Label Studio: give each its own folder.
-    """
-
-    def __init__(self, root: Path) -> None:
-        """Nothing is read or written yet."""
-        self._root = root
-        self._complained = False
-
-    def known(self, ref: str, max_age_s: float) -> str | None:
-        """The picture's digest, if it was seen in the last ``max_age_s`` seconds."""
-        path = self._path(ref)
-        try:
-            age = time.time() - path.stat().st_mtime
-            digest = path.read_text(encoding="ascii")
-        except (OSError, UnicodeDecodeError):
-            return None
-        return digest if age <= max_age_s and _DIGEST.fullmatch(digest) else None
-
-    def remember(self, ref: str, digest: str) -> None:
-        """Note that ``ref`` gave the picture ``digest`` just now."""
-        try:
-            _write_small(self._path(ref), digest.encode("ascii"))
-        except OSError as error:
-            if not self._complained:
-                self._complained = True
-                log.warning("reference index does not work, going on without: %s", error)
-
-    def prune(self, max_age_s: float) -> int:
-        """Forget references older than ``max_age_s`` seconds; return how many."""
-        _remove_leftovers(self._root)
-        limit = time.time() - max_age_s
-        removed = 0
-        for path in self._root.glob("??/*"):
-            with suppress(OSError):  # another process removed it
-                if path.stat().st_mtime < limit:
-                    path.unlink()
-                    removed += 1
-        return removed
-
-    def _path(self, ref: str) -> Path:
-        name = hashlib.sha256(ref.encode("utf-8", "surrogatepass")).hexdigest()
-        return self._root / name[:2] / name
-
-
-def _write_small(path: Path, data: bytes) -> None:
-    """Write it in place: what is half there is no digest, and what replaces another is as long."""
-    try:
-        path.write_bytes(data)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
 
 
 def _remove_leftovers(root: Path) -> None:

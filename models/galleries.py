@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from models.backbone import Backbone, fingerprint, remembered_backbone
 from models.engine import make_engine
 from models.errors import BackboneError
-from models.features import FeatureCache, ReferenceIndex
+from models.features import FeatureCache
 from models.gallery import MAX_AGE_S, Gallery
 from models.predictor import Predictor
+from models.references import ReferenceIndex
 from studio.apart import Decode
 from studio.decoding import decode
 from studio.pictures import Picture, PictureLimits

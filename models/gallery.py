@@ -17,7 +17,8 @@ from PIL import Image
 from models.backbone import Preparation
 from models.batching import Together
 from models.engine import Engine
-from models.features import FeatureCache, KeptMaps, ReferenceIndex, as_kept, prepare, turned
+from models.features import FeatureCache, KeptMaps, as_kept, prepare, turned
+from models.references import ReferenceIndex
 from models.views import MIRRORED, PLAIN, crop
 from studio.apart import Decode
 from studio.decoding import decode
@@ -274,7 +275,7 @@ class Gallery:
         """The pictures' digests, where references were followed not long ago."""
         if self._index is None:
             return [None] * len(items)
-        return [self._index.known(ref, self._max_age_s) for ref, _ in items]
+        return self._index.known([ref for ref, _ in items], self._max_age_s)
 
     def _held(self, digests: Sequence[str | None], views: tuple[int, ...]) -> NDArray[np.bool_]:
         """``(n,)`` of which pictures the cache has all views."""
@@ -289,7 +290,7 @@ class Gallery:
     def _load(self, item: Item, views: tuple[int, ...]) -> _Loaded | PictureError:
         """What a worker thread does: everything but the inference."""
         ref, task_id = item
-        known = self._index.known(ref, self._max_age_s) if self._index else None
+        (known,) = self._known([item])
         maps = self._cached(known, views)
         if known is not None and len(maps) == len(views):
             return _Loaded(known, {}, maps)

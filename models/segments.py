@@ -204,8 +204,8 @@ class Segments:
         self._visit(keys, take)
         return found, means
 
-    def append(self, key: Key, row: Row) -> None:
-        """Keep a row, unless there is one already.
+    def append(self, key: Key, row: Row) -> bool:
+        """Keep a row, unless there is one already; whether there was none.
 
         Raises:
             OSError: it cannot be written; nothing is left of it.
@@ -213,7 +213,7 @@ class Segments:
         shape: Shape = row.steps.shape
         with self._lock:
             if self._find([key])[0] >= 0:
-                return
+                return False
             pen = self._ready(shape)
             steps, means = row.steps.tobytes(), row.means.astype("<f4").tobytes()
             _write(pen.maps, steps, pen.row * len(steps))
@@ -227,6 +227,7 @@ class Segments:
             self._loose[_name(key)] = self._names[pen.segment.path.name] << 32 | pen.row
             pen.row += 1
             pen.segment.rows = pen.row
+        return True
 
     def _visit(self, keys: Sequence[Key], take: _Take) -> None:
         """Show ``take`` each segment with the rows that are wanted of it; drop what it rejects."""

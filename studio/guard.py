@@ -5,11 +5,14 @@ of sight of the check.
 """
 
 import contextlib
+import heapq
+import itertools
+import os
 import socket
 import threading
 import time
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -30,14 +33,13 @@ class Clock:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-        self._timer = threading.Timer(seconds, self._cut)
-        self._timer.daemon = True
+        self.end = time.monotonic() + seconds
+        self.over = False
         self._lock = threading.Lock()
         self._held: socket.socket | None = None
 
     def __enter__(self) -> Self:
-        self._timer.start()
+        _WATCH.add(self)
         return self
 
     def __exit__(
@@ -46,12 +48,12 @@ class Clock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._timer.cancel()
+        self.over = True
         self._hold(None)
 
     def left(self) -> float:
         """Seconds left; never negative."""
-        return max(0.0, self._end - time.monotonic())
+        return max(0.0, self.end - time.monotonic())
 
     def watch(self, connection: socket.socket) -> None:
         """Cut this connection when time is up.
@@ -68,10 +70,56 @@ class Clock:
                 self._held.close()
             self._held = held
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """End the connection in use, if there is one."""
         with self._lock, contextlib.suppress(OSError):  # the other side may have hung up already
             if self._held is not None:
                 self._held.shutdown(socket.SHUT_RDWR)
+
+
+class _Watch:
+    """Cuts the connections of clocks that have run out: one thread for all of a process.
+
+    A timer a picture would be a thread a picture, which costs more than asking for the picture.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as in a forked process: it has neither the thread nor its clocks."""
+        self._changed = threading.Condition()
+        self._due: list[tuple[float, int, Clock]] = []  # a heap; what is over waits for its end
+        self._numbers = itertools.count()  # clocks that end together have no order of their own
+        self._thread: threading.Thread | None = None
+
+    def add(self, clock: Clock) -> None:
+        """Watch it until it is over."""
+        with self._changed:
+            heapq.heappush(self._due, (clock.end, next(self._numbers), clock))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+                self._thread.start()
+            elif self._due[0][2] is clock:
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            self._next().cut()
+
+    def _next(self) -> Clock:
+        """The next clock that runs out, once it has."""
+        with self._changed:
+            while True:
+                while self._due and self._due[0][2].over:
+                    heapq.heappop(self._due)
+                if self._due and not self._due[0][2].left():
+                    return heapq.heappop(self._due)[2]
+                self._changed.wait(self._due[0][2].left() if self._due else None)
+
+
+_WATCH: Final = _Watch()
+os.register_at_fork(after_in_child=_WATCH.reset)
 
 
 class _Current(threading.local):

@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as tv  # type: ignore[import-un
 
 from models.backbone import Preparation, load_backbone
 from models.engine import TorchEngine
-from models.features import FeatureCache, ReferenceIndex, as_kept, prepare
+from models.features import FeatureCache, as_kept, prepare
 from models.views import MIRRORED
 
 A, B, C = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b", b"c"))
@@ -558,75 +558,3 @@ def test_writers_and_readers_at_once_see_whole_files(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(work, range(200))) <= both
-
-
-def test_a_reference_is_known_after_it_was_seen(tmp_path: Path) -> None:
-    index = ReferenceIndex(tmp_path)
-    assert index.known("s3://bucket/a.jpg", HOUR) is None
-    index.remember("s3://bucket/a.jpg", A)
-    assert ReferenceIndex(tmp_path).known("s3://bucket/a.jpg", HOUR) == A
-    assert index.known("s3://bucket/b.jpg", HOUR) is None
-
-
-def test_a_reference_is_forgotten_after_its_time(tmp_path: Path) -> None:
-    index = ReferenceIndex(tmp_path)
-    index.remember("/data/a.jpg", A)
-    (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
-    then = time.time() - 2 * HOUR
-    os.utime(path, (then, then))
-    assert index.known("/data/a.jpg", HOUR) is None
-    assert index.known("/data/a.jpg", 3 * HOUR) == A
-
-
-def test_seeing_a_reference_again_renews_it(tmp_path: Path) -> None:
-    index = ReferenceIndex(tmp_path)
-    index.remember("/data/a.jpg", A)
-    (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
-    os.utime(path, (1, 1))
-    index.remember("/data/a.jpg", B)
-    assert index.known("/data/a.jpg", HOUR) == B
-
-
-@pytest.mark.parametrize("content", [b"", b"half", b"\xff\xfe", A.encode() + b"\n"])
-def test_a_damaged_entry_counts_as_unknown(content: bytes, tmp_path: Path) -> None:
-    index = ReferenceIndex(tmp_path)
-    index.remember("/data/a.jpg", A)
-    (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
-    path.write_bytes(content)
-    assert index.known("/data/a.jpg", HOUR) is None
-
-
-def test_references_are_not_written_down(tmp_path: Path) -> None:
-    ReferenceIndex(tmp_path).remember("https://host/a.jpg?signature=secret", A)
-    stored = [(path.name, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(stored) == 1
-    assert "secret" not in str(stored)
-
-
-def test_odd_references_are_taken(tmp_path: Path) -> None:
-    index = ReferenceIndex(tmp_path)
-    for ref, digest in (("", A), ("ä/\0/../\ud800", B), ("x" * 10_000, C)):
-        index.remember(ref, digest)
-        assert index.known(ref, HOUR) == digest
-
-
-def test_pruning_an_index_forgets_what_is_old(tmp_path: Path) -> None:
-    index = ReferenceIndex(tmp_path)
-    index.remember("old", A)
-    (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
-    os.utime(path, (1, 1))
-    index.remember("new", B)
-    assert index.prune(HOUR) == 1
-    assert index.known("old", 1e12) is None
-    assert index.known("new", HOUR) == B
-
-
-def test_an_index_that_cannot_be_written_is_said_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").write_text("in the way")
-    index = ReferenceIndex(tmp_path / "file" / "index")
-    for ref in ("a", "b"):
-        index.remember(ref, A)
-        assert index.known(ref, HOUR) is None
-    assert caplog.text.count("reference index does not work") == 1

@@ -20,8 +20,9 @@ from torch import nn
 
 from models.backbone import Backbone, Card, Preparation, load_backbone
 from models.engine import Engine, Maps, OpenVINOEngine, Pixels, TorchEngine
-from models.features import FeatureCache, KeptMaps, ReferenceIndex, as_kept, prepare
+from models.features import FeatureCache, KeptMaps, as_kept, prepare
 from models.gallery import Gallery, Item
+from models.references import ReferenceIndex
 from models.views import LEARNT_FROM, MIRRORED, PLAIN, crop
 from studio.decoding import decode
 from studio.errors import PictureError
