@@ -16,8 +16,9 @@ from experiments.errors import DatasetError
 from experiments.protocols import Degradation
 from models.backbone import Backbone
 from models.engine import make_engine
-from models.features import FeatureCache, ReferenceIndex
+from models.features import FeatureCache
 from models.gallery import Gallery
+from models.references import ReferenceIndex
 from studio.errors import PictureError
 from studio.pictures import Picture
 

@@ -11,8 +11,10 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.features import KeptMaps
 from models.gallery import Gallery, Item
 from models.predictor import Answer, Predictor
 from models.store import UNTRAINED, Project
@@ -316,23 +319,41 @@ def _looks(work: Work, tasks: Sequence[OpenTask], pool: set[int]) -> tuple[dict[
         pool: those among which is chosen; of the others no features are held.
     """
     seen: dict[int, Look] = {}
-    began = time.time()
-    for start in range(0, len(tasks), CHUNK):
-        work.check()
-        part = tasks[start : start + CHUNK]
-        for task, look in zip(part, _seen(work, part), strict=True):
-            if isinstance(look, PictureError):  # nothing is stored: a visit asks for it again
-                log.info("no picture task=%d: %s", task.task, look.reason)
-            else:
-                seen[task.task] = look if task.task in pool else Look(look.answer)
-        work.tell("looking at pictures", start + len(part), len(tasks), began)
-        if start + CHUNK < len(tasks) and work.parts.board.training_waits():
-            return seen, False  # what is there is stored, the rest is asked for again
+    began, done = time.time(), 0
+    parts = [tasks[start : start + CHUNK] for start in range(0, len(tasks), CHUNK)]
+    with closing(_read_ahead(work, parts)) as read:
+        for part, maps in zip(parts, read, strict=True):
+            work.check()
+            for task, look in zip(part, _seen(work, maps), strict=True):
+                if isinstance(look, PictureError):  # nothing is stored: a visit asks for it again
+                    log.info("no picture task=%d: %s", task.task, look.reason)
+                else:
+                    seen[task.task] = look if task.task in pool else Look(look.answer)
+            done += len(part)
+            work.tell("looking at pictures", done, len(tasks), began)
+            if done < len(tasks) and work.parts.board.training_waits():
+                return seen, False  # what is there is stored, the rest is asked for again
     return seen, True
 
 
-def _seen(work: Work, tasks: Sequence[OpenTask]) -> list[Look | PictureError]:
-    maps = work.gallery.maps([(task.picture, task.task) for task in tasks])
+def _read_ahead(
+    work: Work, parts: Sequence[Sequence[OpenTask]]
+) -> Generator[list[KeptMaps | PictureError], None, None]:
+    """Each part's maps, the next part's read meanwhile: the head wants all cores, reading one."""
+
+    def read(part: Sequence[OpenTask]) -> list[KeptMaps | PictureError]:
+        return work.gallery.maps([(task.picture, task.task) for task in part])
+
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+        under_way = deque(pool.submit(read, part) for part in parts[:1])
+        for following in (*parts[1:], None):
+            if following is not None:
+                under_way.append(pool.submit(read, following))
+            if under_way:
+                yield under_way.popleft().result()
+
+
+def _seen(work: Work, maps: Sequence[KeptMaps | PictureError]) -> list[Look | PictureError]:
     found: list[Look | PictureError] = [one for one in maps if isinstance(one, PictureError)]
     at = [i for i, one in enumerate(maps) if not isinstance(one, PictureError)]
     looks: dict[int, Look] = {}

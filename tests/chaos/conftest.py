@@ -1,25 +1,24 @@
-"""The table of faults that `make chaos` prints and docs/reliability.md shows."""
+"""The table of faults that `make chaos` prints and docs/reliability.md shows.
 
-from typing import Final
+Kept in the file that `HRN_FAULTS` names, if it does, over several runs.
+"""
+
+import os
+from pathlib import Path
 
 import pytest
 
 from tests.chaos.ledger import Ledger
 
-LEDGER: Final = pytest.StashKey[Ledger]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[LEDGER] = Ledger()
-
 
 @pytest.fixture(scope="session")
-def ledger(request: pytest.FixtureRequest) -> Ledger:
-    return request.config.stash[LEDGER]
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
+    kept = os.environ.get("HRN_FAULTS")
+    return Ledger(Path(kept) if kept else tmp_path_factory.getbasetemp() / "faults.jsonl")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    ledger = terminalreporter.config.stash.get(LEDGER, None)
-    if ledger is not None and ledger.rows:
+    kept = os.environ.get("HRN_FAULTS")
+    if kept is not None and (ledger := Ledger(Path(kept))).rows():
         terminalreporter.section("faults survived (a failed test is one that was not)")
         terminalreporter.write_line(ledger.table())

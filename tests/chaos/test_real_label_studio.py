@@ -17,7 +17,12 @@ from tests.end_to_end.shop import Shop, open_shop
 
 __all__ = ["backend"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.label_studio, pytest.mark.chaos]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.label_studio,
+    pytest.mark.chaos,
+    pytest.mark.alone,
+]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.backend.conftest import asking
 from tests.chaos.ledger import Ledger
 from tests.chaos.site import Site, running
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture

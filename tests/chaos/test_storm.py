@@ -10,7 +10,7 @@ import requests
 from tests.chaos.ledger import Ledger
 from tests.chaos.site import Site, running
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture
