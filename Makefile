@@ -63,8 +63,10 @@ coverage: install .venv-upstream/.done chromium axe redis ## all tests, with the
 # Most wait, for a lease to end or a process to come back: they go side by side. Those that measure go alone.
 chaos: install ## kill, starve and flood it for some 25 minutes, on loopback; prints what was tried
 	rm -f var/faults.jsonl
-	HRN_FAULTS=var/faults.jsonl .venv/bin/python -m pytest -n 2 --dist loadfile -m "(chaos or not chaos) and not alone" tests/chaos
-	HRN_FAULTS=var/faults.jsonl .venv/bin/python -m pytest -m alone tests/chaos
+	export HRN_FAULTS=var/faults.jsonl failed=0; \
+	.venv/bin/python -m pytest -n 2 --dist loadfile -m "(chaos or not chaos) and not alone" tests/chaos || failed=1; \
+	.venv/bin/python -m pytest -m alone tests/chaos || failed=1; \
+	exit $$failed
 
 chromium:
 	@scripts/install-chromium

@@ -155,7 +155,8 @@ class _TreeLoss(Function):
     which may be too small to write down.
 
     The gradient is worked out at once, in the memory that the loss needed: on a CPU new memory
-    would cost more than all the arithmetic. There, scores that are not extreme go a shorter way.
+    would cost more than the arithmetic. There, scores that are not extreme go a shorter way
+    (``hierarchy.unscaled``).
     """
 
     @staticmethod

@@ -166,9 +166,13 @@ class FeatureCache:
     def holds(self, digests: Sequence[str], *, view: int = PLAIN) -> NDArray[np.bool_]:
         """``(n,)`` which pictures' maps there are, by the index alone; see `maps`."""
         keys = _keys(digests, view)
-        there = self._segments.holds(keys)
-        for at in np.flatnonzero(~there).tolist():
-            there[at] = self._former_path(keys[at]).exists()
+        try:
+            there = self._segments.holds(keys)
+            for at in np.flatnonzero(~there).tolist():
+                there[at] = self._former_path(keys[at]).exists()
+        except OSError as error:
+            self._complain(error)
+            return np.zeros(len(keys), bool)
         return there
 
     def get(self, digest: str, *, view: int = PLAIN) -> KeptMaps | None:

@@ -10,6 +10,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,9 +34,12 @@ _SETUP: Final = (
     _TABLE,
 )
 
+#: What no waiting mends: the file is damaged, or it is not ours.
+_LOST: Final = frozenset(
+    {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_SCHEMA}
+)
+
 _FoundT = TypeVar("_FoundT")
-#: Connections of the process that this one was forked from: closing one here would end its locks.
-_LEFT: Final[list[sqlite3.Connection]] = []
 
 
 class ReferenceIndex:
@@ -50,8 +54,8 @@ class ReferenceIndex:
         self._root = root
         self._lock = threading.Lock()
         self._base: sqlite3.Connection | None = None
-        self._process = 0
         self._complained = False
+        _OPEN.add(self)
 
     def known(self, refs: Sequence[str], max_age_s: float) -> list[str | None]:
         """Of each the picture's digest, if it was seen in the last ``max_age_s`` seconds."""
@@ -60,7 +64,7 @@ class ReferenceIndex:
 
         def look(base: sqlite3.Connection) -> list[str | None]:
             rows = (base.execute(query, (_name(ref), since)).fetchone() for ref in refs)
-            return [row[0].hex() if row and len(row[0]) == _DIGEST else None for row in rows]
+            return [_digest(row) for row in rows]
 
         return self._with(look) or [None] * len(refs)
 
@@ -87,34 +91,72 @@ class ReferenceIndex:
                 if not self._complained:
                     self._complained = True
                     log.warning("reference index does not work, going on without: %s", error)
-                if type(error) is sqlite3.DatabaseError:  # damaged, not merely busy or full
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in _LOST:
                     self._begin_anew()
                 return None
 
     def _opened(self) -> sqlite3.Connection:
-        if self._base is not None and self._process == os.getpid():
-            return self._base
-        if self._base is not None:
-            _LEFT.append(self._base)
-        self._root.mkdir(parents=True, exist_ok=True)
-        self._process = os.getpid()
-        self._base = sqlite3.connect(
-            self._root / _FILE,
-            timeout=_PATIENCE_S,
-            isolation_level=None,  # each statement for itself
-            check_same_thread=False,  # the lock is ours
-        )
-        for statement in _SETUP:
-            self._base.execute(statement)
+        if self._base is None:
+            self._root.mkdir(parents=True, exist_ok=True)
+            made = sqlite3.connect(
+                self._root / _FILE,
+                timeout=_PATIENCE_S,
+                isolation_level=None,  # each statement for itself
+                check_same_thread=False,  # the lock is ours
+            )
+            try:
+                for statement in _SETUP:
+                    made.execute(statement)
+            except sqlite3.Error:
+                made.close()
+                raise
+            self._base = made
         return self._base
 
     def _begin_anew(self) -> None:
-        if self._base is not None:
-            self._base.close()
-            self._base = None
+        self._close()
         for path in self._root.glob(f"{_FILE}*"):
             with suppress(OSError):
                 path.unlink()
+
+    def _close(self) -> None:
+        if self._base is not None:
+            self._base.close()
+            self._base = None
+
+    def before_fork(self) -> None:
+        """Close, and let nobody open until `after_fork`: SQLite must not be carried into a fork."""
+        self._lock.acquire()
+        self._close()
+
+    def after_fork(self) -> None:
+        """Go on, in both processes."""
+        self._lock.release()
+
+
+#: Those of this process, and those of them that wait while it forks.
+_OPEN: Final[weakref.WeakSet[ReferenceIndex]] = weakref.WeakSet()
+_WAITING: Final[list[ReferenceIndex]] = []
+
+
+def _before_fork() -> None:
+    _WAITING.extend(_OPEN)
+    for index in _WAITING:
+        index.before_fork()
+
+
+def _after_fork() -> None:
+    while _WAITING:
+        _WAITING.pop().after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+
+
+def _digest(row: tuple[object] | None) -> str | None:
+    """SQLite checks the shape of what it holds, not the content."""
+    found = row[0] if row else None
+    return found.hex() if isinstance(found, bytes) and len(found) == _DIGEST else None
 
 
 def _name(ref: str) -> bytes:

@@ -94,14 +94,25 @@ class _Watch:
         self._thread: threading.Thread | None = None
 
     def add(self, clock: Clock) -> None:
-        """Watch it until it is over."""
+        """Watch it until it is over.
+
+        Raises:
+            PictureUnavailableError: the machine has no thread left to do so.
+        """
         with self._changed:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = self._started()
             heapq.heappush(self._due, (clock.end, next(self._numbers), clock))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-                self._thread.start()
-            elif self._due[0][2] is clock:
+            if self._due[0][2] is clock:
                 self._changed.notify()
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise PictureUnavailableError(f"nothing can watch its time: {error}") from error
+        return thread
 
     def _run(self) -> None:
         while True:

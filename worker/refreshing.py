@@ -340,17 +340,29 @@ def _read_ahead(
     work: Work, parts: Sequence[Sequence[OpenTask]]
 ) -> Generator[list[KeptMaps | PictureError], None, None]:
     """Each part's maps, the next part's read meanwhile: the head wants all cores, reading one."""
+    over = threading.Event()
 
     def read(part: Sequence[OpenTask]) -> list[KeptMaps | PictureError]:
-        return work.gallery.maps([(task.picture, task.task) for task in part])
+        found: dict[int, KeptMaps | PictureError] = {}
+        items = [(task.picture, task.task) for task in part]
+        with closing(work.gallery.stream(items)) as stream:
+            for position, result in stream:
+                if over.is_set():
+                    return []
+                found[position] = result
+        return [found[position] for position in range(len(part))]
 
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+    pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+    try:
         under_way = deque(pool.submit(read, part) for part in parts[:1])
         for following in (*parts[1:], None):
             if following is not None:
                 under_way.append(pool.submit(read, following))
             if under_way:
                 yield under_way.popleft().result()
+    finally:
+        over.set()
+        pool.shutdown(cancel_futures=True)
 
 
 def _seen(work: Work, maps: Sequence[KeptMaps | PictureError]) -> list[Look | PictureError]:

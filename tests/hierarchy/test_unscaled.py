@@ -88,3 +88,14 @@ def test_tiny_scores_give_no_gradient_that_is_not_a_number() -> None:
         loss, slope = both(scores, torch.tensor([target]), FRUIT)
         assert loss.isfinite()
         assert_close((loss, slope), carefully(scores, torch.tensor([target]), FRUIT))
+
+
+def test_a_family_of_many_thousands_loses_no_digits() -> None:
+    """Nearly equal scores: added up one by one, each would be rounded the same way."""
+    flat = LabelTree.from_paths([(str(number),) for number in range(50_000)])
+    scores = torch.full((2, len(flat)), 1e-3) * torch.rand(2, len(flat))
+    targets = torch.tensor([0, 49_999])
+    loss, slope = both(scores, targets, flat)
+    exact, right = both(scores.double(), targets, flat)
+    assert_close(loss.double(), exact, rtol=1e-6, atol=1e-6)
+    assert_close(slope.double(), right, rtol=1e-5, atol=1e-9)

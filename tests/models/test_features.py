@@ -20,6 +20,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv  # type: ignore[import-untyped]
 
+from models import segments
 from models.backbone import Preparation, load_backbone
 from models.engine import TorchEngine
 from models.features import FeatureCache, as_kept, prepare
@@ -558,3 +559,20 @@ def test_writers_and_readers_at_once_see_whole_files(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(work, range(200))) <= both
+
+
+def test_a_cache_that_cannot_be_read_costs_time_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As another user's folder would be: root, who runs tests in containers, may read any."""
+    cache = FeatureCache(tmp_path, "net")
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(segments.Segments, "_list", refused)
+    assert cache.get(A) is None
+    assert not cache.holds([A, B]).any()
+    np.testing.assert_array_equal(cache.put(A, some_maps()), as_kept(some_maps()))
+    assert not cache.maps([A])[0].any()
+    assert caplog.text.count("feature cache does not work") == 1

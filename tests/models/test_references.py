@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from models import references
 from models.references import ReferenceIndex
 
 A, B, C = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b", b"c"))
@@ -55,15 +56,6 @@ def test_a_damaged_index_begins_anew(content: bytes, tmp_path: Path) -> None:
     index.remember("/data/a.jpg", A)
     assert index.known(["/data/a.jpg"], HOUR) == [A]
     assert ReferenceIndex(tmp_path).known(["/data/a.jpg"], HOUR) == [A]
-
-
-def test_what_is_no_digest_counts_as_unknown(tmp_path: Path) -> None:
-    index = ReferenceIndex(tmp_path)
-    index.remember("/data/a.jpg", A)
-    with sqlite3.connect(tmp_path / "references.sqlite") as base:
-        base.execute("UPDATE seen SET picture = x'00ff'")
-    base.close()
-    assert index.known(["/data/a.jpg"], HOUR) == [None]
 
 
 def test_references_are_not_written_down(tmp_path: Path) -> None:
@@ -144,3 +136,44 @@ def test_a_forked_process_has_a_connection_of_its_own(tmp_path: Path) -> None:
     assert told.get() == [A, B]
     child.join()
     assert index.known(["parent", "child"], time.time()) == [A, B]
+
+
+def test_what_was_in_the_way_may_go(tmp_path: Path) -> None:
+    (tmp_path / "index").write_text("in the way")
+    index = ReferenceIndex(tmp_path / "index")
+    index.remember("a", A)
+    (tmp_path / "index").unlink()
+    index.remember("a", A)
+    assert index.known(["a"], HOUR) == [A]
+
+
+def test_a_full_disk_at_the_first_opening_is_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = ReferenceIndex(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(references, "_SETUP", ("PRAGMA max_page_count = 1", *references._SETUP))
+        index.remember("a", A)
+        assert index.known(["a"], HOUR) == [None]
+    index.remember("a", A)
+    assert index.known(["a"], HOUR) == [A]
+
+
+@pytest.mark.parametrize("value", ["7", "'" + "x" * 32 + "'", "x'00ff'"])
+def test_a_row_of_another_kind_counts_as_unknown(value: str, tmp_path: Path) -> None:
+    index = ReferenceIndex(tmp_path)
+    index.remember("/data/a.jpg", A)
+    with sqlite3.connect(tmp_path / "references.sqlite") as base:
+        base.execute(f"UPDATE seen SET picture = {value}")  # noqa: S608 - ours
+    base.close()
+    assert index.known(["/data/a.jpg"], HOUR) == [None]
+
+
+def test_a_file_of_another_make_is_replaced(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "references.sqlite") as base:
+        base.execute("CREATE TABLE seen (something INTEGER)")
+    base.close()
+    index = ReferenceIndex(tmp_path)
+    assert index.known(["a"], HOUR) == [None]
+    index.remember("a", A)
+    assert index.known(["a"], HOUR) == [A]

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from studio.guard import Clock
+from studio import guard
+from studio.guard import Clock, PictureUnavailableError
 
 
 def cut_after(seconds: float) -> float:
@@ -50,6 +51,20 @@ def test_a_thousand_pictures_need_one_thread() -> None:
         assert watchers() == 1
     assert cut_after(0.05) < 10
     assert watchers() == 1
+
+
+def test_a_machine_without_threads_costs_that_picture_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = guard._Watch()
+    monkeypatch.setattr(guard, "_WATCH", watch)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(PictureUnavailableError, match="can't start new thread"):
+            cut_after(0.05)
+    assert cut_after(0.05) < 10
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

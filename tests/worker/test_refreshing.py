@@ -1,5 +1,7 @@
 """Pre-labels of open tasks: stored once, and changed in place where the rule has moved."""
 
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from hierarchy.choice import DepthRule, logits
 from models.answers import answers
 from models.galleries import Galleries
+from models.gallery import Item
 from models.predictor import Answer
 from models.store import UNTRAINED, Project
 from tests.published import TREE
@@ -73,6 +76,27 @@ def test_open_tasks_get_one_pre_label_each_and_the_rule_is_noted(
     open_tasks(stand, 1, first=6)
     assert refresh_predictions(known.key, "v1", served)["stored"] == 1
     assert stand.changed == []
+
+
+def test_leaving_early_reads_no_further(
+    served: Parts, known: Project, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(served, known)
+    open_tasks(stand, 20)
+    monkeypatch.setattr(refreshing, "CHUNK", 4)
+    asked: list[str] = []
+    gallery = served.galleries.of(served.predictors.get(known, "v1", TREE))
+    stream = gallery.stream
+
+    def counted(items: Sequence[Item]) -> Any:
+        asked.extend(ref for ref, _ in items)
+        return stream(items)
+
+    monkeypatch.setattr(gallery, "stream", counted)
+    monkeypatch.setattr(type(served.board), "training_waits", lambda _: True)
+    assert refresh_predictions(known.key, "v1", served)["state"] == "continued later"
+    assert 4 <= len(asked) <= 8  # what was looked at, and what was read ahead
+    assert "read-ahead" not in str(threading.enumerate())
 
 
 def test_a_rule_that_moved_changes_only_the_answers_that_differ(
