@@ -62,10 +62,12 @@ def killed_at(site: Site, step: str, who: str, ledger: Ledger) -> None:
     assert manifest["labels"]["labels"] == site.town.labels
     assert manifest["trained_through"] == through(site)
     version = site.store.current(site.key)  # not what was learnt, where the gate refused that
-    site.until(lambda: site.board.refreshed(site.key) == version, PATIENCE, "the pre-labels")
-    open_tasks = [task for task in site.town.tasks if not task["annotations"]]
-    for task in open_tasks:
-        assert [p["model_version"] for p in task["predictions"]].count(version) == 1
+
+    def each_once() -> bool:
+        open_tasks = [task["predictions"] for task in site.town.tasks if not task["annotations"]]
+        return all([p["model_version"] for p in rows].count(version) == 1 for rows in open_tasks)
+
+    site.until(each_once, PATIENCE, f"one pre-label of {version} for each open task")
     assert before < site.check() <= before + 5  # some are published and not made live
 
 
