@@ -131,7 +131,7 @@ class Board:
         """
         with self._locked(order.project):
             job = self._job(order.project)
-            status = None if job is None else job.get_status(refresh=True)
+            status = _status(job)
             if job is None or status not in _WANTED:
                 return Asked(self._enqueue(order, _new_id("train")), "queued")
             # One that failed without a word has died, and its heart may not be known to have
@@ -168,7 +168,7 @@ class Board:
             if name is None:
                 return self._next(project) and "what waited behind a job that is gone was queued"
             job = self._job(project)
-            status = None if job is None else job.get_status(refresh=True)
+            status = _status(job)
             if job is not None and status in (JobStatus.STARTED, JobStatus.FAILED):
                 return None if self.is_alive(project, name) else self._bury(project, job)
             if status in _PENDING:
@@ -180,7 +180,7 @@ class Board:
         """Stop a project's training: running, waiting or postponed; what was stopped, or None."""
         with self._locked(project):
             job = self._job(project)
-            status = None if job is None else job.get_status(refresh=True)
+            status = _status(job)
             names = (self._key(project, "again"), self._key(project, "later"))
             dropped = self.redis.delete(*names)
             if job is None or status not in _WANTED:
@@ -209,7 +209,7 @@ class Board:
         """What runs, waits or was put off: ``state``, ``order``; ``not_before`` if put off."""
         found: list[dict[str, Any]] = []
         job = self._job(project)
-        status = None if job is None else job.get_status(refresh=True)
+        status = _status(job)
         if job is not None and status in _WANTED:
             state = "running" if status == JobStatus.STARTED else "queued"
             order = self._order_of(job, project).to_json()
@@ -290,7 +290,7 @@ class Board:
         """Forget a job whose process died without a word: its name would block the next one."""
         with contextlib.suppress(NoSuchJobError):
             known = Job.fetch(job_id, connection=self.redis, serializer=JSONSerializer)
-            if known.get_status(refresh=True) != JobStatus.STARTED:
+            if _status(known) != JobStatus.STARTED:
                 return
             began = known.started_at
             young = began is not None and time.time() - began.timestamp() < HEARTBEAT_LIFE
@@ -431,7 +431,7 @@ class Board:
         job = self._job(project)
         if job is None:
             return "idle", None
-        status = job.get_status(refresh=True)
+        status = _status(job)
         if status == JobStatus.STARTED:
             return "running", job.id
         # What has failed without a word is queued again once its heart is known to have stopped.
@@ -546,9 +546,9 @@ class Board:
         """Queue a job unless one of its name waits; False if that one runs already."""
         with contextlib.suppress(NoSuchJobError):
             known = Job.fetch(job_id, connection=self.redis, serializer=JSONSerializer)
-            if (status := known.get_status(refresh=True)) in _PENDING:
+            if (status := _status(known)) in _PENDING:
                 return status != JobStatus.STARTED
-            known.delete()
+            self._forget(known)
         self.queue.enqueue_call(
             function,
             args=args,
@@ -606,6 +606,14 @@ class Board:
 
     def _set(self, project: str, name: str, value: dict[str, Any], life: int | None = None) -> None:
         self.redis.set(self._key(project, name), json.dumps(value), ex=life)
+
+
+def _status(job: Job | None) -> JobStatus | None:
+    """What RQ says of a job now; None of one that is gone, be it since it was looked up."""
+    try:
+        return None if job is None else job.get_status(refresh=True)
+    except InvalidJobOperation:
+        return None
 
 
 def _read(text: str | bytes) -> dict[str, Any] | None:

@@ -100,6 +100,19 @@ def test_a_lock_that_a_killed_process_left_delays_a_wish_and_does_not_turn_it_aw
     assert board.ask(ORDER).state == "queued"
 
 
+def test_a_job_that_ends_between_two_looks_is_gone_and_no_error(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = board.ask(ORDER)
+    known = job_of(board, first.job)
+    known.delete()
+    monkeypatch.setattr(Board, "_job", lambda _self, _project: known)  # looked up before
+    assert board.state(KEY) == ("idle", None)
+    assert board.wishes(KEY) == []
+    assert board.cancel(KEY) is None
+    assert board.ask(ORDER).state == "queued"
+
+
 def test_projects_do_not_wait_for_each_other(board: Board) -> None:
     assert board.ask(ORDER).state == board.ask(Order("studio-2-1")).state == "queued"
     assert board.depth() == 2
