@@ -51,7 +51,7 @@ def the_project(key: str) -> Project:
 
 
 def tell(words: str, kind: str = "good") -> None:
-    """Show a message on the next page of this session.
+    """Show a message on the next page that this person opens.
 
     Args:
         words: a sentence.
