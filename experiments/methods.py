@@ -177,9 +177,8 @@ def _other(
 
     def objective(features: Features, targets: Tensor, weights: Tensor) -> Tensor:
         del weights  # all alike
-        with torch.autocast(features.maps.device.type, dtype=torch.bfloat16):
-            outputs = rival(features.maps)
-            return rival.loss(outputs, targets)
+        outputs = rival(features.maps)
+        return rival.loss(outputs, targets)
 
     fit(rival, objective, views, rows, recipe, lambda *_, **__: None)
     seconds = time.thread_time() - started

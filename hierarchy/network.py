@@ -213,8 +213,7 @@ class FrozenHead(nn.Module):
             targets: as ``tree_loss`` takes them.
             weights: ``(B,)``.
         """
-        with torch.autocast(features.means.device.type, dtype=torch.bfloat16):
-            scores = self.each(features)
+        scores = self.each(features)
         return tree_loss(
             scores.float().flatten(0, 1),
             targets.repeat_interleave(len(self.score), dim=0),

@@ -16,7 +16,8 @@ from models.agreement import MAX_ERROR, Engine, Verdict, disagreement
 from models.backbone import Backbone
 from models.errors import EngineError
 from models.openvino_engine import OpenVINOEngine
-from models.torch_engine import Maps, Pixels, TorchEngine, cpu_has_bf16, short_name
+from models.precision import has_bf16
+from models.torch_engine import Maps, Pixels, TorchEngine, short_name
 
 __all__ = ["Engine", "Maps", "OpenVINOEngine", "Pixels", "TorchEngine", "make_engine"]
 
@@ -105,13 +106,13 @@ def _candidates(
         )
 
     if device == "cpu" and kind != "torch":
-        if cpu_has_bf16():
+        if has_bf16(device):
             yield openvino("bf16")
         yield openvino("f32")
     if kind != "openvino":
         if device == "cuda":
-            yield pytorch(torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
-        elif cpu_has_bf16():
+            yield pytorch(torch.bfloat16 if has_bf16(device) else torch.float16)
+        elif has_bf16(device):
             yield pytorch(torch.bfloat16)
         yield pytorch(torch.float32)
 

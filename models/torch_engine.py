@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbone import Backbone, Preparation
+from models.precision import cpu_has_bf16
 
 #: ``(B, 3, H, W)`` red, green, blue, 0 to 255.
 Pixels = npt.NDArray[np.uint8]
@@ -112,12 +113,6 @@ def slices(length: int, step: int) -> Iterator[slice]:
 def short_name(precision: torch.dtype) -> str:
     """As OpenVINO writes it."""
     return {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[precision]
-
-
-def cpu_has_bf16() -> bool:
-    """Whether bfloat16 is computed and not emulated, which would be slower than float32."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def cpu_name() -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hierarchy.network import Features, FrozenHead
+from models.precision import has_bf16
 from worker.recipe import Recipe
 
 #: Features of B pictures, ``(B,)`` or ``(B, K)`` targets and ``(B,)`` weights -> scalar loss.
@@ -77,7 +78,7 @@ def fit(  # noqa: PLR0913 - one loop's inputs
 
     Args:
         network: trained in place; left in eval mode.
-        objective: calls the network, in bfloat16 where autocast allows.
+        objective: calls the network; in bfloat16 where the device has it and autocast allows.
         views: of all P pictures, V times.
         rows: what is learnt from.
         recipe: the settings.
@@ -92,6 +93,8 @@ def fit(  # noqa: PLR0913 - one loop's inputs
     epochs = max(recipe.epochs, math.ceil(recipe.least_steps / steps))
     optimiser, schedule = _optimiser(network, recipe, epochs * steps)
     draw = torch.Generator().manual_seed(recipe.seed)
+    low = has_bf16(device)
+    dtype = torch.bfloat16 if low else torch.float32
     network.train()
     for epoch in range(epochs):
         total = 0.0
@@ -101,8 +104,9 @@ def fit(  # noqa: PLR0913 - one loop's inputs
             which = torch.randint(len(views), (len(chosen),), generator=draw)
             some = rows[chosen[which.argsort(stable=True)]]  # view by view: each is read in one go
             counts = which.bincount(minlength=len(views)).tolist()
-            seen = _seen(views, some.picture.split(counts), device)
-            loss = objective(seen, some.target.to(device), some.weight.to(device))
+            seen = _seen(views, some.picture.split(counts), device, dtype)
+            with torch.autocast(device, torch.bfloat16, enabled=low):
+                loss = objective(seen, some.target.to(device), some.weight.to(device))
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss became {loss.item()} in epoch {epoch + 1}")
             optimiser.zero_grad(set_to_none=True)
@@ -114,8 +118,13 @@ def fit(  # noqa: PLR0913 - one loop's inputs
     network.eval()
 
 
-def _seen(views: Sequence[Features], pictures: Sequence[Tensor], device: str) -> Features:
-    """Of each view some pictures, by position: features of B in all, view by view."""
+def _seen(
+    views: Sequence[Features], pictures: Sequence[Tensor], device: str, dtype: torch.dtype
+) -> Features:
+    """Of each view some pictures, by position: features of B in all, view by view.
+
+    The maps in ``dtype``.
+    """
     counts, first = [len(some) for some in pictures], views[0]
     maps = first.maps.new_empty(sum(counts), *first.maps.shape[1:])
     means = first.means.new_empty(sum(counts), *first.means.shape[1:])
@@ -123,7 +132,7 @@ def _seen(views: Sequence[Features], pictures: Sequence[Tensor], device: str) ->
     for view, some, own_maps, own_means in parts:
         torch.index_select(view.maps, 0, some, out=own_maps)
         torch.index_select(view.means, 0, some, out=own_means)
-    return Features(maps.to(device), means.to(device))
+    return Features(maps.to(device, dtype), means.to(device))
 
 
 def _optimiser(

@@ -20,7 +20,7 @@ from hierarchy.calibration import Evidence, Fitted, evidence, fit_rule
 from hierarchy.choice import candidates
 from hierarchy.metrics import accuracy_by_level, expected_calibration_error
 from hierarchy.network import Features, FrozenHead, Reduction, ResidualHead
-from models.torch_engine import cpu_has_bf16
+from models.precision import has_bf16
 from models.views import PLAIN
 from worker.fitting import Report, Rows, Tally, fit, shared_out, side_by_side
 from worker.folds import assign_folds
@@ -270,7 +270,7 @@ def reduced(reduction: Reduction, maps: Tensor) -> Features:
 
     Where the processor multiplies in bfloat16, in that: it takes a third of the time.
     """
-    if not len(reduction.weight) or (maps.device.type == "cpu" and not cpu_has_bf16()):
+    if not len(reduction.weight) or not has_bf16(maps.device.type):
         return reduction.of(maps)
     weight, bias = reduction.weight.bfloat16(), reduction.bias.bfloat16()
     small = nn.functional.conv2d(maps.bfloat16(), weight[:, :, None, None], bias)

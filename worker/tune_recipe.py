@@ -1,9 +1,9 @@
 """How a backbone is trained along with its head: the settings, as published or for fewer epochs."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
-from models.torch_engine import cpu_has_bf16
+from models.precision import has_bf16
 
 Optimiser = Literal["sgd", "adamw"]
 Precision = Literal["bf16", "f32"]
@@ -85,9 +85,9 @@ class TuneRecipe:
     @classmethod
     def for_device(cls, device: str) -> Self:
         """AdamW on a GPU; on a CPU smaller blocks and few epochs, since hours help nobody."""
+        precision: Precision = "bf16" if has_bf16(device) else "f32"
         if device == "cuda":
-            return cls.adamw()
-        precision: Precision = "bf16" if cpu_has_bf16() else "f32"
+            return replace(cls.adamw(), precision=precision)
         return cls(inner=256, features=256, epochs=5, batch=16, precision=precision)
 
     def to_json(self) -> dict[str, Any]:
