@@ -10,7 +10,6 @@ from flask.typing import ResponseReturnValue
 from backend.body import read_json
 from backend.operations import PICTURES
 from backend.services import Services, services
-from models.answers import answers
 from models.predictor import Answer
 from models.store import UNTRAINED, Project
 from studio.contract import PredictCall, TaskRef
@@ -57,7 +56,7 @@ def _answers(
     predictor = own.parts.predictors.get(project, version, config.tree)
     gallery = own.parts.galleries.of(predictor)
     items = [(ref, task.id) for ref, task in zip(refs, tasks, strict=True) if isinstance(ref, str)]
-    got = iter(answers(gallery, predictor, items))
+    got = iter(own.answers(gallery, predictor, items))
     return [next(got) if isinstance(ref, str) else ref for ref in refs]
 
 

@@ -4,16 +4,20 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final, cast
 
 from flask import current_app
 
+from models.answers import SharedAnswers, answers
 from models.errors import ModelStoreError
+from models.gallery import Gallery, Item
+from models.predictor import Answer, Predictor
 from models.records import Records
 from models.store import UNTRAINED, Project, project_key
 from studio.contract import SetupCall
+from studio.errors import PictureError
 from studio.labelconfig import LabelConfig, parse_label_config
 from worker.asking import Places, places_of
 from worker.errors import MisconfiguredError
@@ -24,6 +28,11 @@ log = logging.getLogger(__name__)
 
 #: Seconds for which hints are not tried after Redis did not answer one.
 AWAY: Final = 5.0
+
+#: Pictures of a call that is answered together with others; one with more is a batch by itself.
+FEW: Final = 8
+
+Answers = list[Answer | PictureError]
 
 
 class Services:
@@ -36,6 +45,7 @@ class Services:
         self.records = Records(parts.store)
         #: Pictures that the console looks at together: predictions go first.
         self.looks = threading.BoundedSemaphore(2)
+        self._shared = lru_cache(maxsize=8)(SharedAnswers)
         self._redis_away_until = 0.0
         self._places = lru_cache(maxsize=64)(lambda key, v, _: places_of(parts.store, key, v))
 
@@ -84,6 +94,12 @@ class Services:
     def places(self, project: Project, version: str) -> Places:
         """The order of the version's tasks, read anew whenever it was written."""
         return self._places(project.key, version, self.parts.store.order_stamp(project.key))
+
+    def answers(self, gallery: Gallery, predictor: Predictor, items: Sequence[Item]) -> Answers:
+        """One answer a picture; few pictures go along with those of other calls that wait."""
+        if not 0 < len(items) <= FEW:
+            return answers(gallery, predictor, items)
+        return self._shared(gallery, predictor)(items)
 
     def hear(self, call: SetupCall) -> tuple[Project, LabelConfig]:
         """Take a `/setup` in.

@@ -111,16 +111,26 @@ def serve_rival(port: int, batch: int) -> None:
 
 
 def serve_alone() -> None:
-    """Our own server, but each request for itself."""
+    """Our own server, but each request for itself: engines and heads take one call at a time."""
+    from backend import services
     from command.__main__ import main as hrn
     from models.batching import Together
+    from models.openvino_engine import OpenVINOEngine
 
+    services.FEW = 0  # type: ignore[misc]
     Together.__call__ = _alone  # type: ignore[assignment,method-assign]
+    whole, turn = OpenVINOEngine.maps, threading.Lock()
+
+    def in_turn(engine: OpenVINOEngine, batch: Any) -> Any:  # noqa: ANN401 - pixels, maps
+        with turn:
+            return whole(engine, batch)
+
+    OpenVINOEngine.maps = in_turn  # type: ignore[method-assign]
     sys.exit(hrn(["serve"]))
 
 
 def _alone(own: Any, rows: Any) -> Any:  # noqa: ANN401 - as the method that it stands for
-    with own._lock:  # noqa: SLF001 - engines and heads take one call at a time, as they did before
+    with own._lock:  # noqa: SLF001 - as it does itself
         return own._work(rows)  # noqa: SLF001
 
 

@@ -19,9 +19,13 @@ from torch import Tensor, nn
 from hierarchy.errors import ShapeError
 from hierarchy.loss import tree_loss
 from hierarchy.tree import LabelTree
+from hierarchy.winograd import WholeGrid, fits
 
 #: The score of a node that the network has not been trained on yet: e^-15 of a sibling's weight.
 UNSEEN_SCORE = -15.0
+
+#: Pictures at a time from which the transformed weights, five times as many, are worth reading.
+SETTLED_FROM = 8
 
 
 class SeededDropout(nn.Module):
@@ -51,6 +55,9 @@ class SeededDropout(nn.Module):
 class MapTrunk(nn.Module):
     """Feature maps -> one vector a picture: a 3x3 convolution, mean over the grid, dropout."""
 
+    #: What `settle` makes for the grid of the maps: the convolution and what is added behind it.
+    _settled: tuple[tuple[int, int], WholeGrid, Tensor] | None = None
+
     def __init__(self, channels: int, width: int, dropout: float = 0.5) -> None:
         super().__init__()
         self.convolve = nn.Conv2d(channels, width, 3, bias=False)
@@ -67,9 +74,33 @@ class MapTrunk(nn.Module):
         if min(maps.shape[2:]) < 3:  # a grid smaller than the kernel: pad it up to one position
             short = [max(0, 3 - size) for size in maps.shape[2:]]
             maps = nn.functional.pad(maps, (0, short[1], 0, short[0]))
-        dense = torch.relu(self.normalise_map(self.convolve(maps)))
-        features: Tensor = self.dropout(self.normalise(dense.float().mean(dim=(2, 3))))
+        settled = None if len(maps) < SETTLED_FROM else self._settled
+        if settled is not None and settled[0] == tuple(maps.shape[2:]):
+            mean = torch.relu(settled[1](maps) + settled[2]).mean(dim=0)
+        else:
+            dense = torch.relu(self.normalise_map(self.convolve(maps)))
+            mean = dense.float().mean(dim=(2, 3))
+        features: Tensor = self.dropout(self.normalise(mean))
         return features
+
+    def settle(self, height: int, width: int) -> None:
+        """Make ready to answer on a CPU: maps of this size will cost a third, many at a time.
+
+        In eval mode; `train` ends it, and no weights may be loaded behind it.
+        """
+        known = self._settled is not None and self._settled[0] == (height, width)
+        if known or self.training or not fits(height, width):
+            return
+        norm = self.normalise_map
+        assert norm.running_var is not None and norm.running_mean is not None  # noqa: PT018, S101
+        factor = norm.weight.detach() * (norm.running_var + norm.eps).rsqrt()
+        whole = WholeGrid(self.convolve.weight * factor[:, None, None, None], height, width)
+        self._settled = (height, width), whole, norm.bias.detach() - norm.running_mean * factor
+
+    def train(self, mode: bool = True) -> "MapTrunk":  # noqa: FBT001, FBT002 - as PyTorch has it
+        """See ``nn.Module``."""
+        self._settled = None if mode else self._settled
+        return super().train(mode)
 
 
 @dataclass(frozen=True)
@@ -190,6 +221,11 @@ class FrozenHead(nn.Module):
         for trunk in (self.trunk, self.hidden):
             if trunk is not None:
                 trunk.seed(seed)
+
+    def settle(self, height: int, width: int) -> None:
+        """Make ready to answer on a CPU; see `MapTrunk.settle`."""
+        if self.trunk is not None:
+            self.trunk.settle(height, width)
 
     def last(self, features: Features) -> list[Tensor]:
         """Features of B pictures -> what each network's scores are read from, ``(B, width)``."""

@@ -1,14 +1,20 @@
 """Pictures in, answers out: a gallery's features through a predictor, in chunks."""
 
 from collections.abc import Sequence
+from itertools import chain
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.gallery import Gallery, Item
+from models.batching import Together
+from models.gallery import Gallery, Item, Loaded
 from models.predictor import BATCH, Answer, Predictor
 from models.views import PLAIN
 from studio.errors import PictureError
+
+#: Groups of calls that are answered at once: one's head works while another's backbone does.
+LANES: Final = 2
 
 
 def answers(
@@ -35,6 +41,33 @@ def answers(
             settle()
     settle()
     return [found[position] for position in range(len(items))]
+
+
+class SharedAnswers:
+    """Answers for calls of few pictures that come at the same time, worked out together.
+
+    Each call fetches and decodes its own pictures, so that nobody waits for another's storage.
+    What the network and all behind it cost beside the pictures themselves is spent once for all
+    that wait. Threads share it.
+    """
+
+    def __init__(self, gallery: Gallery, predictor: Predictor) -> None:
+        """Nothing is started: callers lend their threads."""
+
+        def look(loaded: list[Loaded]) -> list[Answer]:
+            return predictor.answer(np.stack(gallery.infer(loaded)))
+
+        self._gallery = gallery
+        self._together: Together[list[Loaded], list[Answer]] = Together(
+            look, lanes=LANES, join=lambda calls: list(chain.from_iterable(calls))
+        )
+
+    def __call__(self, items: Sequence[Item]) -> list[Answer | PictureError]:
+        """See `answers`."""
+        found = self._gallery.load(items)
+        loaded = [one for one in found if not isinstance(one, PictureError)]
+        told = iter(self._together(loaded) if loaded else ())
+        return [one if isinstance(one, PictureError) else next(told) for one in found]
 
 
 def maps_of(gallery: Gallery, items: Sequence[Item], *, view: int = PLAIN) -> NDArray[np.float16]:

@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,30 @@ MOST: Final = 32
 Rows = NDArray[Any]
 
 
-class _Ask:
+class Several(Protocol):
+    """An array or a sequence: some rows can be cut out."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> Any:  # noqa: ANN401 - the same kind again
+        """Some of them."""
+        ...
+
+
+AskedT = TypeVar("AskedT", bound=Several)
+FoundT = TypeVar("FoundT", bound=Several)
+
+
+class _Ask(Generic[AskedT, FoundT]):
     """One caller's rows and what became of them."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: AskedT) -> None:
         self.rows = rows
+        self.called = False  # to lead; nobody else takes it along then
         self.woken = threading.Event()
-        self.found: Rows | None = None
+        self.found: FoundT | None = None
         self.error: Exception | None = None
 
     @property
@@ -28,36 +45,49 @@ class _Ask:
         return self.found is not None or self.error is not None
 
 
-class Together:
+class Together(Generic[AskedT, FoundT]):
     """A function of rows, called by many threads, run once for those that wait at the same time.
 
     Nothing is delayed on purpose: a lone call runs at once, in its own thread. Calls that arrive
     meanwhile queue up; the first of them then runs for all, in the order of arrival.
     """
 
-    def __init__(self, work: Callable[[Rows], Rows], *, most: int = MOST) -> None:
+    def __init__(
+        self,
+        work: Callable[[AskedT], FoundT],
+        *,
+        most: int = MOST,
+        lanes: int = 1,
+        join: Callable[[Sequence[AskedT]], AskedT] = np.concatenate,  # type: ignore[assignment]
+    ) -> None:
         """Nothing is started, now or later: callers lend their threads.
 
         Args:
-            work: ``(n, ...)`` rows -> ``(n, ...)`` rows, each row's answer its own; never called
-                by two threads at once.
+            work: n rows -> n rows, each row's answer its own; never called by more threads at once
+                than there are lanes.
             most: rows put together at most; a call with more runs alone.
+            lanes: groups at work at once.
+            join: puts calls' rows together.
         """
         self._work = work
         self._most = most
+        self._lanes = lanes
+        self._join = join
         self._lock = threading.Lock()
-        self._queue: deque[_Ask] = deque()
-        self._busy = False
+        self._queue: deque[_Ask[AskedT, FoundT]] = deque()
+        self._busy = 0
 
-    def __call__(self, rows: Rows) -> Rows:
+    def __call__(self, rows: AskedT) -> FoundT:
         """The rows' answers.
 
         Raises whatever ``work`` raises for these rows; a neighbour's failure stays the neighbour's.
         """
-        ask = _Ask(rows)
+        ask: _Ask[AskedT, FoundT] = _Ask(rows)
         with self._lock:
             self._queue.append(ask)
-            leads, self._busy = not self._busy, True
+            ask.called = self._busy < self._lanes
+            leads = ask.called
+            self._busy += leads
         if not leads:
             self._wait(ask)
         if not ask.settled:
@@ -67,7 +97,7 @@ class Together:
         assert ask.found is not None  # noqa: S101 - settled without an error
         return ask.found
 
-    def _wait(self, ask: _Ask) -> None:
+    def _wait(self, ask: _Ask[AskedT, FoundT]) -> None:
         """Until another thread has answered, or has left the lead to this one."""
         try:
             ask.woken.wait()
@@ -80,8 +110,8 @@ class Together:
                 self._hand_on()
             raise
 
-    def _lead(self, own: _Ask) -> None:
-        group = self._take()
+    def _lead(self, own: _Ask[AskedT, FoundT]) -> None:
+        group = self._take(own)
         try:
             self._settle(group)
         finally:
@@ -94,26 +124,30 @@ class Together:
                     ask.woken.set()
             self._hand_on()
 
-    def _take(self) -> list[_Ask]:
-        """The first who waits, and as many behind as fit."""
+    def _take(self, own: _Ask[AskedT, FoundT]) -> list[_Ask[AskedT, FoundT]]:
+        """The one that leads, and as many of those that wait, the first first, as fit."""
         with self._lock:
-            group = [self._queue.popleft()]
-            size = len(group[0].rows)
-            while self._queue and size + len(self._queue[0].rows) <= self._most:
-                size += len(self._queue[0].rows)
-                group.append(self._queue.popleft())
+            self._queue.remove(own)
+            group, size = [own], len(own.rows)
+            for ask in [ask for ask in self._queue if not ask.called]:
+                size += len(ask.rows)
+                if size > self._most:
+                    break
+                self._queue.remove(ask)
+                group.append(ask)
         return group
 
-    def _settle(self, group: Sequence[_Ask]) -> None:
+    def _settle(self, group: Sequence[_Ask[AskedT, FoundT]]) -> None:
         if len(group) > 1:
             try:
-                found = self._work(np.concatenate([ask.rows for ask in group]))
+                found = self._work(self._join([ask.rows for ask in group]))
             except Exception:  # noqa: BLE001, S110 - whose fault it is shows when each runs alone
                 pass
             else:
-                ends = np.cumsum([len(ask.rows) for ask in group])
-                for ask, own in zip(group, np.split(found, ends[:-1]), strict=True):
-                    ask.found = own
+                start = 0
+                for ask in group:
+                    ask.found = found[start : start + len(ask.rows)]
+                    start += len(ask.rows)
                 return
         for ask in group:
             try:
@@ -124,7 +158,10 @@ class Together:
     def _hand_on(self) -> None:
         """Leave the lead to the first who waits."""
         with self._lock:
-            following = self._queue[0] if self._queue else None
-            self._busy = following is not None
+            following = next((ask for ask in self._queue if not ask.called), None)
+            if following is None:
+                self._busy -= 1
+            else:
+                following.called = True
         if following is not None:
             following.woken.set()

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.backbone import Preparation
-from models.batching import Together
 from models.engine import Engine
 from models.features import FeatureCache, KeptMaps, as_kept, prepare, turned
 from models.references import ReferenceIndex
@@ -41,8 +40,8 @@ _WINDOW: Final = 4 * _BATCH
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """A picture as a worker thread leaves it: features from the cache, or pixels to infer."""
+class Loaded:
+    """A picture that is at hand: features from the cache, or pixels to infer."""
 
     digest: str
     pixels: dict[int, NDArray[np.uint8]]  # (3, H, W) of the views that `maps` lacks
@@ -79,7 +78,7 @@ class Gallery:
             max_age_s: seconds for which ``index`` is believed.
         """
         self._fetch = fetch
-        self._maps = Together(engine.maps)
+        self._engine = engine
         self._preparation = preparation
         self._cache = cache
         self._index = index
@@ -116,9 +115,20 @@ class Gallery:
         maps = self._cached(picture.digest, (PLAIN,))
         if not maps:
             pixels = self._looked_at(picture, (PLAIN,))
-            loaded = _Loaded(picture.digest, pixels, maps)
-            self._infer([(0, loaded)])
+            return self.infer([Loaded(picture.digest, pixels, maps)])[0]
         return maps[PLAIN]
+
+    def load(self, items: Sequence[Item]) -> list[Loaded | PictureError]:
+        """Fetch and decode a few pictures, in order; `infer` does the rest."""
+        if len(items) == 1:
+            return [self._load(items[0], (PLAIN,))]
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="gallery") as pool:
+            return list(pool.map(lambda item: self._load(item, (PLAIN,)), items))
+
+    def infer(self, loaded: Sequence[Loaded]) -> list[KeptMaps]:
+        """Feature maps ``(C, h, w)`` float16 of pictures that `load` gave, in order."""
+        self._infer([(at, one) for at, one in enumerate(loaded) if one.pixels])
+        return [one.maps[PLAIN] for one in loaded]
 
     def decoded(self, picture: Picture, *, at_least: int) -> Image.Image:
         """The picture as RGB, upright, its shorter side no less than so many pixels if it was.
@@ -214,12 +224,12 @@ class Gallery:
 
     def _stream(
         self, items: Sequence[Item], views: tuple[int, ...]
-    ) -> Generator[tuple[int, _Loaded | PictureError], None, None]:
-        waiting: list[tuple[int, _Loaded]] = []
+    ) -> Generator[tuple[int, Loaded | PictureError], None, None]:
+        waiting: list[tuple[int, Loaded]] = []
         todo = iter(enumerate(items))
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="gallery")
         try:
-            under_way: dict[Future[_Loaded | PictureError], int] = {}
+            under_way: dict[Future[Loaded | PictureError], int] = {}
             while True:
                 room = _WINDOW - len(under_way) - len(waiting)
                 some = list(islice(todo, -(-room // len(views))))
@@ -236,9 +246,9 @@ class Gallery:
 
     def _arrived(
         self,
-        under_way: dict[Future[_Loaded | PictureError], int],
-        waiting: list[tuple[int, _Loaded]],
-    ) -> Iterator[tuple[int, _Loaded | PictureError]]:
+        under_way: dict[Future[Loaded | PictureError], int],
+        waiting: list[tuple[int, Loaded]],
+    ) -> Iterator[tuple[int, Loaded | PictureError]]:
         """What threads have done by now, a whole batch of it inferred; waits for one at least."""
         done = wait(under_way, return_when=FIRST_COMPLETED).done if under_way else ()
         for future in done:
@@ -253,9 +263,9 @@ class Gallery:
             self._infer(batch)
             yield from batch
 
-    def _at_once(self, items: Sequence[Item], views: tuple[int, ...]) -> list[_Loaded | None]:
+    def _at_once(self, items: Sequence[Item], views: tuple[int, ...]) -> list[Loaded | None]:
         """Each item's maps where the cache has all views of it, read together."""
-        ready: list[_Loaded | None] = [None] * len(items)
+        ready: list[Loaded | None] = [None] * len(items)
         if self._cache is None or not items:
             return ready
         digests = self._known(items)
@@ -268,7 +278,7 @@ class Gallery:
                     maps[at][view] = one
         for at, own in maps.items():
             if len(own) == len(views):
-                ready[at] = _Loaded(str(digests[at]), {}, own)
+                ready[at] = Loaded(str(digests[at]), {}, own)
         return ready
 
     def _known(self, items: Sequence[Item]) -> list[str | None]:
@@ -287,13 +297,13 @@ class Gallery:
             held[at] = self._cache.holds([str(digests[one]) for one in at.tolist()], view=view)
         return held
 
-    def _load(self, item: Item, views: tuple[int, ...]) -> _Loaded | PictureError:
+    def _load(self, item: Item, views: tuple[int, ...]) -> Loaded | PictureError:
         """What a worker thread does: everything but the inference."""
         ref, task_id = item
         (known,) = self._known([item])
         maps = self._cached(known, views)
         if known is not None and len(maps) == len(views):
-            return _Loaded(known, {}, maps)
+            return Loaded(known, {}, maps)
         try:
             picture = self._fetch(ref, task_id)
             if self._index is not None:
@@ -302,11 +312,11 @@ class Gallery:
                 maps = self._cached(picture.digest, views)
             missing = [view for view in views if view not in maps]
             if not missing:
-                return _Loaded(picture.digest, {}, maps)
+                return Loaded(picture.digest, {}, maps)
             pixels = self._looked_at(picture, missing)
         except PictureError as error:
             return error
-        return _Loaded(picture.digest, pixels, maps)
+        return Loaded(picture.digest, pixels, maps)
 
     def _looked_at(self, picture: Picture, views: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
         """The network's input for each view.
@@ -343,12 +353,12 @@ class Gallery:
         found = {view: self._cache.get(digest, view=view) for view in views}
         return {view: maps for view, maps in found.items() if maps is not None}
 
-    def _infer(self, batch: Sequence[tuple[int, _Loaded]]) -> None:
+    def _infer(self, batch: Sequence[tuple[int, Loaded]]) -> None:
         """Run the engine on every view that is missing and keep what it says."""
         todo = [(loaded, view) for _, loaded in batch for view in loaded.pixels]
         for start in range(0, len(todo), _BATCH):
             part = todo[start : start + _BATCH]
-            maps = self._maps(np.stack([loaded.pixels[view] for loaded, view in part]))
+            maps = self._engine.maps(np.stack([loaded.pixels[view] for loaded, view in part]))
             for (loaded, view), one in zip(part, maps, strict=True):
                 loaded.maps[view] = self._keep(loaded.digest, one, view)
 
@@ -359,8 +369,8 @@ class Gallery:
 
 
 def _there(
-    some: Sequence[tuple[int, Item]], ready: Sequence[_Loaded | None]
-) -> Iterator[tuple[int, _Loaded]]:
+    some: Sequence[tuple[int, Item]], ready: Sequence[Loaded | None]
+) -> Iterator[tuple[int, Loaded]]:
     for (position, _), loaded in zip(some, ready, strict=True):
         if loaded is not None:
             yield position, loaded

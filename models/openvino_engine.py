@@ -3,8 +3,8 @@
 import copy
 import hashlib
 import logging
-import math
 import os
+import queue
 import re
 import shutil
 import sys
@@ -12,6 +12,7 @@ import tempfile
 import threading
 import warnings
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -30,6 +31,11 @@ log = logging.getLogger(__name__)
 #: quicker than all threads on one part, and far less in the way of whatever else wants a core. Each
 #: has some 40 MB of its own.
 STREAMS: Final = 4
+
+#: Held by who speaks to OpenVINO's binding, though not while a part is computed: it makes tables
+#: when they are first asked for, and of two threads that ask at once one waits for the table and
+#: the other, which makes it, for the interpreter's lock: for ever.
+_BINDING: Final = threading.Lock()
 
 
 class OpenVINOEngine:
@@ -71,41 +77,54 @@ class OpenVINOEngine:
             core = ov.Core()
             model = _cached_model(ov, core, backbone, cache_dir)
             compiled = core.compile_model(model, "CPU", settings)
-            # Not OpenVINO's own queue: it calls back into Python, which waits for the interpreter's
-            # lock once more for each part.
-            self._requests = [compiled.create_infer_request() for _ in range(streams)]
+            self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            for _ in range(streams):
+                self._idle.put(compiled.create_infer_request())
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot run {backbone.name}: {error}") from error
-        self._lock = threading.Lock()
+        self._streams = streams
+        self._helpers = ThreadPoolExecutor(max(1, streams - 1), thread_name_prefix="openvino")
 
     def maps(self, batch: Pixels) -> Maps:
-        """See `Engine.maps`."""
-        out = self._shape.checked(batch)
-        at_once = min(CPU_BATCH, max(1, math.ceil(len(batch) / len(self._requests))))
-        waiting: deque[tuple[Any, slice, Pixels]] = deque()
-        with self._lock:
-            try:
-                for number, rows in enumerate(slices(len(batch), at_once)):
-                    if number >= len(self._requests):
-                        _take(*waiting[0], out)
-                        waiting.popleft()
-                    request = self._requests[number % len(self._requests)]
-                    pixels = np.ascontiguousarray(batch[rows])
-                    waiting.append((request, rows, pixels))
-                    request.start_async({0: pixels}, share_inputs=True)
-                while waiting:
-                    _take(*waiting[0], out)
-                    waiting.popleft()
-            finally:  # after an interruption: what is still read may not be given back
-                for request, _, _ in waiting:
-                    request.wait()
+        """See `Engine.maps`. Calls at the same time take turns, a part each."""
+        self._shape.check(batch)
+        out, pixels = self._shape.room(batch), np.ascontiguousarray(batch)
+        parts = deque(slices(len(batch), part_size(len(batch), self._streams)))
+        helpers = [
+            self._helpers.submit(self._work_off, parts, pixels, out)
+            for _ in range(min(self._streams, len(parts)) - 1)
+        ]
+        try:
+            self._work_off(parts, pixels, out)
+        finally:  # after an interruption: nobody needs what is left
+            parts.clear()
+            wait(helpers)
+        for helper in helpers:
+            helper.result()
         return out
 
+    def _work_off(self, parts: deque[slice], pixels: Pixels, out: Maps) -> None:
+        """One part after another until none is left, each with whatever stream is free."""
+        while True:
+            try:
+                rows = parts.popleft()
+            except IndexError:
+                return
+            request = self._idle.get()
+            try:
+                with _BINDING:
+                    request.start_async({0: pixels[rows]}, share_inputs=True)
+                request.wait()
+                with _BINDING:
+                    out[rows] = request.get_output_tensor(0).data
+            finally:  # after an interruption: what is still read may not be given back
+                request.wait()
+                self._idle.put(request)
 
-def _take(request: Any, rows: slice, _pixels: Pixels, out: Maps) -> None:  # noqa: ANN401
-    """Wait for a part; its pixels live until then, since OpenVINO reads them where they are."""
-    request.wait()
-    out[rows] = request.get_output_tensor(0).data
+
+def part_size(pictures: int, streams: int) -> int:
+    """Pictures computed in one go: few, so that no stream is left to finish while others stand."""
+    return min(CPU_BATCH, max(1, pictures // (4 * streams)))
 
 
 def load_openvino() -> Any:  # noqa: ANN401 - it has no types

@@ -13,4 +13,4 @@ def has_bf16(device: str) -> bool:
     """Does the device (``cpu`` or ``cuda``) multiply bfloat16?"""
     if device == "cpu":
         return cpu_has_bf16()
-    return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))

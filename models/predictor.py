@@ -119,7 +119,7 @@ class Predictor:
         self.backbone_weights = backbone_weights
         self.manifest = manifest
         self._learnt = np.ones(len(tree), dtype=bool) if learnt is None else learnt
-        self._together = Together(self._scored)
+        self._together: Together[Any, NDArray[np.float64]] = Together(self._scored)
         self._ends = np.isin(np.arange(len(tree)), tree.leaves)
 
     def log_probabilities(self, maps: NDArray[np.float16]) -> NDArray[np.float64]:
@@ -131,10 +131,16 @@ class Predictor:
             return np.empty((0, len(self.tree)))
         if len(maps) < SHARED_OUT:
             return self._together(maps)
+        self._settle(maps)
         at_once = min(BATCH, math.ceil(len(maps) / cores_for_heads()))
         starts = range(0, len(maps), at_once)
         found = heads().map(self._scored, [maps[start : start + at_once] for start in starts])
         return np.concatenate(list(found))
+
+    def _settle(self, maps: NDArray[np.float16]) -> None:
+        on_cpu = next(self.head.parameters()).device.type == "cpu"
+        if on_cpu and isinstance(self.head, FrozenHead):
+            self.head.settle(*maps.shape[2:])
 
     def _scored(self, maps: NDArray[np.float16]) -> NDArray[np.float64]:
         device = next(self.head.parameters()).device

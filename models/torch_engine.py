@@ -4,7 +4,6 @@ B pictures, C channels; H, W pixels; h, w positions of the map.
 """
 
 import copy
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbone import Backbone, Preparation
+from models.batching import Together
 from models.precision import cpu_has_bf16
 
 #: ``(B, 3, H, W)`` red, green, blue, 0 to 255.
@@ -61,14 +61,17 @@ class TorchEngine:
         module = Normalised(copy.deepcopy(backbone.module), backbone.preparation).eval()
         # Convolutions are about twice as fast with channels last, on both devices.
         self._module = module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._lock = threading.Lock()
+        self._together: Together[Pixels, Maps] = Together(self._passed)
 
     def maps(self, batch: Pixels) -> Maps:
-        """See `Engine.maps`."""
-        out = self._shape.checked(batch)
-        with self._lock:
-            for rows in slices(len(batch), self._batch):
-                out[rows] = self._chunk(batch[rows])
+        """See `Engine.maps`. Calls at the same time share passes."""
+        self._shape.check(batch)
+        return self._together(batch)
+
+    def _passed(self, batch: Pixels) -> Maps:
+        out = self._shape.room(batch)
+        for rows in slices(len(batch), self._batch):
+            out[rows] = self._chunk(batch[rows])
         return out
 
     def _chunk(self, batch: Pixels) -> Maps:
@@ -96,12 +99,15 @@ class EngineShape:
         """That of a backbone."""
         return cls(backbone.preparation.crop, backbone.channels, backbone.grid)
 
-    def checked(self, batch: Pixels) -> Maps:
-        """Room for the batch's maps, if the batch is of the right shape."""
+    def check(self, batch: Pixels) -> None:
+        """Refuse a batch of another shape (ValueError)."""
         if batch.dtype != np.uint8 or batch.shape[1:] != (3, self.crop, self.crop):
             raise ValueError(
                 f"expected (B, 3, {self.crop}, {self.crop}) uint8, got {batch.shape} {batch.dtype}"
             )
+
+    def room(self, batch: Pixels) -> Maps:
+        """For the batch's maps."""
         return np.empty((len(batch), self.channels, self.grid, self.grid), np.float32)
 
 

@@ -227,6 +227,33 @@ def test_each_kind_of_network_has_half_a_say() -> None:
     torch.testing.assert_close(head.from_features(seen), (spatial + pooled) / 2)
 
 
+@pytest.mark.parametrize("side", [4, 7, 9])
+def test_a_settled_head_answers_the_same(side: int) -> None:
+    head = settled(frozen(GROCERY), 3)
+    assert isinstance(head, FrozenHead)
+    maps = torch.randn(12, CHANNELS, side, side, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        before = head(maps)
+        head.settle(side, side)
+        torch.testing.assert_close(head(maps), before, atol=1e-4, rtol=1e-4)
+        assert torch.equal(head(maps[:4]), head.train().eval()(maps[:4]))
+
+
+def test_training_ends_what_was_settled() -> None:
+    """The transformed weights are those of before."""
+    head = settled(frozen(GROCERY), 3)
+    assert isinstance(head, FrozenHead)
+    maps = torch.randn(12, CHANNELS, 7, 7, generator=torch.Generator().manual_seed(1))
+    head.settle(7, 7)
+    head.train().settle(7, 7)  # not while it trains
+    assert head.trunk is not None
+    with torch.no_grad():
+        head.trunk.convolve.weight.mul_(2)
+        found = head.eval()(maps)
+        right = torch.cat([head(some) for some in maps.split(4)])  # too few for another way
+    torch.testing.assert_close(found, right)
+
+
 def test_each_network_learns_by_a_loss_of_its_own() -> None:
     """The objective is the mean of the networks' losses, not the loss of their mean."""
     head = settled(frozen(GROCERY), 0)

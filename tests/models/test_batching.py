@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,7 @@ def rows_of(*values: float) -> Rows:
 class Crowd:
     """Threads that ask, begun one after the other; each has surely joined the queue."""
 
-    def __init__(self, together: Together) -> None:
+    def __init__(self, together: Together[Rows, Rows]) -> None:
         self.together = together
         self.found: dict[int, Any] = {}
         self.threads: list[threading.Thread] = []
@@ -145,6 +147,47 @@ def test_a_leader_who_is_interrupted_leaves_the_others_to_the_next() -> None:
     np.testing.assert_array_equal(crowd.found[0], rows_of(10))
     assert ended == ["interrupted"]
     np.testing.assert_array_equal(together(rows_of(7)), rows_of(14))
+
+
+def test_as_many_groups_are_at_work_as_there_are_lanes() -> None:
+    slow = Slow()
+    crowd = Crowd(Together(slow, lanes=2))
+    for first in (1, 2):
+        crowd.ask(rows_of(first))
+        assert slow.begun.acquire(timeout=30)  # the second does not wait for the first
+    for place, rows in enumerate([rows_of(3), rows_of(4), rows_of(5)], 1):
+        crowd.ask(rows, queued=place)
+    slow.go.release()
+    assert slow.begun.acquire(timeout=30)  # those who waited, in the lane that is free
+    slow.go.release(2)
+    crowd.end()
+    assert slow.sizes == [1, 1, 3]
+    for place in range(5):
+        np.testing.assert_array_equal(crowd.found[place], rows_of(2 * (place + 1)))
+
+
+def test_lists_are_put_together_as_they_are_told() -> None:
+    begun, go = threading.Event(), threading.Event()
+    calls: list[list[str]] = []
+
+    def work(words: list[str]) -> list[str]:
+        calls.append(words)
+        begun.set()
+        assert go.wait(30)
+        return [word.upper() for word in words]
+
+    together: Together[list[str], list[str]] = Together(
+        work, join=lambda some: list(chain.from_iterable(some))
+    )
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(together, ["a"])
+        assert begun.wait(30)
+        others = [pool.submit(together, words) for words in (["b", "c"], ["d"])]
+        while len(together._queue) < 2:
+            threading.Event().wait(0.001)
+        go.set()
+        assert [one.result(30) for one in (first, *others)] == [["A"], ["B", "C"], ["D"]]
+    assert sorted(map(len, calls)) == [1, 3]
 
 
 def test_many_threads_get_their_own_answers_in_fewer_calls() -> None:

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from models.backbone import Backbone, Card, Preparation, load_backbone
 from models.engine import Engine, Maps, OpenVINOEngine, Pixels, TorchEngine, make_engine
 from models.errors import EngineError
 from models.features import prepare
+from models.openvino_engine import part_size
 
 SIDE = 32
 
@@ -143,6 +145,67 @@ def test_threads_may_share_an_engine() -> None:
         with ThreadPoolExecutor(4) as pool:
             for maps in pool.map(engine.maps, [pixels] * 8):
                 np.testing.assert_array_equal(maps, expected)
+
+
+def test_calls_at_the_same_time_share_pytorchs_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go, passes = threading.Event(), threading.Event(), []
+    chunk = TorchEngine._chunk
+
+    def held(engine: TorchEngine, batch: Pixels) -> Maps:
+        passes.append(len(batch))
+        begun.set()
+        assert go.wait(30)
+        return chunk(engine, batch)
+
+    engine, pixels = TorchEngine(tiny()), noise(9)
+    expected = engine.maps(pixels)
+    monkeypatch.setattr(TorchEngine, "_chunk", held)
+    with ThreadPoolExecutor(9) as callers:
+        first = callers.submit(engine.maps, pixels[:1])
+        assert begun.wait(30)
+        others = [callers.submit(engine.maps, pixels[at : at + 1]) for at in range(1, 9)]
+        while len(engine._together._queue) < 8:
+            threading.Event().wait(0.001)
+        go.set()
+        found = [future.result(30) for future in (first, *others)]
+    assert passes == [1, 8]
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "streams", "size"), [(1, 4, 1), (5, 2, 1), (16, 2, 2), (64, 2, 8), (1000, 1, 8)]
+)
+def test_parts_are_small_where_a_stream_would_stand_still(
+    pictures: int, streams: int, size: int
+) -> None:
+    assert part_size(pictures, streams) == size
+
+
+#: Many threads that are a process's first to ask OpenVINO for anything.
+_FIRST = """
+import threading
+import numpy as np
+from tests.models.test_engine import noise, tiny
+from models.engine import OpenVINOEngine
+
+engine, gate, found = OpenVINOEngine(tiny(), threads=4), threading.Barrier(8), []
+
+def ask():
+    gate.wait(30)
+    found.append(engine.maps(noise(9)))
+
+threads = [threading.Thread(target=ask, daemon=True) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(60)
+assert len(found) == 8 and all(np.array_equal(one, found[0]) for one in found)
+"""
+
+
+def test_the_first_to_ask_may_be_many() -> None:
+    """OpenVINO's binding hangs for ever where two threads are the first to ask at once."""
+    subprocess.run([sys.executable, "-c", _FIRST], check=True, timeout=120)
 
 
 def test_the_backbone_itself_stays_as_it_is() -> None:

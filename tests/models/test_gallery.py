@@ -119,30 +119,6 @@ def test_pictures_are_inferred_in_true_batches(tiny: Engine) -> None:
     assert all(8 <= size <= 32 for size in engine.calls[:-1])  # what is left may be fewer
 
 
-def test_requests_at_the_same_time_share_the_backbones_passes(tiny: Engine) -> None:
-    begun, go = threading.Event(), threading.Event()
-
-    class Held(Counting):
-        def maps(self, batch: Pixels) -> Maps:
-            begun.set()
-            assert go.wait(30)
-            return super().maps(batch)
-
-    source, engine = shelf(9), Held(tiny)
-    gallery = Gallery(source, engine, SMALL)
-    with ThreadPoolExecutor(9) as callers:
-        first = callers.submit(gallery.maps, [("0.png", None)])
-        assert begun.wait(30)
-        others = [callers.submit(gallery.maps, [(f"{i}.png", None)]) for i in range(1, 9)]
-        while len(gallery._maps._queue) < 8:
-            threading.Event().wait(0.001)
-        go.set()
-        found = [future.result(30)[0] for future in [first, *others]]
-    assert engine.calls == [1, 8]
-    for i, maps in enumerate(found):
-        assert_close(maps, expected(tiny, source.blobs[f"{i}.png"]))
-
-
 def test_the_fetcher_learns_the_task(tiny: Engine) -> None:
     source = shelf(3)
     Gallery(source, tiny, SMALL).maps([("0.png", 17), ("1.png", None)])

@@ -338,6 +338,28 @@ def test_no_maps_have_no_probabilities(trained: Trained) -> None:
     assert judged_by(trained.head, TREE, none).shape == (0, len(TREE))
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_is_used_where_the_processor_has_it_and_nowhere_else(
+    has: bool,  # noqa: FBT001
+    plain: Examples,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Emulated, it takes more than ten times as long as float32."""
+    seen: set[tuple[bool, torch.dtype]] = set()
+    each = FrozenHead.each
+
+    def watched(head: FrozenHead, features: Features) -> torch.Tensor:
+        if head.training:
+            seen.add((torch.is_autocast_enabled("cpu"), features.maps.dtype))
+        return each(head, features)
+
+    monkeypatch.setattr("models.precision.cpu_has_bf16", lambda: has)
+    monkeypatch.setattr(FrozenHead, "each", watched)
+    head = train(TREE, plain, SMALL, target=0.9, report=silent)
+    assert seen == {(has, torch.bfloat16 if has else torch.float32)}
+    assert accuracy(head, level=1) > 0.9
+
+
 def test_a_recipe_is_plain_data() -> None:
     written = json.loads(json.dumps(SMALL.to_json()))
     assert Recipe(**{**written, "views": tuple(written["views"])}) == SMALL
