@@ -124,7 +124,7 @@ class OpenVINOEngine:
 
 def part_size(pictures: int, streams: int) -> int:
     """Pictures computed in one go: few, so that no stream is left to finish while others stand."""
-    return min(CPU_BATCH, max(1, pictures // (4 * streams)))
+    return min(CPU_BATCH, max(1, pictures // (2 * streams)))
 
 
 def load_openvino() -> Any:  # noqa: ANN401 - it has no types
