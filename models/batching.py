@@ -105,7 +105,7 @@ class Together(Generic[AskedT, FoundT]):
             with self._lock:
                 if ask in self._queue:
                     self._queue.remove(ask)
-                leads = ask.woken.is_set() and not ask.settled
+                leads = ask.called and not ask.settled
             if leads:
                 self._hand_on()
             raise

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.batching import Rows, Together
+from models.batching import Rows, Together, _Ask
 
 
 class Slow:
@@ -188,6 +188,30 @@ def test_lists_are_put_together_as_they_are_told() -> None:
         go.set()
         assert [one.result(30) for one in (first, *others)] == [["A"], ["B", "C"], ["D"]]
     assert sorted(map(len, calls)) == [1, 3]
+
+
+def test_who_is_interrupted_the_moment_the_lead_comes_hands_it_on(
+    crowd_of: Callable[..., tuple[Crowd, Slow]],
+) -> None:
+    crowd, slow = crowd_of(rows_of(2))
+    (waiting,) = crowd.together._queue
+
+    class Interrupted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            del timeout
+            raise KeyboardInterrupt
+
+    later: _Ask[Rows, Rows] = _Ask(rows_of(3))
+    later.woken, later.called = Interrupted(), True  # called, and not yet told so
+    crowd.together._busy += 1
+    crowd.together._queue.append(later)
+    with pytest.raises(KeyboardInterrupt):
+        crowd.together._wait(later)
+    assert waiting.called  # in the lane of the one that is gone
+    slow.go.release(2)
+    crowd.end()
+    assert slow.sizes == [1, 1]
+    assert crowd.together._busy == 0
 
 
 def test_many_threads_get_their_own_answers_in_fewer_calls() -> None:
