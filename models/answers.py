@@ -46,7 +46,9 @@ def answers(
 class SharedAnswers:
     """Answers for calls of few pictures that come at the same time, worked out together.
 
-    Each call fetches and decodes its own pictures, so that nobody waits for another's storage.
+    Each call fetches and decodes its own pictures, so that nobody waits for another's storage; and
+    a call whose pictures have all been seen before goes its own way, past those that wait for the
+    network.
     What the network and all behind it cost beside the pictures themselves is spent once for all
     that wait. Threads share it.
     """
@@ -58,6 +60,7 @@ class SharedAnswers:
             return predictor.answer(np.stack(gallery.infer(loaded)))
 
         self._gallery = gallery
+        self._look = look
         self._together: Together[list[Loaded], list[Answer]] = Together(
             look, lanes=LANES, join=lambda calls: list(chain.from_iterable(calls))
         )
@@ -66,7 +69,8 @@ class SharedAnswers:
         """See `answers`."""
         found = self._gallery.load(items)
         loaded = [one for one in found if not isinstance(one, PictureError)]
-        told = iter(self._together(loaded) if loaded else ())
+        work = self._together if any(one.pixels for one in loaded) else self._look
+        told = iter(work(loaded) if loaded else ())
         return [one if isinstance(one, PictureError) else next(told) for one in found]
 
 

@@ -127,7 +127,7 @@ class Gallery:
 
     def infer(self, loaded: Sequence[Loaded]) -> list[KeptMaps]:
         """Feature maps ``(C, h, w)`` float16 of pictures that `load` gave, in order."""
-        self._infer([(at, one) for at, one in enumerate(loaded) if one.pixels])
+        self._infer(loaded)
         return [one.maps[PLAIN] for one in loaded]
 
     def decoded(self, picture: Picture, *, at_least: int) -> Image.Image:
@@ -260,7 +260,7 @@ class Gallery:
         while len(waiting) >= _ENOUGH or (waiting and not under_way):
             batch = waiting[:_BATCH]
             del waiting[:_BATCH]
-            self._infer(batch)
+            self._infer([loaded for _, loaded in batch])
             yield from batch
 
     def _at_once(self, items: Sequence[Item], views: tuple[int, ...]) -> list[Loaded | None]:
@@ -353,9 +353,9 @@ class Gallery:
         found = {view: self._cache.get(digest, view=view) for view in views}
         return {view: maps for view, maps in found.items() if maps is not None}
 
-    def _infer(self, batch: Sequence[tuple[int, Loaded]]) -> None:
+    def _infer(self, batch: Sequence[Loaded]) -> None:
         """Run the engine on every view that is missing and keep what it says."""
-        todo = [(loaded, view) for _, loaded in batch for view in loaded.pixels]
+        todo = [(loaded, view) for loaded in batch for view in loaded.pixels]
         for start in range(0, len(todo), _BATCH):
             part = todo[start : start + _BATCH]
             maps = self._engine.maps(np.stack([loaded.pixels[view] for loaded, view in part]))

@@ -4,6 +4,7 @@ import hashlib
 import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from hierarchy.choice import DepthRule
 from models.answers import LANES, SharedAnswers, answers
 from models.backbone import Backbone, Card, Preparation
 from models.engine import Engine, TorchEngine
+from models.features import FeatureCache
 from models.gallery import Gallery
 from models.predictor import Answer, Predictor, build_head
 from studio.errors import PictureError
@@ -119,6 +121,34 @@ def test_those_who_wait_are_worked_out_at_once(
         assert all(isinstance(one.result(30)[0], Answer) for one in (*first, *others))
     assert sum(counted) == LANES + 6
     assert len(counted) <= 2 * LANES  # each lane once more at most
+
+
+def test_pictures_seen_before_do_not_wait_for_the_network(
+    engine: Engine, predictor: Predictor, tmp_path: Path
+) -> None:
+    begun, go = threading.Semaphore(0), threading.Event()
+
+    class Held:
+        name = "held"
+
+        def maps(self, batch: Any) -> Any:
+            begun.release()
+            assert go.wait(30)
+            return engine.maps(batch)
+
+    kept = FeatureCache(tmp_path, "tiny-0")
+    Gallery(fetched, engine, SMALL, cache=kept).maps([("7", None)])
+    shared = SharedAnswers(Gallery(fetched, Held(), SMALL, cache=kept), predictor)
+    with ThreadPoolExecutor(LANES + 1) as pool:
+        new = [pool.submit(shared, [(str(100 + at), None)]) for at in range(LANES)]
+        try:
+            for _ in range(LANES):
+                assert begun.acquire(timeout=30)
+            assert isinstance(pool.submit(shared, [("7", None)]).result(30)[0], Answer)
+            assert not any(one.done() for one in new)
+        finally:
+            go.set()
+        assert all(isinstance(one.result(30)[0], Answer) for one in new)
 
 
 def test_nobody_waits_for_anothers_storage(engine: Engine, predictor: Predictor) -> None:
