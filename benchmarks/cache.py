@@ -23,7 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from experiments.evaluation import machine
-from models.features import FeatureCache, as_kept
+from hierarchy.quantised import QuantisedMaps
+from models.features import FeatureCache
+from models.views import PLAIN
 
 #: Maps read together.
 CHUNK = 64
@@ -71,13 +73,12 @@ def best(work: Callable[[], object], times: int = 3) -> float:
 def measure(folder: Path, count: int, shape: tuple[int, int, int]) -> dict[str, float]:
     """Wall seconds of each way of reading ``count`` maps."""
     names = digests(count)
-    kept = as_kept(maps_like(shape, 0))
-    steps = np.rint(kept.astype(np.float32) / 6 * 255).astype(np.uint8)
-    write_files(folder / "files", names, steps)
+    maps = maps_like(shape, 0)[None]
+    write_files(folder / "files", names, QuantisedMaps.of(maps).steps[0])
     cache = FeatureCache(folder / "cache", "net")
     started = time.monotonic()
     for name in names:
-        cache.put(name, kept)
+        cache.put([(name, PLAIN)], maps)
     written = time.monotonic() - started
     chunks = [names[at : at + CHUNK] for at in range(0, count, CHUNK)]
     source = np.empty((CHUNK, *shape), np.uint8)

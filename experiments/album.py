@@ -14,6 +14,7 @@ from PIL import Image
 
 from experiments.errors import DatasetError
 from experiments.protocols import Degradation
+from hierarchy.quantised import joined
 from models.backbone import Backbone
 from models.engine import make_engine
 from models.features import FeatureCache
@@ -65,7 +66,10 @@ class Album:
                 if isinstance(one, PictureError):
                     raise DatasetError(f"{part[at]}: {one.reason}") from one
                 found[at] = one
-            yield start, [np.stack([found[at][view] for at in range(len(part))]) for view in views]
+            yield (
+                start,
+                [joined([found[at][view] for at in range(len(part))]).restored() for view in views],
+            )
 
 
 def ref_of(file: Path) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hierarchy.errors import ShapeError
 from hierarchy.loss import tree_loss
+from hierarchy.quantised import IntegerConvolution, QuantisedMaps
 from hierarchy.tree import LabelTree
 from hierarchy.winograd import WholeGrid, fits
 
@@ -174,6 +175,9 @@ class FrozenHead(nn.Module):
     probabilities: they err on different pictures. docs/decisions/0012 has the measurements.
     """
 
+    #: The reduction for quantised maps, made when first asked for.
+    _integers: IntegerConvolution | None = None
+
     def __init__(  # noqa: PLR0913 - the sizes that make up the head, each named at the call
         self,
         tree: LabelTree,
@@ -263,10 +267,29 @@ class FrozenHead(nn.Module):
         kinds = [part for part in scores.split([self.spatial, self.pooled], dim=1) if part.shape[1]]
         return torch.stack([kind.mean(dim=1) for kind in kinds]).mean(dim=0)
 
+    def of_quantised(self, maps: QuantisedMaps) -> Tensor:
+        """Maps of B pictures -> ``(B, N)`` raw scores: to answer with, on a CPU, in eval mode."""
+        self._check(maps.steps.shape)
+        means = (torch.from_numpy(maps.means()) - self.centre) / self.spread
+        if self.reduce is None:
+            return self.from_features(Features(means.new_empty(len(means), 0, 1, 1), means))
+        if self._integers is None:
+            assert self.reduce.bias is not None  # noqa: S101 - as it was made
+            self._integers = IntegerConvolution(self.reduce.weight.flatten(1), self.reduce.bias)
+        return self.from_features(Features(self._integers(maps), means))
+
+    def train(self, mode: bool = True) -> "FrozenHead":  # noqa: FBT001, FBT002 - as PyTorch has it
+        """See ``nn.Module``."""
+        self._integers = None if mode else self._integers
+        return super().train(mode)
+
+    def _check(self, shape: Sequence[int]) -> None:
+        if len(shape) != 4 or shape[1] != self.channels:
+            raise ShapeError(f"maps must be (B, {self.channels}, H, W), got {tuple(shape)}")
+
     def forward(self, maps: Tensor) -> Tensor:
         """``(B, C, H, W)`` feature maps -> ``(B, N)`` raw scores."""
-        if maps.ndim != 4 or maps.shape[1] != self.channels:
-            raise ShapeError(f"maps must be (B, {self.channels}, H, W), got {tuple(maps.shape)}")
+        self._check(maps.shape)
         means = (maps.mean(dim=(2, 3)) - self.centre) / self.spread
         reduced = maps[:, :0] if self.reduce is None else self.reduce(maps)
         return self.from_features(Features(reduced, means))

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hierarchy.quantised import QuantisedMaps, joined
 from models.batching import Together
 from models.gallery import Gallery, Item, Loaded
 from models.predictor import BATCH, Answer, Predictor
@@ -22,13 +23,12 @@ def answers(
 ) -> list[Answer | PictureError]:
     """One answer a picture, in order; a picture that cannot be had is its own error."""
     found: dict[int, Answer | PictureError] = {}
-    waiting: list[tuple[int, NDArray[np.float16]]] = []
+    waiting: list[tuple[int, QuantisedMaps]] = []
 
     def settle() -> None:
         maps = [maps for _, maps in waiting]
-        for (position, _), answer in zip(
-            waiting, predictor.answer(np.stack(maps)) if maps else [], strict=True
-        ):
+        told = predictor.answer(joined(maps)) if maps else []
+        for (position, _), answer in zip(waiting, told, strict=True):
             found[position] = answer
         waiting.clear()
 
@@ -57,7 +57,7 @@ class SharedAnswers:
         """Nothing is started: callers lend their threads."""
 
         def look(loaded: list[Loaded]) -> list[Answer]:
-            return predictor.answer(np.stack(gallery.infer(loaded)))
+            return predictor.answer(gallery.infer(loaded))
 
         self._gallery = gallery
         self._look = look

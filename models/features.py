@@ -5,7 +5,6 @@ a log line, never an answer. C channels; h, w positions of the map; H, W pixels.
 """
 
 import logging
-import math
 import re
 import time
 import zlib
@@ -18,20 +17,17 @@ from typing import Final, TypeVar
 import numpy as np
 import safetensors
 import safetensors.numpy
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from hierarchy.quantised import QuantisedMaps
 from models import segments
 from models.backbone import Preparation
-from models.segments import TOUCH_AFTER, Key, Row, Segments
+from models.segments import TOUCH_AFTER, Key, Segments
 from models.views import PLAIN, name_of
 from studio.decoding import fitted
 
 log = logging.getLogger(__name__)
-
-#: ``(C, h, w)``.
-KeptMaps = NDArray[np.float16]
 
 #: Folder of a backbone's segments, and how files of releases before them are called.
 _SEGMENTS: Final = "segments"
@@ -58,80 +54,6 @@ def prepare(image: Image.Image, preparation: Preparation) -> NDArray[np.uint8]:
 def turned(image: Image.Image) -> NDArray[np.uint8]:
     """RGB of (H, W) pixels -> ``(3, H, W)``."""
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-
-
-@dataclass(frozen=True)
-class _Compact:
-    """A map in 256 steps between its least and greatest number.
-
-    Zero stays exactly zero for networks that end in a ReLU. For ReLU6 (EfficientNet-lite) the
-    largest error is 0.012, against 0.016 for bfloat16's own rounding; measured on 64 photos, it is
-    0.4 % of a map's length (L2), where computing in bfloat16 errs by 5 to 10 %.
-    """
-
-    steps: NDArray[np.uint8]
-    scale: NDArray[np.float32]  # least number, step
-
-    @classmethod
-    def of(cls, maps: NDArray[np.floating]) -> "tuple[_Compact, KeptMaps] | None":
-        """The map, and what it comes back as; None if a number of it is not finite."""
-        given = torch.from_numpy(np.ascontiguousarray(maps))
-        most = float(np.finfo(np.float16).max)
-        bounds = [float(bound) for bound in given.aminmax()]  # NaN if there is one
-        if not all(map(math.isfinite, bounds)):
-            return None
-        low, high = (np.float32(min(most, max(-most, bound))) for bound in bounds)
-        step = (high - low) / np.float32(255)
-        values = given.clamp(float(low), float(high)).float().sub_(float(low))
-        values.div_(float(step) or 1.0).round_()
-        steps: NDArray[np.uint8] = values.to(torch.uint8).numpy()
-        kept: KeptMaps = values.mul_(float(step)).add_(float(low)).half().numpy()
-        return cls(steps, np.array([low, step], np.float32)), kept
-
-    def row(self) -> Row:
-        """As it is written."""
-        flat = torch.from_numpy(self.steps).flatten(1)
-        sums = flat.float().sum(dim=1).double().numpy()  # of whole numbers: exact
-        low, step = self.scale.astype(np.float64)
-        means = low + step * sums / max(1, self.steps[0].size)
-        return Row(self.steps, self.scale, means.astype(np.float32))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "_Compact":
-        """What releases before the segments wrote, a file a map.
-
-        Raises ValueError, KeyError or SafetensorError if the bytes are not those written.
-        """
-        tensors = safetensors.numpy.load(data)
-        steps, scale, check = tensors["steps"], tensors["scale"], tensors["check"]
-        if steps.dtype != np.uint8 or steps.ndim != 3 or scale.shape != (2,) or check.shape != (1,):
-            raise ValueError("not a feature map")
-        told = zlib.crc32(steps.tobytes(), zlib.crc32(f"{steps.shape}{scale.tolist()}".encode()))
-        if scale.dtype != np.float32 or told != check[0]:
-            raise ValueError("changed since it was written")
-        return cls(steps, scale)
-
-
-def _restored(steps: NDArray[np.uint8], scale: NDArray[np.float32]) -> KeptMaps:
-    """``(n, C, h, w)`` steps and ``(n, 2)`` scales -> maps; a map alone and among others alike."""
-    maps: KeptMaps = np.empty(steps.shape, np.float16)
-    into = torch.from_numpy(maps)
-    for place, (low, step) in enumerate(scale.tolist()):  # a map fits the processor's own memory
-        into[place] = torch.from_numpy(steps[place]).float().mul_(step).add_(low)
-    return maps
-
-
-def as_kept(maps: NDArray[np.floating]) -> KeptMaps:
-    """The maps as the cache gives them back, so that a picture's features never depend on it.
-
-    Args:
-        maps: ``(C, h, w)``; numbers beyond float16's are cut to its range. With one that is not
-            finite among them, they come back as they are, in float16.
-    """
-    if (found := _Compact.of(maps)) is not None:
-        return found[1]
-    with np.errstate(over="ignore"):
-        return maps.astype(np.float16)
 
 
 @dataclass(frozen=True)
@@ -175,17 +97,17 @@ class FeatureCache:
             return np.zeros(len(keys), bool)
         return there
 
-    def get(self, digest: str, *, view: int = PLAIN) -> KeptMaps | None:
-        """The maps ``(C, h, w)``, or ``None``; what is damaged is removed and counts as missing."""
+    def get(self, digest: str, *, view: int = PLAIN) -> QuantisedMaps | None:
+        """The picture's maps, or ``None``; what is damaged is removed and counts as missing."""
         if not self.holds([digest], view=view)[0]:  # most are new: that is all they should cost
             return None
         found, maps = self.maps([digest], view=view)
-        return maps[0] if found[0] else None
+        return maps if found[0] else None
 
     def maps(
         self, digests: Sequence[str], *, view: int = PLAIN
-    ) -> tuple[NDArray[np.bool_], KeptMaps]:
-        """``(n,)`` which there are, and ``(n, C, h, w)`` the maps, rubbish where there is none."""
+    ) -> tuple[NDArray[np.bool_], QuantisedMaps]:
+        """``(n,)`` which there are, and n pictures' maps, rubbish where there are none."""
         keys = _keys(digests, view)
         rows = self._read(keys, self._segments.maps)
         if rows is None or not rows.found.all():
@@ -193,8 +115,9 @@ class FeatureCache:
             if self._move_in(missing):
                 rows = self._read(keys, self._segments.maps)
         if rows is None:
-            return np.zeros(len(keys), bool), np.zeros((len(keys), 0, 0, 0), np.float16)
-        return rows.found, _restored(rows.steps, rows.scale)
+            nothing = np.zeros((len(keys), 0, 0, 0), np.uint8), np.zeros((len(keys), 2), np.float32)
+            return np.zeros(len(keys), bool), QuantisedMaps(*nothing)
+        return rows.found, rows.maps
 
     def means(
         self, digests: Sequence[str], *, view: int = PLAIN
@@ -213,21 +136,31 @@ class FeatureCache:
             return np.zeros(len(keys), bool), np.zeros((len(keys), 0), np.float32)
         return result
 
-    def put(self, digest: str, maps: NDArray[np.floating], *, view: int = PLAIN) -> KeptMaps:
-        """Keep the maps ``(C, h, w)``; return what `get` will give, kept or not."""
-        (key,) = _keys([digest], view)
-        found = _Compact.of(maps)
-        if found is None:
-            log.warning("maps that are not finite are not kept digest=%s", digest[:12])
-            return as_kept(maps)
-        compact, kept = found
+    def put(self, keys: Sequence[Key], maps: NDArray[np.floating]) -> QuantisedMaps:
+        """Keep ``(n, C, h, w)`` maps; return what `get` will give, kept or not.
+
+        Args:
+            keys: digest and view of each.
+            maps: theirs.
+        """
+        keys = [key for digest, view in keys for key in _keys([digest], view)]
+        quantised = QuantisedMaps.of(maps)
+        whole = np.flatnonzero(quantised.finite)
+        if len(whole) < len(keys):
+            log.warning("maps that are not finite are not kept count=%d", len(keys) - len(whole))
+        some = QuantisedMaps(quantised.steps[whole], quantised.scale[whole])
+        if len(whole) == len(keys):
+            some = quantised  # no copy
         try:
-            new = self._segments.append(key, compact.row())
+            new = self._segments.append([keys[at] for at in whole], some)
         except OSError as error:
             self._complain(error)
-            return kept
-        known = None if new else self.get(digest, view=view)
-        return kept if known is None else known
+            return quantised
+        for at in whole[~new].tolist():  # somebody was quicker
+            digest, view = keys[at]
+            if (known := self.get(digest, view=view)) is not None:
+                quantised.steps[at], quantised.scale[at] = known.steps[0], known.scale[0]
+        return quantised
 
     def size(self) -> CacheSize:
         """Maps and bytes, of all backbones."""
@@ -284,7 +217,7 @@ class FeatureCache:
         for key in keys:
             path = self._former_path(key)
             try:
-                self._segments.append(key, _Compact.from_bytes(path.read_bytes()).row())
+                self._segments.append([key], _from_former(path.read_bytes()))
                 moved = True
             except FileNotFoundError:
                 continue
@@ -305,6 +238,21 @@ class FeatureCache:
         if not self._complained:
             self._complained = True
             log.warning("feature cache does not work, going on without: %s", error)
+
+
+def _from_former(data: bytes) -> QuantisedMaps:
+    """What releases before the segments wrote, a file a map.
+
+    Raises ValueError, KeyError or SafetensorError if the bytes are not those written.
+    """
+    tensors = safetensors.numpy.load(data)
+    steps, scale, check = tensors["steps"], tensors["scale"], tensors["check"]
+    if steps.dtype != np.uint8 or steps.ndim != 3 or scale.shape != (2,) or check.shape != (1,):
+        raise ValueError("not a feature map")
+    told = zlib.crc32(steps.tobytes(), zlib.crc32(f"{steps.shape}{scale.tolist()}".encode()))
+    if scale.dtype != np.float32 or told != check[0]:
+        raise ValueError("changed since it was written")
+    return QuantisedMaps(steps[None], scale[None])
 
 
 def _keys(digests: Sequence[str], view: int) -> list[Key]:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hierarchy.quantised import QuantisedMaps, joined
 from models.backbone import Preparation
 from models.engine import Engine
-from models.features import FeatureCache, KeptMaps, as_kept, prepare, turned
+from models.features import FeatureCache, prepare, turned
 from models.references import ReferenceIndex
 from models.views import MIRRORED, PLAIN, crop
 from studio.apart import Decode
@@ -27,6 +28,8 @@ from studio.pictures import Picture, PictureLimits
 #: A task's picture: what stands in its data, and the task's id, which some storages need.
 Item = tuple[str, int | None]
 Progress = Callable[[int, int], None]
+#: ``(C, h, w)`` of a picture, or ``(n, C, h, w)``.
+FloatMaps = NDArray[np.float16]
 
 #: Seconds for which a reference is taken to lead to the same picture: a week.
 MAX_AGE_S: Final = 7 * 24 * 3600.0
@@ -45,7 +48,7 @@ class Loaded:
 
     digest: str
     pixels: dict[int, NDArray[np.uint8]]  # (3, H, W) of the views that `maps` lacks
-    maps: dict[int, KeptMaps]  # by view
+    maps: dict[int, QuantisedMaps]  # of this picture alone, by view
 
 
 class Gallery:
@@ -89,7 +92,7 @@ class Gallery:
 
     def maps(
         self, items: Sequence[Item], *, view: int = PLAIN, progress: Progress | None = None
-    ) -> list[KeptMaps | PictureError]:
+    ) -> list[FloatMaps | PictureError]:
         """Feature maps ``(C, h, w)`` float16 in the order of ``items``, or what went wrong.
 
         All of them are held in memory (125 kB each for EfficientNet-lite0); see `stream`.
@@ -99,15 +102,15 @@ class Gallery:
             view: how the picture is looked at, see `models.views`.
             progress: called with pictures done and pictures in all, from the caller's thread.
         """
-        results: dict[int, KeptMaps | PictureError] = {}
+        results: dict[int, FloatMaps | PictureError] = {}
         for position, result in self.stream(items, view=view):
-            results[position] = result
+            results[position] = result if isinstance(result, PictureError) else result.restored()[0]
             if progress is not None:
                 progress(len(results), len(items))
         return [results[position] for position in range(len(items))]
 
-    def maps_of_picture(self, picture: Picture) -> KeptMaps:
-        """Feature maps ``(C, h, w)`` float16 of one picture that is at hand.
+    def maps_of_picture(self, picture: Picture) -> QuantisedMaps:
+        """Feature maps of one picture that is at hand.
 
         Raises:
             PictureError: it cannot be decoded.
@@ -115,7 +118,7 @@ class Gallery:
         maps = self._cached(picture.digest, (PLAIN,))
         if not maps:
             pixels = self._looked_at(picture, (PLAIN,))
-            return self.infer([Loaded(picture.digest, pixels, maps)])[0]
+            return self.infer([Loaded(picture.digest, pixels, maps)])
         return maps[PLAIN]
 
     def load(self, items: Sequence[Item]) -> list[Loaded | PictureError]:
@@ -125,10 +128,10 @@ class Gallery:
         with ThreadPoolExecutor(self._threads, thread_name_prefix="gallery") as pool:
             return list(pool.map(lambda item: self._load(item, (PLAIN,)), items))
 
-    def infer(self, loaded: Sequence[Loaded]) -> list[KeptMaps]:
-        """Feature maps ``(C, h, w)`` float16 of pictures that `load` gave, in order."""
+    def infer(self, loaded: Sequence[Loaded]) -> QuantisedMaps:
+        """Feature maps of n > 0 pictures that `load` gave, in order."""
         self._infer(loaded)
-        return [one.maps[PLAIN] for one in loaded]
+        return joined([one.maps[PLAIN] for one in loaded])
 
     def decoded(self, picture: Picture, *, at_least: int) -> Image.Image:
         """The picture as RGB, upright, its shorter side no less than so many pixels if it was.
@@ -140,7 +143,7 @@ class Gallery:
 
     def stream(
         self, items: Sequence[Item], *, view: int = PLAIN
-    ) -> Generator[tuple[int, KeptMaps | PictureError], None, None]:
+    ) -> Generator[tuple[int, QuantisedMaps | PictureError], None, None]:
         """Position and maps of each item, as they get ready: in no order, each position once.
 
         Memory stays the same for any number of items. Leaving the loop early is fine: what has
@@ -151,7 +154,7 @@ class Gallery:
 
     def stream_views(
         self, items: Sequence[Item], views: tuple[int, ...]
-    ) -> Generator[tuple[int, dict[int, KeptMaps] | PictureError], None, None]:
+    ) -> Generator[tuple[int, dict[int, QuantisedMaps] | PictureError], None, None]:
         """Position and each view's maps of each item, decoded once; see `stream`."""
         for position, found in self._stream(items, views):
             yield position, found if isinstance(found, PictureError) else found.maps
@@ -176,7 +179,9 @@ class Gallery:
         for at, found in self._stream([items[position] for position in todo], views):
             yield todo[at], found if isinstance(found, PictureError) else found.digest
 
-    def kept(self, items: Sequence[Item], digests: Sequence[str], *, view: int = PLAIN) -> KeptMaps:
+    def kept(
+        self, items: Sequence[Item], digests: Sequence[str], *, view: int = PLAIN
+    ) -> FloatMaps:
         """``(n, C, h, w)`` maps of pictures that `ensure` went through, read in bulk.
 
         Raises:
@@ -184,13 +189,14 @@ class Gallery:
         """
         if self._cache is None:
             return np.stack(self._again(items, view))
-        found, maps = self._cache.maps(digests, view=view)
+        found, quantised = self._cache.maps(digests, view=view)
         lost = np.flatnonzero(~found).tolist()
         if not lost:
-            return maps
+            return quantised.restored()
         again = self._again([items[at] for at in lost], view)
         if len(lost) == len(items):
             return np.stack(again)
+        maps = quantised.restored()
         maps[lost] = np.stack(again)
         return maps
 
@@ -214,7 +220,7 @@ class Gallery:
         means[lost] = again
         return means
 
-    def _again(self, items: Sequence[Item], view: int) -> list[KeptMaps]:
+    def _again(self, items: Sequence[Item], view: int) -> list[FloatMaps]:
         found = []
         for result in self.maps(items, view=view):
             if isinstance(result, PictureError):
@@ -270,12 +276,12 @@ class Gallery:
             return ready
         digests = self._known(items)
         there = np.flatnonzero(self._held(digests, views)).tolist()
-        maps: dict[int, dict[int, KeptMaps]] = {at: {} for at in there}
+        maps: dict[int, dict[int, QuantisedMaps]] = {at: {} for at in there}
         for view in views if there else ():
             found, some = self._cache.maps([str(digests[at]) for at in there], view=view)
-            for at, whole, one in zip(there, found.tolist(), some, strict=False):
+            for row, (at, whole) in enumerate(zip(there, found.tolist(), strict=True)):
                 if whole:
-                    maps[at][view] = one
+                    maps[at][view] = some[row : row + 1]
         for at, own in maps.items():
             if len(own) == len(views):
                 ready[at] = Loaded(str(digests[at]), {}, own)
@@ -346,7 +352,7 @@ class Gallery:
             for view in views
         }
 
-    def _cached(self, digest: str | None, views: tuple[int, ...]) -> dict[int, KeptMaps]:
+    def _cached(self, digest: str | None, views: tuple[int, ...]) -> dict[int, QuantisedMaps]:
         """Those of the views that the cache has."""
         if self._cache is None or digest is None:
             return {}
@@ -359,13 +365,12 @@ class Gallery:
         for start in range(0, len(todo), _BATCH):
             part = todo[start : start + _BATCH]
             maps = self._engine.maps(np.stack([loaded.pixels[view] for loaded, view in part]))
-            for (loaded, view), one in zip(part, maps, strict=True):
-                loaded.maps[view] = self._keep(loaded.digest, one, view)
+            kept = self._keep([(loaded.digest, view) for loaded, view in part], maps)
+            for row, (loaded, view) in enumerate(part):
+                loaded.maps[view] = kept[row : row + 1]
 
-    def _keep(self, digest: str, maps: NDArray[np.float32], view: int) -> KeptMaps:
-        if self._cache is None:
-            return as_kept(maps)
-        return self._cache.put(digest, maps, view=view)
+    def _keep(self, keys: Sequence[tuple[str, int]], maps: NDArray[np.float32]) -> QuantisedMaps:
+        return QuantisedMaps.of(maps) if self._cache is None else self._cache.put(keys, maps)
 
 
 def _there(
@@ -381,6 +386,6 @@ def _both_ways(whole: NDArray[np.uint8]) -> dict[int, NDArray[np.uint8]]:
     return {PLAIN: whole, MIRRORED: whole[..., ::-1]}
 
 
-def _means(maps: Sequence[KeptMaps]) -> NDArray[np.float32]:
+def _means(maps: Sequence[FloatMaps]) -> NDArray[np.float32]:
     """``(n, C)`` of maps over their grid."""
     return np.stack([one.mean(axis=(1, 2), dtype=np.float32) for one in maps])

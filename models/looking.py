@@ -76,14 +76,14 @@ def look(
         PictureError: the file cannot be decoded.
     """
     image = gallery.decoded(picture, at_least=2 * PANEL)
-    maps = gallery.maps_of_picture(picture)[None]
+    maps = gallery.maps_of_picture(picture)
     (answer,) = predictor.answer(maps)
     log_p = predictor.log_probabilities(maps)
     found = candidates(log_p, predictor.tree)
     steps = branches(
         log_p[0], found.probability[0], int(found.leaf[0]), predictor.tree, predictor.rule
     )
-    (levels,) = level_heat_maps(predictor, maps)
+    (levels,) = level_heat_maps(predictor, maps.restored())
     return Sight(answer, steps, Looked(fitted(image), seen_part(image.size, preparation), levels))
 
 

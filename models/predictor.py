@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -32,11 +32,15 @@ from hierarchy.choice import (
     reason_text,
 )
 from hierarchy.network import FrozenHead, ResidualHead, carry_over
+from hierarchy.quantised import QuantisedMaps, has_integer_arithmetic, joined
 from models.batching import Together
 from models.errors import ModelStoreError
 from models.store import ModelStore, Project
 
 log = logging.getLogger(__name__)
+
+#: Feature maps of n pictures: as they are kept, or ``(n, C, H, W)`` numbers.
+Maps = QuantisedMaps | NDArray[np.floating]
 
 #: Tensors in a version's file that are not the head's weights.
 EVIDENCE = "evidence."
@@ -119,35 +123,50 @@ class Predictor:
         self.backbone_weights = backbone_weights
         self.manifest = manifest
         self._learnt = np.ones(len(tree), dtype=bool) if learnt is None else learnt
-        self._together: Together[Any, NDArray[np.float64]] = Together(self._scored)
+        self._together: Together[QuantisedMaps, NDArray[np.float64]] = Together(
+            self._scored, join=joined
+        )
         self._ends = np.isin(np.arange(len(tree)), tree.leaves)
 
-    def log_probabilities(self, maps: NDArray[np.float16]) -> NDArray[np.float64]:
-        """``(n, C, H, W)`` feature maps -> ``(n, N)`` log P(node).
+    def log_probabilities(self, maps: Maps) -> NDArray[np.float64]:
+        """Feature maps of n pictures -> ``(n, N)`` log P(node).
 
         A few go along with those of requests that come meanwhile, many are shared out on the cores.
         """
         if not len(maps):
             return np.empty((0, len(self.tree)))
         if len(maps) < SHARED_OUT:
-            return self._together(maps)
+            if isinstance(maps, QuantisedMaps):
+                return self._together(maps)
+            return self._scored(maps)
         self._settle(maps)
         at_once = min(BATCH, math.ceil(len(maps) / cores_for_heads()))
         starts = range(0, len(maps), at_once)
         found = heads().map(self._scored, [maps[start : start + at_once] for start in starts])
         return np.concatenate(list(found))
 
-    def _settle(self, maps: NDArray[np.float16]) -> None:
-        on_cpu = next(self.head.parameters()).device.type == "cpu"
-        if on_cpu and isinstance(self.head, FrozenHead):
-            self.head.settle(*maps.shape[2:])
+    def _settle(self, maps: Maps) -> None:
+        if self._on_cpu and isinstance(self.head, FrozenHead):
+            shape = (maps.steps if isinstance(maps, QuantisedMaps) else maps).shape
+            self.head.settle(*shape[2:])
 
-    def _scored(self, maps: NDArray[np.float16]) -> NDArray[np.float64]:
-        device = next(self.head.parameters()).device
+    @property
+    def _on_cpu(self) -> bool:
+        return next(self.head.parameters()).device.type == "cpu"
+
+    def _scored(self, maps: Maps) -> NDArray[np.float64]:
         with torch.inference_mode():
-            scores = self.head(torch.from_numpy(maps).to(device).float())
+            scores = self._scores(maps)
             log_p: NDArray[np.float64] = log_marginals(scores.double(), self.tree).cpu().numpy()
         return log_p
+
+    def _scores(self, maps: Maps) -> Tensor:
+        device = next(self.head.parameters()).device
+        if not isinstance(maps, QuantisedMaps):
+            return cast("Tensor", self.head(torch.from_numpy(maps).to(device).float()))
+        if self._on_cpu and isinstance(self.head, FrozenHead) and has_integer_arithmetic():
+            return self.head.of_quantised(maps)
+        return cast("Tensor", self.head(maps.floats().to(device)))
 
     def under(self, rule: DepthRule) -> "Predictor":
         """The same version, its weights shared, stopping by another rule."""
@@ -155,12 +174,12 @@ class Predictor:
         other.rule = rule
         return other
 
-    def guesses(self, maps: NDArray[np.float16]) -> tuple[Candidates, NDArray[np.bool_]]:
+    def guesses(self, maps: Maps) -> tuple[Candidates, NDArray[np.bool_]]:
         """Each level's best node, before any rule, and ``(n, L)`` whether the head learnt it."""
         found = candidates(self.log_probabilities(maps), self.tree)
         return found, self._learnt[found.nodes]
 
-    def answer(self, maps: NDArray[np.float16]) -> list[Answer]:
+    def answer(self, maps: Maps) -> list[Answer]:
         """One answer a map, in order."""
         return self.told(self.log_probabilities(maps))
 

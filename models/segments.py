@@ -24,6 +24,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from hierarchy.quantised import QuantisedMaps
+
 Shape = tuple[int, int, int]
 #: A picture's SHA-256 in hex, and the view.
 Key = tuple[str, int]
@@ -57,33 +59,16 @@ _LOOSE: Final = 20_000
 
 
 @dataclass(frozen=True)
-class Row:
-    """One map as it is kept: 256 steps above its least number.
-
-    Attributes:
-        steps: ``(C, h, w)``.
-        scale: ``(2,)`` least number and step.
-        means: ``(C,)`` of the map over its grid.
-    """
-
-    steps: npt.NDArray[np.uint8]
-    scale: npt.NDArray[np.float32]
-    means: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
 class Rows:
     """Maps as they are kept.
 
     Attributes:
         found: ``(n,)`` whether there was a whole one.
-        steps: ``(n, C, h, w)``; rubbish where there was none.
-        scale: ``(n, 2)`` least numbers and steps.
+        maps: of n pictures; rubbish where there was none.
     """
 
     found: npt.NDArray[np.bool_]
-    steps: npt.NDArray[np.uint8]
-    scale: npt.NDArray[np.float32]
+    maps: QuantisedMaps
 
 
 @dataclass
@@ -174,7 +159,7 @@ class Segments:
             return wrong
 
         self._visit(keys, take)
-        return Rows(found, steps, scale)
+        return Rows(found, QuantisedMaps(steps, scale))
 
     def means(self, keys: Sequence[Key]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
         """``(n,)`` whether there is a whole one, and ``(n, C)`` the maps' means."""
@@ -204,30 +189,44 @@ class Segments:
         self._visit(keys, take)
         return found, means
 
-    def append(self, key: Key, row: Row) -> bool:
-        """Keep a row, unless there is one already; whether there was none.
+    def append(self, keys: Sequence[Key], maps: QuantisedMaps) -> npt.NDArray[np.bool_]:
+        """Keep rows of keys that have none yet; ``(n,)`` which had none.
 
         Raises:
-            OSError: it cannot be written; nothing is left of it.
+            OSError: some cannot be written; nothing is left of those.
         """
-        shape: Shape = row.steps.shape
         with self._lock:
-            if self._find([key])[0] >= 0:
-                return False
-            pen = self._ready(shape)
-            steps, means = row.steps.tobytes(), row.means.astype("<f4").tobytes()
-            _write(pen.maps, steps, pen.row * len(steps))
-            _write(pen.means, means, pen.row * len(means))
-            entry = np.zeros((), _ENTRY)
-            entry["digest"], entry["view"] = bytes.fromhex(key[0]), key[1]
-            entry["maps_check"], entry["means_check"] = zlib.crc32(steps), zlib.crc32(means)
-            entry["scale"] = row.scale
-            entry["check"] = zlib.crc32(entry.tobytes()[:-4])
-            _write(pen.index, entry.tobytes(), (1 + pen.row) * _SIZE)
-            self._loose[_name(key)] = self._names[pen.segment.path.name] << 32 | pen.row
-            pen.row += 1
-            pen.segment.rows = pen.row
-        return True
+            new = self._find(keys) < 0
+            seen: set[Key] = set()
+            for at in np.flatnonzero(new).tolist():
+                new[at] = keys[at] not in seen
+                seen.add(keys[at])
+            todo = np.flatnonzero(new)
+            while len(todo):
+                pen = self._ready(maps.steps.shape[1:])
+                some, todo = np.split(todo, [pen.segment.capacity - pen.row])
+                all_of_them = len(some) == len(keys)  # no copy then
+                part = maps if all_of_them else QuantisedMaps(maps.steps[some], maps.scale[some])
+                self._append(pen, [keys[at] for at in some.tolist()], part)
+        return new
+
+    def _append(self, pen: _Pen, keys: Sequence[Key], maps: QuantisedMaps) -> None:
+        """Rows for which the pen's segment has room."""
+        steps, means = np.ascontiguousarray(maps.steps), maps.means().astype("<f4")
+        _write(pen.maps, steps.data.cast("B"), pen.row * steps[0].nbytes)
+        _write(pen.means, means.data.cast("B"), pen.row * means[0].nbytes)
+        entries = np.zeros(len(keys), _ENTRY)
+        entries["digest"] = np.frombuffer(bytes.fromhex("".join(name for name, _ in keys)), "V32")
+        entries["view"] = [view for _, view in keys]
+        entries["maps_check"] = [zlib.crc32(one) for one in steps]
+        entries["means_check"] = [zlib.crc32(one) for one in means]
+        entries["scale"] = maps.scale
+        entries["check"] = _checks(entries)
+        _write(pen.index, entries.tobytes(), (1 + pen.row) * _SIZE)
+        first = self._names[pen.segment.path.name] << 32 | pen.row
+        self._loose.update((_name(key), first + at) for at, key in enumerate(keys))
+        pen.row += len(keys)
+        pen.segment.rows = pen.row
 
     def _visit(self, keys: Sequence[Key], take: _Take) -> None:
         """Show ``take`` each segment with the rows that are wanted of it; drop what it rejects."""
@@ -473,10 +472,15 @@ def _names(entries: Entries) -> npt.NDArray[np.uint64]:
 
 def _whole(entries: Entries) -> npt.NDArray[np.bool_]:
     """``(n,)`` of which entries say what was written."""
+    whole: npt.NDArray[np.bool_] = entries["check"] == _checks(entries)
+    return whole
+
+
+def _checks(entries: Entries) -> npt.NDArray[np.uint32]:
+    """``(n,)`` what each entry's own check is to be."""
     data = entries.tobytes()
     checks = [zlib.crc32(data[at : at + _SIZE - 4]) for at in range(0, len(data), _SIZE)]
-    whole: npt.NDArray[np.bool_] = entries["check"] == np.array(checks, np.uint32)
-    return whole
+    return np.array(checks, np.uint32)
 
 
 def _entries(segment: _Segment, first: int, last: int) -> Entries:
@@ -550,7 +554,7 @@ def _opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         os.close(file)
 
 
-def _write(file: int, data: bytes, at: int) -> None:
+def _write(file: int, data: bytes | memoryview, at: int) -> None:
     view = memoryview(data)
     while view:
         done = os.pwrite(file, view, at)

@@ -19,10 +19,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from models.features import KeptMaps
+from hierarchy.quantised import QuantisedMaps, joined
 from models.gallery import Gallery, Item
 from models.predictor import Answer, Predictor
 from models.store import UNTRAINED, Project
@@ -338,12 +337,12 @@ def _looks(work: Work, tasks: Sequence[OpenTask], pool: set[int]) -> tuple[dict[
 
 def _read_ahead(
     work: Work, parts: Sequence[Sequence[OpenTask]]
-) -> Generator[list[KeptMaps | PictureError], None, None]:
+) -> Generator[list[QuantisedMaps | PictureError], None, None]:
     """Each part's maps, the next part's read meanwhile: the head wants all cores, reading one."""
     over = threading.Event()
 
-    def read(part: Sequence[OpenTask]) -> list[KeptMaps | PictureError]:
-        found: dict[int, KeptMaps | PictureError] = {}
+    def read(part: Sequence[OpenTask]) -> list[QuantisedMaps | PictureError]:
+        found: dict[int, QuantisedMaps | PictureError] = {}
         items = [(task.picture, task.task) for task in part]
         with closing(work.gallery.stream(items)) as stream:
             for position, result in stream:
@@ -365,17 +364,15 @@ def _read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _seen(work: Work, maps: Sequence[KeptMaps | PictureError]) -> list[Look | PictureError]:
+def _seen(work: Work, maps: Sequence[QuantisedMaps | PictureError]) -> list[Look | PictureError]:
     found: list[Look | PictureError] = [one for one in maps if isinstance(one, PictureError)]
     at = [i for i, one in enumerate(maps) if not isinstance(one, PictureError)]
     looks: dict[int, Look] = {}
     if at:
-        stacked = np.stack([one for one in maps if not isinstance(one, PictureError)])
-        # NumPy takes ten times as long for half precision.
-        pooled = torch.from_numpy(stacked).float().mean(dim=(2, 3)).numpy()
-        looks = {i: Look(None, row, None) for i, row in zip(at, pooled, strict=True)}
+        together = joined([one for one in maps if not isinstance(one, PictureError)])
+        looks = {i: Look(None, row, None) for i, row in zip(at, together.means(), strict=True)}
         if work.predictor is not None:
-            log_p = work.predictor.log_probabilities(stacked)
+            log_p = work.predictor.log_probabilities(together)
             for i, answer, row in zip(at, work.predictor.told(log_p), log_p, strict=True):
                 looks[i] = replace(looks[i], answer=answer, log_p=row)
     errors = iter(found)
@@ -419,9 +416,10 @@ def _choose(
 def _pooled(work: Work, items: Sequence[Item]) -> Iterator[NDArray[np.float32]]:
     """Features of pictures that can be had."""
     for start in range(0, len(items), CHUNK):
-        for one in work.gallery.maps(items[start : start + CHUNK]):
-            if not isinstance(one, PictureError):
-                yield torch.from_numpy(one).float().mean(dim=(1, 2)).numpy()
+        found = dict(work.gallery.stream(items[start : start + CHUNK]))
+        for position in sorted(found):
+            if not isinstance(one := found[position], PictureError):
+                yield one.means()[0]
 
 
 def _stack(rows: Iterable[NDArray[np.float32]], width: int) -> NDArray[np.float32]:

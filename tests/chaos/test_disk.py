@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import requests
 
+from hierarchy.quantised import QuantisedMaps
 from models.errors import ModelStoreError
-from models.features import FeatureCache, as_kept
+from models.features import FeatureCache
 from models.store import ModelStore
 from tests.chaos import mounts
 from tests.chaos.full_disk import full
@@ -56,11 +57,11 @@ def test_a_cache_without_room_gives_way_and_says_so_once(
     maps = np.random.default_rng(0).random((64, 7, 7)).astype(np.float32)
     with full(1000), caplog.at_level(logging.WARNING):
         for number in range(3):
-            kept = cache.put(f"{number:064x}", maps)
-            assert (kept == as_kept(maps)).all()
+            kept = cache.put([(f"{number:064x}", 0)], maps[None])
+            assert (kept.steps == QuantisedMaps.of(maps[None]).steps).all()
     assert caplog.text.count("feature cache does not work, going on without") == 1
     assert cache.get(f"{0:064x}") is None
-    cache.put(f"{0:064x}", maps)
+    cache.put([(f"{0:064x}", 0)], maps[None])
     assert cache.get(f"{0:064x}") is not None
     ledger.tell("disk full", note="caching")
 

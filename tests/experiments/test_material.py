@@ -12,8 +12,9 @@ from experiments.data import load
 from experiments.errors import DatasetError
 from experiments.material import Material, gather
 from experiments.protocols import Degradation
+from hierarchy.quantised import QuantisedMaps
 from models.backbone import RandomWeights, load_backbone
-from models.features import as_kept, prepare
+from models.features import prepare
 from tests.experiments.stand import draw
 from tests.models.small import NAME
 from worker.recipe import Recipe
@@ -48,7 +49,7 @@ def test_maps_are_the_backbones_of_each_file(photos: Path, album: Album) -> None
     assert start == 0
     for file, found in zip(files, maps, strict=True):
         pixels = prepare(Image.open(file), album.backbone.preparation)
-        right = as_kept(album._engine.maps(pixels[None])[0])
+        right = QuantisedMaps.of(album._engine.maps(pixels[None])).restored()[0]
         np.testing.assert_allclose(found, right, atol=0.05)
 
 

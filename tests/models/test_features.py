@@ -20,11 +20,12 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv  # type: ignore[import-untyped]
 
+from hierarchy.quantised import QuantisedMaps
 from models import segments
 from models.backbone import Preparation, load_backbone
 from models.engine import TorchEngine
-from models.features import FeatureCache, as_kept, prepare
-from models.views import MIRRORED
+from models.features import FeatureCache, prepare
+from models.views import MIRRORED, PLAIN
 
 A, B, C = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b", b"c"))
 HOUR = 3600.0
@@ -79,6 +80,36 @@ def test_grey_becomes_three_channels() -> None:
     assert (found == 7).all()
 
 
+def kept(maps: npt.NDArray[np.floating]) -> npt.NDArray[np.float16]:
+    """One picture's maps as they come back."""
+    (found,) = QuantisedMaps.of(maps[None]).restored()
+    return np.asarray(found)
+
+
+def put_in(
+    cache: FeatureCache, digest: str, maps: npt.NDArray[np.floating], *, view: int = PLAIN
+) -> npt.NDArray[np.float16]:
+    """Keep one picture's maps; what they come back as."""
+    (found,) = cache.put([(digest, view)], maps[None]).restored()
+    return np.asarray(found)
+
+
+def got_from(
+    cache: FeatureCache, digest: str, *, view: int = PLAIN
+) -> npt.NDArray[np.float16] | None:
+    """One picture's maps."""
+    found = cache.get(digest, view=view)
+    return None if found is None else found.restored()[0]
+
+
+def read_from(
+    cache: FeatureCache, digests: list[str], *, view: int = PLAIN
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float16]]:
+    """Which there are, and several pictures' maps."""
+    found, maps = cache.maps(digests, view=view)
+    return found, maps.restored()
+
+
 values = arrays(
     np.float32,
     array_shapes(min_dims=3, max_dims=3, max_side=5),
@@ -91,7 +122,7 @@ values = arrays(
 def test_keeping_errs_by_half_a_step_at_most(maps: npt.NDArray[np.float32]) -> None:
     step = (float(maps.max()) - float(maps.min())) / 255
     half_precision = np.abs(maps).max() * 2.0**-11  # the answer is float16
-    found = as_kept(maps)
+    found = kept(maps)
     assert found.dtype == np.float16
     assert np.abs(found - maps.astype(np.float64)).max() <= step / 2 + 1.01 * half_precision + 1e-6
 
@@ -99,9 +130,9 @@ def test_keeping_errs_by_half_a_step_at_most(maps: npt.NDArray[np.float32]) -> N
 @settings(deadline=None)
 @given(values)
 def test_keeping_again_changes_nothing_that_matters(maps: npt.NDArray[np.float32]) -> None:
-    once = as_kept(maps)
+    once = kept(maps)
     step = (float(maps.max()) - float(maps.min())) / 255
-    twice = as_kept(once).astype(np.float64)
+    twice = kept(once).astype(np.float64)
     assert np.abs(twice - once).max() <= step / 2 + np.abs(maps).max() * 2.0**-10 + 1e-6
 
 
@@ -110,7 +141,7 @@ def test_keeping_again_changes_nothing_that_matters(maps: npt.NDArray[np.float32
 @example(np.full((1, 1, 2), [-3e38, 3e38], np.float32))
 @example(np.full((1, 1, 2), [1, np.inf], np.float32))
 def test_no_number_fails(maps: npt.NDArray[np.float32]) -> None:
-    found = as_kept(maps).astype(np.float64)
+    found = kept(maps).astype(np.float64)
     if np.isfinite(maps).all():
         cut = np.clip(maps, -65504.0, 65504.0)
         assert np.abs(found - cut).max() <= float(np.ptp(cut)) / 510 + 33
@@ -120,7 +151,7 @@ def test_no_number_fails(maps: npt.NDArray[np.float32]) -> None:
 
 def test_zero_stays_zero_and_order_stays() -> None:
     maps = some_maps()
-    found = as_kept(maps)
+    found = kept(maps)
     assert (found[maps == 0] == 0).all()
     assert (np.diff(found.reshape(-1)[np.argsort(maps.reshape(-1))]) >= 0).all()
 
@@ -131,7 +162,7 @@ def test_photos_features_lose_less_than_bfloat16_would(shared: Path) -> None:
     files = sorted((shared / "data/grocery/train/Fruit/Lemon").glob("*.jpg"))[:4]
     pixels = np.stack([prepare(Image.open(f), backbone.preparation) for f in files])
     for maps in TorchEngine(backbone).maps(pixels):
-        error = as_kept(maps).astype(np.float32) - maps
+        error = kept(maps).astype(np.float32) - maps
         rounding = torch.from_numpy(maps).bfloat16().float().numpy() - maps
         assert np.abs(error).max() < np.abs(rounding).max()
         assert np.linalg.norm(error) < 0.005 * np.linalg.norm(maps)
@@ -139,23 +170,23 @@ def test_photos_features_lose_less_than_bfloat16_would(shared: Path) -> None:
 
 def test_what_is_put_is_got(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "net-1")
-    put = cache.put(A, some_maps())
-    got = FeatureCache(tmp_path, "net-1").get(A)
+    put = put_in(cache, A, some_maps())
+    got = got_from(FeatureCache(tmp_path, "net-1"), A)
     assert got is not None
     np.testing.assert_array_equal(got, put)
-    np.testing.assert_array_equal(got, as_kept(some_maps()))
+    np.testing.assert_array_equal(got, kept(some_maps()))
 
 
 def test_pictures_views_and_backbones_are_kept_apart(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "net-1")
-    plain, mirrored, other = (as_kept(some_maps(seed)) for seed in range(3))
-    cache.put(A, some_maps(0))
-    cache.put(A, some_maps(1), view=MIRRORED)
-    cache.put(B, some_maps(2))
+    plain, mirrored, other = (kept(some_maps(seed)) for seed in range(3))
+    put_in(cache, A, some_maps(0))
+    put_in(cache, A, some_maps(1), view=MIRRORED)
+    put_in(cache, B, some_maps(2))
     for found, expected in (
-        (cache.get(A), plain),
-        (cache.get(A, view=MIRRORED), mirrored),
-        (cache.get(B), other),
+        (got_from(cache, A), plain),
+        (got_from(cache, A, view=MIRRORED), mirrored),
+        (got_from(cache, B), other),
     ):
         assert found is not None
         np.testing.assert_array_equal(found, expected)
@@ -168,7 +199,7 @@ def test_pictures_views_and_backbones_are_kept_apart(tmp_path: Path) -> None:
 def test_what_is_damaged_counts_as_missing_and_may_be_put_again(
     damage: str, suffix: str, tmp_path: Path
 ) -> None:
-    FeatureCache(tmp_path, "net").put(A, some_maps())
+    put_in(FeatureCache(tmp_path, "net"), A, some_maps())
     (path,) = tmp_path.rglob(f"*{suffix}")
     data = path.read_bytes()
     if damage == "gone":
@@ -179,10 +210,10 @@ def test_what_is_damaged_counts_as_missing_and_may_be_put_again(
         path.write_bytes({"cut": data[:-1], "empty": b"", "changed": changed}[damage])
     cache = FeatureCache(tmp_path, "net")
     assert not (cache.maps([A])[0].all() and cache.means([A])[0].all())
-    put = cache.put(A, some_maps())
+    put = put_in(cache, A, some_maps())
     assert cache.maps([A])[0].all()
     assert cache.means([A])[0].all()
-    got = FeatureCache(tmp_path, "net").get(A)
+    got = got_from(FeatureCache(tmp_path, "net"), A)
     assert got is not None
     np.testing.assert_array_equal(got, put)
 
@@ -193,14 +224,14 @@ def test_a_changed_file_is_missing_or_still_right(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     root = tmp_path_factory.mktemp("cache")
-    put = FeatureCache(root, "net").put(A, some_maps())
+    put = put_in(FeatureCache(root, "net"), A, some_maps())
     path = data.draw(st.sampled_from(sorted(root.rglob("*.*"))))
     content = bytearray(path.read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     cache = FeatureCache(root, "net")
-    found = cache.get(A)
+    found = got_from(cache, A)
     assert found is None or np.array_equal(found, put)
     there, means = cache.means([A])
     assert not there[0] or np.allclose(means[0], put.mean(axis=(1, 2), dtype=np.float32), atol=2e-3)
@@ -211,14 +242,14 @@ def test_damage_drops_one_row_and_leaves_its_neighbours(
 ) -> None:
     cache = FeatureCache(tmp_path, "net")
     for seed, digest in enumerate((A, B, C)):
-        cache.put(digest, some_maps(seed))
+        put_in(cache, digest, some_maps(seed))
     (path,) = tmp_path.rglob("*.maps")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    found, maps = cache.maps([C, A, B])
+    found, maps = read_from(cache, [C, A, B])
     assert found.tolist() == [True, True, False]
-    np.testing.assert_array_equal(maps[0], as_kept(some_maps(2)))
+    np.testing.assert_array_equal(maps[0], kept(some_maps(2)))
     assert "damaged" in caplog.text
     assert not cache.holds([B])[0]
     assert not FeatureCache(tmp_path, "net").holds([B])[0]  # for everyone
@@ -226,8 +257,8 @@ def test_damage_drops_one_row_and_leaves_its_neighbours(
 
 def test_maps_and_means_are_read_in_bulk_in_the_order_asked_for(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "net")
-    put = {digest: cache.put(digest, some_maps(seed)) for seed, digest in enumerate((A, B))}
-    found, maps = cache.maps([B, C, A, B])
+    put = {digest: put_in(cache, digest, some_maps(seed)) for seed, digest in enumerate((A, B))}
+    found, maps = read_from(cache, [B, C, A, B])
     assert found.tolist() == [True, False, True, True]
     for at, digest in ((0, B), (2, A), (3, B)):
         np.testing.assert_array_equal(maps[at], put[digest])
@@ -241,15 +272,15 @@ def test_maps_and_means_are_read_in_bulk_in_the_order_asked_for(tmp_path: Path) 
 def test_pictures_whose_digests_begin_alike_are_not_taken_for_each_other(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "net")
     one, other = "ab" * 8 + "0" * 48, "ab" * 8 + "1" * 48
-    put = cache.put(one, some_maps(0))
+    put = put_in(cache, one, some_maps(0))
     assert cache.get(other) is None
-    got = cache.get(one)
+    got = got_from(cache, one)
     assert got is not None
     np.testing.assert_array_equal(got, put)
 
 
 def test_means_are_had_without_reading_a_map(tmp_path: Path) -> None:
-    FeatureCache(tmp_path, "net").put(A, some_maps())
+    put_in(FeatureCache(tmp_path, "net"), A, some_maps())
     (path,) = tmp_path.rglob("*.maps")
     path.write_bytes(b"")
     assert FeatureCache(tmp_path, "net").means([A])[0].all()
@@ -257,8 +288,8 @@ def test_means_are_had_without_reading_a_map(tmp_path: Path) -> None:
 
 def test_one_picture_by_two_ways_is_one_row(tmp_path: Path) -> None:
     one, other = FeatureCache(tmp_path, "net"), FeatureCache(tmp_path, "net")
-    first = one.put(A, some_maps(0))
-    np.testing.assert_array_equal(other.put(A, some_maps(1)), first)
+    first = put_in(one, A, some_maps(0))
+    np.testing.assert_array_equal(put_in(other, A, some_maps(1)), first)
     assert one.size().maps == 1
 
 
@@ -269,8 +300,8 @@ import numpy as np
 from models.features import FeatureCache
 cache = FeatureCache(Path(sys.argv[1]), "net")
 for number in range(int(sys.argv[2]), int(sys.argv[3])):
-    maps = np.full((16, 20, 20), number % 250, np.float32)
-    cache.put(hashlib.sha256(b"%d" % number).hexdigest(), maps)
+    maps = np.full((1, 16, 20, 20), number % 250, np.float32)
+    cache.put([(hashlib.sha256(b"%d" % number).hexdigest(), 0)], maps)
     print(number, flush=True)
 """
 
@@ -285,7 +316,7 @@ def writer(root: Path, first: int, last: int) -> "subprocess.Popen[str]":
 
 
 def numbered(cache: FeatureCache, count: int) -> list[float | None]:
-    found = [cache.get(digest_of(number)) for number in range(count)]
+    found = [got_from(cache, digest_of(number)) for number in range(count)]
     return [None if maps is None else float(maps.max()) for maps in found]
 
 
@@ -300,29 +331,29 @@ def test_a_process_killed_while_writing_loses_nothing_that_it_had_written(
         killed.kill()
     cache = FeatureCache(tmp_path, "net")
     assert numbered(cache, last + 1) == [number % 250 for number in range(last + 1)]
-    cache.put(A, some_maps())  # goes on where it left off, if of that shape
+    put_in(cache, A, some_maps())  # goes on where it left off, if of that shape
     more = np.full((16, 20, 20), 7, np.float32)
-    cache.put(B, more)
+    put_in(cache, B, more)
     assert numbered(FeatureCache(tmp_path, "net"), last + 1)[-1] == last % 250
-    np.testing.assert_array_equal(FeatureCache(tmp_path, "net").maps([B])[1][0], as_kept(more))
+    np.testing.assert_array_equal(read_from(FeatureCache(tmp_path, "net"), [B])[1][0], kept(more))
     (index,) = (path for path in tmp_path.rglob("*.index") if path.stat().st_size > 64 * (last + 2))
     assert index.with_suffix(".maps").stat().st_size % (16 * 20 * 20) == 0
 
 
 def test_a_row_cut_short_by_a_kill_is_written_over(tmp_path: Path) -> None:
     first = FeatureCache(tmp_path, "net")
-    first.put(A, some_maps(0))
+    put_in(first, A, some_maps(0))
     del first  # its lock goes with it
     for path in tmp_path.rglob("*.*"):
         with path.open("ab") as file:
             file.write(b"half")
     cache = FeatureCache(tmp_path, "net")
-    put = cache.put(B, some_maps(1))
+    put = put_in(cache, B, some_maps(1))
     again = FeatureCache(tmp_path, "net")
     assert len(list(tmp_path.rglob("*.index"))) == 1
     assert again.holds([A, B]).all()
-    np.testing.assert_array_equal(again.maps([B])[1][0], put)
-    np.testing.assert_array_equal(again.maps([A])[1][0], as_kept(some_maps(0)))
+    np.testing.assert_array_equal(read_from(again, [B])[1][0], put)
+    np.testing.assert_array_equal(read_from(again, [A])[1][0], kept(some_maps(0)))
 
 
 def test_processes_that_write_at_once_each_have_a_segment(tmp_path: Path) -> None:
@@ -338,29 +369,29 @@ def test_processes_that_write_at_once_each_have_a_segment(tmp_path: Path) -> Non
 
 def test_a_child_does_not_write_into_its_parents_segment(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "net")
-    cache.put(A, some_maps(0))
+    put_in(cache, A, some_maps(0))
     child = os.fork()
     if child == 0:
         try:
-            cache.put(B, some_maps(1))
+            put_in(cache, B, some_maps(1))
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    cache.put(C, some_maps(2))
-    found, maps = FeatureCache(tmp_path, "net").maps([A, B, C])
+    put_in(cache, C, some_maps(2))
+    found, maps = read_from(FeatureCache(tmp_path, "net"), [A, B, C])
     assert found.all()
     for seed in range(3):
-        np.testing.assert_array_equal(maps[seed], as_kept(some_maps(seed)))
+        np.testing.assert_array_equal(maps[seed], kept(some_maps(seed)))
     assert len(list(tmp_path.rglob("*.index"))) == 2
 
 
 def test_a_writer_goes_on_when_its_segment_was_pruned(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "net")
-    cache.put(A, some_maps())
+    put_in(cache, A, some_maps())
     FeatureCache(tmp_path, "any").prune(0)
     assert not cache.holds([A])[0]
-    put = cache.put(A, some_maps())
-    got = FeatureCache(tmp_path, "net").get(A)
+    put = put_in(cache, A, some_maps())
+    got = got_from(FeatureCache(tmp_path, "net"), A)
     assert got is not None
     np.testing.assert_array_equal(got, put)
 
@@ -386,9 +417,9 @@ def test_caches_of_former_releases_are_read_and_moved(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "net")
     assert cache.holds([A, B]).tolist() == [True, False]
     for view in (0, MIRRORED):
-        found, maps = cache.maps([B, A], view=view)
+        found, maps = read_from(cache, [B, A], view=view)
         assert found.tolist() == [False, True]
-        np.testing.assert_array_equal(maps[1], as_kept(some_maps(view)))
+        np.testing.assert_array_equal(maps[1], kept(some_maps(view)))
     assert not any(path.exists() for path in paths)
     assert FeatureCache(tmp_path, "net").means([A], view=MIRRORED)[0].all()
 
@@ -410,7 +441,7 @@ def test_reading_in_bulk_opens_each_segment_once(
     cache = FeatureCache(tmp_path, "net")
     names = [digest_of(number) for number in range(50)]
     for name in names:
-        cache.put(name, some_maps())
+        put_in(cache, name, some_maps())
     opened: list[str] = []
     really = os.open
 
@@ -428,8 +459,30 @@ def test_maps_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "net")
     maps = some_maps()
     maps[0, 0, 0] = np.inf
-    assert cache.put(A, maps)[0, 0, 0] == np.inf
+    both = cache.put([(A, PLAIN), (B, PLAIN)], np.stack([maps, some_maps()]))
+    assert not both.finite[0]
+    assert np.isnan(both.restored()[0]).all()
     assert cache.get(A) is None
+    np.testing.assert_array_equal(got_from(cache, B), kept(some_maps()))
+
+
+def test_many_are_put_at_once_beside_what_is_there_and_beyond_a_segments_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "_SEGMENT_BYTES", 3 * (some_maps().size + 4 * len(some_maps())))
+    cache = FeatureCache(tmp_path, "net")
+    first = put_in(cache, B, some_maps(9))
+    names = [digest_of(number) for number in range(8)]
+    keys = [*((name, view) for name in names for view in (PLAIN, MIRRORED)), (B, PLAIN)]
+    given = [*(some_maps(seed) for seed in range(16)), some_maps(1)]
+    told = cache.put([*keys, keys[0]], np.stack([*given, some_maps(5)])).restored()
+    right = [*(kept(some_maps(seed)) for seed in range(16)), first, kept(some_maps(0))]
+    np.testing.assert_array_equal(told, np.stack(right))
+    again = FeatureCache(tmp_path, "net")
+    for (name, view), one in zip(keys, right, strict=False):
+        np.testing.assert_array_equal(got_from(again, name, view=view), one)
+    assert again.size().maps == 17
+    assert len(list(tmp_path.rglob("*.index"))) == 6
 
 
 def test_a_folder_that_cannot_be_written_is_said_once(
@@ -438,7 +491,7 @@ def test_a_folder_that_cannot_be_written_is_said_once(
     (tmp_path / "file").write_text("in the way")
     cache = FeatureCache(tmp_path / "file" / "cache", "net")
     for digest in (A, B):
-        np.testing.assert_array_equal(cache.put(digest, some_maps()), as_kept(some_maps()))
+        np.testing.assert_array_equal(put_in(cache, digest, some_maps()), kept(some_maps()))
         assert cache.get(digest) is None
     assert cache.prune(0) == 0
     assert caplog.text.count("feature cache does not work") == 1
@@ -448,7 +501,7 @@ def test_a_full_disk_fails_nobody_and_is_written_again_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = FeatureCache(tmp_path, "net")
-    cache.put(A, some_maps(0))
+    put_in(cache, A, some_maps(0))
     really = os.pwrite
 
     def full(file: int, data: bytes, at: int) -> int:
@@ -457,13 +510,13 @@ def test_a_full_disk_fails_nobody_and_is_written_again_when_there_is_room(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        np.testing.assert_array_equal(cache.put(B, some_maps(1)), as_kept(some_maps(1)))
+        np.testing.assert_array_equal(put_in(cache, B, some_maps(1)), kept(some_maps(1)))
         assert cache.get(B) is None
     assert "No space left" in caplog.text
-    cache.put(B, some_maps(1))
-    found, maps = FeatureCache(tmp_path, "net").maps([A, B])
+    put_in(cache, B, some_maps(1))
+    found, maps = read_from(FeatureCache(tmp_path, "net"), [A, B])
     assert found.all()
-    np.testing.assert_array_equal(maps[1], as_kept(some_maps(1)))
+    np.testing.assert_array_equal(maps[1], kept(some_maps(1)))
     assert cache.size().maps == 2
 
 
@@ -473,7 +526,7 @@ def test_only_digests_become_file_names(digest: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a SHA-256"):
         cache.get(digest)
     with pytest.raises(ValueError, match="expected a SHA-256"):
-        cache.put(digest, some_maps())
+        put_in(cache, digest, some_maps())
 
 
 @pytest.mark.parametrize("fingerprint", ["", "..", ".hidden", "a/b"])
@@ -491,7 +544,7 @@ def test_pruning_removes_the_least_recently_used(tmp_path: Path) -> None:
     """Segments of any backbone, and files of former releases."""
     nets = {digest: FeatureCache(tmp_path, f"net-{digest[:3]}") for digest in (A, B)}
     for digest, hours in ((A, 9), (B, 10)):
-        nets[digest].put(digest, some_maps())
+        put_in(nets[digest], digest, some_maps())
         (path,) = tmp_path.rglob(f"net-{digest[:3]}/*/*.index")
         age(path, hours * HOUR)
     age(write_former(tmp_path, C, some_maps()), 8 * HOUR)
@@ -510,14 +563,14 @@ def test_pruning_removes_the_least_recently_used(tmp_path: Path) -> None:
 
 def test_pruning_below_the_limit_removes_nothing(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "net")
-    cache.put(A, some_maps())
+    put_in(cache, A, some_maps())
     assert cache.prune(cache.size().nbytes) == 0
     assert cache.size().maps == 1
 
 
 def test_pruning_to_nothing_leaves_no_file(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "net")
-    cache.put(A, some_maps())
+    put_in(cache, A, some_maps())
     write_former(tmp_path, B, some_maps())
     cache.prune(0)
     assert cache.size().maps == 0
@@ -526,7 +579,7 @@ def test_pruning_to_nothing_leaves_no_file(tmp_path: Path) -> None:
 
 def test_pruning_clears_up_after_killed_processes(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "net")
-    cache.put(A, some_maps())
+    put_in(cache, A, some_maps())
     folder = tmp_path / "net" / A[:2]
     folder.mkdir()
     for name, hours in ((".dead.part", 2), (".alive.part", 0)):
@@ -549,12 +602,12 @@ def test_an_absent_folder_is_an_empty_cache(tmp_path: Path) -> None:
 
 
 def test_writers_and_readers_at_once_see_whole_files(tmp_path: Path) -> None:
-    both = {as_kept(some_maps(seed)).tobytes() for seed in (0, 1)}
+    both = {kept(some_maps(seed)).tobytes() for seed in (0, 1)}
 
     def work(turn: int) -> bytes | None:
         cache = FeatureCache(tmp_path, "net")
-        cache.put(A, some_maps(turn % 2))
-        found = cache.get(A)
+        put_in(cache, A, some_maps(turn % 2))
+        found = got_from(cache, A)
         return found.tobytes() if found is not None else None
 
     with ThreadPoolExecutor(8) as pool:
@@ -573,6 +626,6 @@ def test_a_cache_that_cannot_be_read_costs_time_only(
     monkeypatch.setattr(segments.Segments, "_list", refused)
     assert cache.get(A) is None
     assert not cache.holds([A, B]).any()
-    np.testing.assert_array_equal(cache.put(A, some_maps()), as_kept(some_maps()))
+    np.testing.assert_array_equal(put_in(cache, A, some_maps()), kept(some_maps()))
     assert not cache.maps([A])[0].any()
     assert caplog.text.count("feature cache does not work") == 1

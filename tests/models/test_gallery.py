@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from hierarchy.quantised import QuantisedMaps
 from models.backbone import Backbone, Card, Preparation, load_backbone
 from models.engine import Engine, Maps, OpenVINOEngine, Pixels, TorchEngine
-from models.features import FeatureCache, KeptMaps, as_kept, prepare
-from models.gallery import Gallery, Item
+from models.features import FeatureCache, prepare
+from models.gallery import FloatMaps, Gallery, Item
 from models.references import ReferenceIndex
 from models.views import LEARNT_FROM, MIRRORED, PLAIN, crop
 from studio.decoding import decode
@@ -85,7 +86,7 @@ def tiny() -> Engine:
     return TorchEngine(Backbone(Card("tiny", 8, 4, SMALL, "tiny-0"), module))
 
 
-def expected(engine: Engine, data: bytes, *, view: int = PLAIN) -> KeptMaps:
+def expected(engine: Engine, data: bytes, *, view: int = PLAIN) -> FloatMaps:
     """One picture, by hand."""
     image = Image.open(io.BytesIO(data))
     if view > MIRRORED:
@@ -93,10 +94,10 @@ def expected(engine: Engine, data: bytes, *, view: int = PLAIN) -> KeptMaps:
     else:
         whole = prepare(image, SMALL)
         pixels = whole[..., ::-1] if view == MIRRORED else whole
-    return as_kept(engine.maps(pixels[None])[0])
+    return np.asarray(QuantisedMaps.of(engine.maps(pixels[None])).restored()[0])
 
 
-def assert_close(found: Any, right: KeptMaps) -> None:
+def assert_close(found: Any, right: FloatMaps) -> None:
     """Equal up to one step of 256: batches of other sizes may round otherwise."""
     assert isinstance(found, np.ndarray)
     assert found.dtype == np.float16
@@ -150,7 +151,8 @@ def test_all_views_of_a_picture_cost_one_fetch_and_one_decoding(
         assert isinstance(views, dict)
         assert tuple(views) == LEARNT_FROM
         for view, maps in views.items():
-            assert_close(maps, expected(tiny, source.blobs[f"{i}.png"], view=view))
+            right = expected(tiny, source.blobs[f"{i}.png"], view=view)
+            assert_close(maps.restored()[0], right)
 
 
 def test_only_views_that_are_missing_are_inferred(tiny: Engine, tmp_path: Path) -> None:
@@ -415,13 +417,13 @@ def test_a_picture_at_hand_has_the_features_it_would_have_by_its_address(
     (known,) = gallery.maps([("0.png", None)])
     assert not isinstance(known, PictureError)
     held = [Picture(hashlib.sha256(png(seed)).hexdigest(), png(seed)) for seed in (0, 1)]
-    assert np.array_equal(gallery.maps_of_picture(held[0]), known)
+    assert np.array_equal(gallery.maps_of_picture(held[0]).restored()[0], known)
     assert counting.calls == [1]  # the cache had it
     fresh = gallery.maps_of_picture(held[1])
     assert counting.calls == [1, 1]
     (again,) = gallery.maps([("1.png", None)])
     assert not isinstance(again, PictureError)
-    assert np.array_equal(fresh, again)
+    assert np.array_equal(fresh.restored()[0], again)
 
 
 def test_a_file_at_hand_that_is_no_picture_is_told(tiny: Engine) -> None:
