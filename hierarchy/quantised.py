@@ -6,6 +6,7 @@ n, B maps; C channels; H x W the grid; c channels out.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Self
 
 import numpy as np
@@ -117,10 +118,20 @@ def joined(parts: Sequence[QuantisedMaps]) -> QuantisedMaps:
 
 def _means(steps: Tensor, scale: Tensor) -> Tensor:
     """``(n, C, H, W)`` steps and ``(n, 2)`` scales -> ``(n, C)`` float32."""
-    some = [part.flatten(2).float().sum(dim=2) for part in steps.split(_AT_ONCE)]
-    sums = torch.cat(some).double()  # of whole numbers: exact
+    places = max(1, steps.shape[2:].numel())
+    sums = torch.cat([_sums(part.flatten(2)) for part in steps.split(_AT_ONCE)]).double()
     low, step = scale.double().unsqueeze(2).unbind(1)
-    return (low + step * sums / max(1, steps.shape[2:].numel())).float()
+    return (low + step * sums / places).float()
+
+
+def _sums(steps: Tensor) -> Tensor:
+    """``(n, C, places)`` bytes -> ``(n, C)``, exact."""
+    if not (has_integer_arithmetic() and steps.numel()):
+        return steps.float().sum(dim=2)
+    ones = torch.ones(steps.shape[2], 1, dtype=torch.int8)
+    signed = steps.bitwise_xor(128).view(torch.int8)
+    sums: Tensor = torch._int_mm(signed.flatten(0, 1), ones)  # noqa: SLF001 - no other name
+    return sums.view(steps.shape[:2]) + 128 * steps.shape[2]
 
 
 class IntegerConvolution:
@@ -168,6 +179,7 @@ class IntegerConvolution:
         return out.view(size, height, width, -1).permute(0, 3, 1, 2)
 
 
+@cache
 def has_integer_arithmetic() -> bool:
     """Can this machine's processors, and this PyTorch, multiply 8-bit integers at speed?"""
     told = torch.cpu.get_capabilities()
