@@ -97,7 +97,7 @@ def prepare(parts: Parts, folder: Path, count: int, *, real: bool) -> tuple[Proj
 
     ours = parts.settings
     galleries = Galleries(
-        ours.cache, fetch, backbone=ours.backbone, device=ours.device, decode=parts.decode
+        ours.cache, fetch, backbone=ours.backbone, device=ours.device, decode=parts.decoders
     )
     vars(parts)["galleries"] = galleries
     gallery, began = galleries.base(), time.monotonic()

@@ -138,7 +138,7 @@ def of_pictures(parts: Parts, known: Project, folder: Path) -> dict[str, float]:
 
     ours = parts.settings
     galleries = Galleries(
-        ours.cache, fetch, backbone=ours.backbone, device=ours.device, decode=parts.decode
+        ours.cache, fetch, backbone=ours.backbone, device=ours.device, decode=parts.decoders
     )
     gallery = galleries.base()
     items = [(str(number), None) for number in range(len(files))]

@@ -267,7 +267,7 @@ def predict(parts: Parts, project: Project, files: Sequence[Path]) -> list[dict[
         backbone=settings.backbone,
         weights=settings.backbone_weights,
         device=settings.device,
-        decode=parts.decode,
+        decode=parts.decoders,
     )
     found = answers(here.of(predictor), predictor, [(_reference(file), None) for file in files])
     return [_told(file, one, version) for file, one in zip(files, found, strict=True)]

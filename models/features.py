@@ -48,12 +48,8 @@ def prepare(image: Image.Image, preparation: Preparation) -> NDArray[np.uint8]:
     Returns:
         ``(3, H, W)``, H = W = ``preparation.crop``, 0 to 255.
     """
-    return turned(fitted(image.convert("RGB"), preparation.fit()))
-
-
-def turned(image: Image.Image) -> NDArray[np.uint8]:
-    """RGB of (H, W) pixels -> ``(3, H, W)``."""
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    square = np.asarray(fitted(image.convert("RGB"), preparation.fit()))
+    return np.ascontiguousarray(square.transpose(2, 0, 1))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from models.gallery import MAX_AGE_S, Gallery
 from models.predictor import Predictor
 from models.references import ReferenceIndex
 from studio.apart import Decode
-from studio.decoding import decode
 from studio.pictures import Picture, PictureLimits
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ class Galleries:
         weights: Path | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         limits: PictureLimits | None = None,
-        decode: Decode = decode,
+        decode: Decode | None = None,
     ) -> None:
         self._cache = cache
         self._fetch = fetch

@@ -17,11 +17,10 @@ from PIL import Image
 from hierarchy.quantised import QuantisedMaps, joined
 from models.backbone import Preparation
 from models.engine import Engine
-from models.features import FeatureCache, prepare, turned
+from models.features import FeatureCache, prepare
 from models.references import ReferenceIndex
 from models.views import MIRRORED, PLAIN, crop
-from studio.apart import Decode
-from studio.decoding import decode
+from studio.apart import Decode, Here
 from studio.errors import PictureError
 from studio.pictures import Picture, PictureLimits
 
@@ -63,7 +62,7 @@ class Gallery:
         cache: FeatureCache | None = None,
         index: ReferenceIndex | None = None,
         limits: PictureLimits | None = None,
-        decode: Decode = decode,
+        decode: Decode | None = None,
         threads: int = 8,
         max_age_s: float = MAX_AGE_S,
     ) -> None:
@@ -76,7 +75,7 @@ class Gallery:
             cache: keeps features by picture content, for this backbone.
             index: keeps which reference led to which picture.
             limits: what one picture may cost to decode.
-            decode: does it; called from many threads.
+            decode: does it, called from many threads; if not given, this process itself.
             threads: pictures fetched and decoded at once, for each call.
             max_age_s: seconds for which ``index`` is believed.
         """
@@ -86,7 +85,7 @@ class Gallery:
         self._cache = cache
         self._index = index
         self._limits = limits or PictureLimits()
-        self._decode = decode
+        self._decode = decode or Here()
         self._threads = threads
         self._max_age_s = max_age_s
 
@@ -139,7 +138,7 @@ class Gallery:
         Raises:
             PictureError: it cannot be decoded.
         """
-        return self._decode(picture.data, limits=self._limits, at_least=at_least)
+        return self._decode.decode(picture.data, limits=self._limits, at_least=at_least)
 
     def stream(
         self, items: Sequence[Item], *, view: int = PLAIN
@@ -330,14 +329,13 @@ class Gallery:
         Raises:
             PictureError: it cannot be decoded.
         """
-        # Twice the size we need leaves the resizing filter everything it can use.
-        enough = 2 * self._preparation.resize
+        fit = self._preparation.fit()
         if max(views) > MIRRORED:
-            image = self.decoded(picture, at_least=enough)
+            image = self.decoded(picture, at_least=2 * fit.resize)
             return self._pixels(image, views, picture.digest)
-        fit = self._preparation.fit()  # where it is decoded: a third of the pixels come back
-        square = self._decode(picture.data, limits=self._limits, at_least=enough, fit=fit)
-        pixels = _both_ways(turned(square))
+        # Brought to size where it is decoded: a third of the pixels come back.
+        whole = self._decode.planes(picture.data, fit, limits=self._limits)
+        pixels = _both_ways(np.frombuffer(whole, np.uint8).reshape(3, fit.crop, fit.crop))
         return {view: pixels[view] for view in views}
 
     def _pixels(

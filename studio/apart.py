@@ -1,7 +1,7 @@
 """Pictures decoded in processes apart: one that crashes or hangs a reader costs itself only.
 
 Pillow and the libraries under it read what strangers send, in C. `Decoders` stands where
-`studio.decoding.decode` does and gives the same pictures and the same errors.
+`Here` does and gives the same pictures and the same errors.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from typing import Final, Protocol
 
 from PIL import Image
 
+from studio import decoding
 from studio.decoder import FOUND, REPLY, REQUEST
 from studio.decoding import Fit
 from studio.errors import PictureError
@@ -53,17 +54,35 @@ _TIMES: Final = frozenset({signal.SIGALRM, signal.SIGPROF})
 
 
 class Decode(Protocol):
-    """`studio.decoding.decode`, or `Decoders`."""
+    """What turns files into pictures: `Decoders`, or `Here`."""
 
-    def __call__(
-        self,
-        data: bytes,
-        *,
-        limits: PictureLimits,
-        at_least: int | None = None,
-        fit: Fit | None = None,
+    def decode(
+        self, data: bytes, *, limits: PictureLimits, at_least: int | None = None
     ) -> Image.Image:
-        """The picture as RGB, 8 bits a channel, upright; or what a network is shown of it."""
+        """See `studio.decoding.decode`."""
+        ...
+
+    def planes(self, data: bytes, fit: Fit, *, limits: PictureLimits) -> bytes | bytearray:
+        """See `studio.decoding.planes`."""
+        ...
+
+
+class Here:
+    """Decodes in this process: for pictures that are trusted."""
+
+    def decode(
+        self, data: bytes, *, limits: PictureLimits, at_least: int | None = None
+    ) -> Image.Image:
+        """See `studio.decoding.decode`."""
+        return decoding.decode(data, limits=limits, at_least=at_least)
+
+    def planes(self, data: bytes, fit: Fit, *, limits: PictureLimits) -> bytes:
+        """See `studio.decoding.planes`."""
+        return decoding.planes(data, fit, limits=limits)
+
+
+#: Width and height, and the pixels.
+_Found = tuple[tuple[int, int], bytearray]
 
 
 class _Ended(Exception):  # noqa: N818 - what happened, no error of ours
@@ -91,8 +110,8 @@ class _Helper:
 
     def decode(
         self, data: bytes, limits: PictureLimits, at_least: int | None, fit: Fit | None
-    ) -> Image.Image:
-        """See `studio.decoding.decode`.
+    ) -> _Found:
+        """A picture's size and pixels, in planes if ``fit`` is given.
 
         Raises:
             PictureError: its reason, as the process told it.
@@ -106,8 +125,7 @@ class _Helper:
             raise _Ended(self.process.wait()) from None
         kind, first, second = REPLY.unpack(self._receive(REPLY.size))
         if kind == FOUND and first * second <= limits.max_pixels:
-            pixels = self._receive(3 * first * second)
-            return Image.frombytes("RGB", (first, second), pixels)
+            return (first, second), self._receive(3 * first * second)
         if kind == FOUND or first > _LONGEST_REASON:
             raise _Ended(self.end())  # no answer of ours: whatever wrote it, it goes
         raise PictureError(self._receive(first).decode("utf-8", "replace"))
@@ -166,18 +184,13 @@ class Decoders:
             cpu_seconds: of computing, for one picture.
             seconds: for one picture, however busy the machine is.
         """
-        self._most = processes or min(16, os.cpu_count() or 1)
+        self._most = processes or min(16, (os.cpu_count() or 1) + 1)
         self._times = (cpu_seconds, seconds)
         self._bad: OrderedDict[bytes, str] = OrderedDict()
         self._begin()
 
-    def __call__(
-        self,
-        data: bytes,
-        *,
-        limits: PictureLimits,
-        at_least: int | None = None,
-        fit: Fit | None = None,
+    def decode(
+        self, data: bytes, *, limits: PictureLimits, at_least: int | None = None
     ) -> Image.Image:
         """The picture; see `studio.decoding.decode`.
 
@@ -188,6 +201,23 @@ class Decoders:
         """
         if at_least is not None and at_least < 1:
             raise ValueError(f"at_least must be above 0, got {at_least}")
+        size, pixels = self._apart(data, limits, at_least, None)
+        return Image.frombytes("RGB", size, pixels)
+
+    def planes(self, data: bytes, fit: Fit, *, limits: PictureLimits) -> bytearray:
+        """What a network is shown of it; see `studio.decoding.planes`.
+
+        Raises:
+            PictureError: see `decode`.
+        """
+        size, pixels = self._apart(data, limits, None, fit)
+        if size != (fit.crop, fit.crop):
+            raise PictureError(f"the process that read it gave {size} pixels, not {fit.crop}")
+        return pixels
+
+    def _apart(
+        self, data: bytes, limits: PictureLimits, at_least: int | None, fit: Fit | None
+    ) -> _Found:
         if self._bad and (known := self._bad.get(hashlib.sha256(data).digest())) is not None:
             raise PictureError(known)
         if self._owner != os.getpid():
@@ -242,9 +272,9 @@ class Decoders:
         limits: PictureLimits,
         at_least: int | None,
         fit: Fit | None,
-    ) -> Image.Image:
+    ) -> _Found:
         try:
-            image = helper.decode(data, limits, at_least, fit)
+            found = helper.decode(data, limits, at_least, fit)
         except PictureError:
             self._idle.append(helper)
             raise
@@ -252,7 +282,7 @@ class Decoders:
             self._forget(helper)
             raise
         self._idle.append(helper)
-        return image
+        return found
 
     def _forget(self, helper: _Helper) -> None:
         self._running.remove(helper)

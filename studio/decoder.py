@@ -16,15 +16,15 @@ from typing import Final
 
 from PIL import Image
 
-from studio.decoding import Fit, decode
+from studio.decoding import Fit, decode, planes
 from studio.errors import PictureError
 from studio.limits import PictureLimits
 
-#: Bytes of the file, `PictureLimits.max_pixels`, ``at_least`` or 0, and what `Fit` holds, the
-#: filter by Pillow's number, or zeros.
+#: Bytes of the file, `PictureLimits.max_pixels`, and ``at_least`` or 0 for `decode`; or, for
+#: `planes`, what `Fit` holds, the filter by Pillow's number.
 REQUEST: Final = struct.Struct(">QQQIIB")
-#: ``FOUND``, width and height, then ``3 * width * height`` bytes; or ``REFUSED``, the length of the
-#: reason and 0, then the reason.
+#: ``FOUND``, width and height, then ``3 * width * height`` bytes (of `planes` plane by plane); or
+#: ``REFUSED``, the length of the reason and 0, then the reason.
 REPLY: Final = struct.Struct(">BQQ")
 FOUND, REFUSED = 0, 1
 
@@ -69,7 +69,9 @@ def _answer(
 ) -> tuple[bytes, bytes]:
     limits = PictureLimits(max_pixels=max_pixels)
     try:
-        image = decode(data, limits=limits, at_least=at_least, fit=fit)
+        if fit is not None:
+            return REPLY.pack(FOUND, fit.crop, fit.crop), planes(data, fit, limits=limits)
+        image = decode(data, limits=limits, at_least=at_least)
     except PictureError as error:
         reason = error.reason.encode()
         return REPLY.pack(REFUSED, len(reason), 0), reason

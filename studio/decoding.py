@@ -144,7 +144,6 @@ def decode(
     *,
     limits: PictureLimits,
     at_least: int | None = None,
-    fit: Fit | None = None,
 ) -> Image.Image:
     """The picture as RGB, 8 bits a channel, upright; of an animation or a stack the first one.
 
@@ -158,7 +157,6 @@ def decode(
         limits: ``max_pixels`` is compared with the file's header, before anything is decoded.
         at_least: pixels; if given, a JPEG may come out at 1/2, 1/4 or 1/8 of its size, which is
             two to four times faster, with its shorter side still at least this long.
-        fit: if given, what `fitted` makes of the picture is returned.
 
     Raises:
         PictureError: the file is no such picture, too large, or damaged.
@@ -182,7 +180,26 @@ def decode(
         words = str(error) or type(error).__name__
         raise PictureError(f"the {name} file cannot be read: {words}") from error
     upright.info = {}  # what it said of the file (an orientation!) is no longer true
-    return upright if fit is None else fitted(upright, fit)
+    return upright
+
+
+def planes(data: bytes, fit: Fit, *, limits: PictureLimits) -> bytes:
+    """What a network is shown of a picture: all of its red, then its green, then its blue.
+
+    Args:
+        data: see `decode`.
+        fit: how it is brought to size.
+        limits: see `decode`.
+
+    Returns:
+        ``3 * crop * crop`` bytes.
+
+    Raises:
+        PictureError: see `decode`.
+    """
+    # Twice the size that is needed leaves the resizing filter everything it can use.
+    square = fitted(decode(data, limits=limits, at_least=2 * fit.resize), fit)
+    return b"".join(band.tobytes() for band in square.split())
 
 
 def _reader(data: bytes) -> tuple[str, Callable[[BytesIO], ImageFile]]:

@@ -166,7 +166,7 @@ def _shelf(gathered: Gathered, held: NDArray[np.bool_], parts: Parts, base: Back
         picture = parts.fetcher.fetch(ref, task_id=task)
         # Twice the size we need, as for features that are served.
         enough = 2 * base.preparation.resize
-        image = parts.decode(picture.data, limits=PictureLimits(), at_least=enough)
+        image = parts.decoders.decode(picture.data, limits=PictureLimits(), at_least=enough)
         return (plain if held[at] else small)(image, base.preparation)
 
     return Shelf(parts.settings.cache / "tuning", make)

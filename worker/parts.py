@@ -108,7 +108,7 @@ class Parts:
         )
 
     @cached_property
-    def decode(self) -> Decoders:
+    def decoders(self) -> Decoders:
         """Files to pictures, in processes apart."""
         return Decoders()
 
@@ -126,7 +126,7 @@ class Parts:
             backbone=ours.backbone,
             weights=ours.backbone_weights,
             device=ours.device,
-            decode=self.decode,
+            decode=self.decoders,
         )
 
     @cached_property

@@ -25,7 +25,8 @@ from models.features import FeatureCache, prepare
 from models.gallery import FloatMaps, Gallery, Item
 from models.references import ReferenceIndex
 from models.views import LEARNT_FROM, MIRRORED, PLAIN, crop
-from studio.decoding import decode
+from studio.apart import Here
+from studio.decoding import Fit
 from studio.errors import PictureError
 from studio.pictures import Picture, PictureFetcher, PictureLimits
 
@@ -138,12 +139,17 @@ def test_all_views_of_a_picture_cost_one_fetch_and_one_decoding(
 ) -> None:
     decoded: Counter[bytes] = Counter()
 
-    def counting(data: bytes, **how: Any) -> Image.Image:
-        decoded[data] += 1
-        return decode(data, **how)
+    class Counted(Here):
+        def decode(self, data: bytes, **how: Any) -> Image.Image:
+            decoded[data] += 1
+            return super().decode(data, **how)
+
+        def planes(self, data: bytes, fit: Fit, **how: Any) -> bytes:
+            decoded[data] += 1
+            return super().planes(data, fit, **how)
 
     source = shelf(40)
-    gallery = Gallery(source, tiny, SMALL, decode=counting)
+    gallery = Gallery(source, tiny, SMALL, decode=Counted())
     found = dict(gallery.stream_views(items(40), LEARNT_FROM))
     assert set(source.fetched.values()) == set(decoded.values()) == {1}
     assert len(found) == len(decoded) == 40

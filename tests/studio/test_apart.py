@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from studio import apart
-from studio.apart import Decoders
+from studio.apart import Decoders, Here
 from studio.decoding import Fit, decode, fitted
 from studio.errors import PictureError
 from studio.limits import PictureLimits
@@ -47,7 +47,7 @@ def ill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoders]:
 def test_pictures_are_those_of_decode(decoders: Decoders, kind: str, at_least: int | None) -> None:
     data = saved(corners().resize((480, 320)), kind)
     here = decode(data, limits=LIMITS, at_least=at_least)
-    there = decoders(data, limits=LIMITS, at_least=at_least)
+    there = decoders.decode(data, limits=LIMITS, at_least=at_least)
     assert (there.mode, there.size, there.info) == (here.mode, here.size, {})
     assert (np.asarray(there) == np.asarray(here)).all()
 
@@ -58,12 +58,10 @@ def test_what_a_network_is_shown_is_that_of_decode(
     decoders: Decoders, size: tuple[int, int], filter_: str
 ) -> None:
     data, fit = saved(corners().resize(size), "PNG"), Fit(64, 56, filter_)
-    here = decode(data, limits=LIMITS, fit=fit)
-    there = decoders(data, limits=LIMITS, fit=fit)
-    assert there.size == here.size == (56, 56)
-    assert (np.asarray(there) == np.asarray(here)).all()
-    whole = fitted(decode(data, limits=LIMITS), fit)
-    assert (np.asarray(whole) == np.asarray(here)).all()
+    there = decoders.planes(data, fit, limits=LIMITS)
+    assert there == Here().planes(data, fit, limits=LIMITS)
+    whole = np.asarray(fitted(decode(data, limits=LIMITS), fit)).transpose(2, 0, 1)
+    assert there == whole.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -83,20 +81,20 @@ def test_reasons_are_those_of_decode(
     with pytest.raises(PictureError) as here:
         decode(data, limits=limits)
     with pytest.raises(PictureError) as there:
-        decoders(data, limits=limits)
+        decoders.decode(data, limits=limits)
     assert there.value.reason == here.value.reason
 
 
 def test_a_size_that_makes_no_sense_is_a_fault_of_the_caller(decoders: Decoders) -> None:
     with pytest.raises(ValueError, match="above 0, got 0"):
-        decoders(GOOD, limits=LIMITS, at_least=0)
+        decoders.decode(GOOD, limits=LIMITS, at_least=0)
 
 
 def test_many_threads_share_a_few_processes(decoders: Decoders) -> None:
     sizes = [(20 + at, 30) for at in range(60)]
     files = [saved(corners().resize(size), "PNG") for size in sizes]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda file: decoders(file, limits=LIMITS).size, files))
+        found = list(pool.map(lambda file: decoders.decode(file, limits=LIMITS).size, files))
     assert found == sizes
     assert 1 <= len(decoders.processes) <= 2
 
@@ -114,53 +112,53 @@ def test_many_threads_share_a_few_processes(decoders: Decoders) -> None:
 def test_a_picture_that_ends_its_process_is_named_and_the_next_one_is_read(
     ill: Decoders, how: str, reason: str
 ) -> None:
-    assert ill(GOOD, limits=LIMITS).size == corners().size
+    assert ill.decode(GOOD, limits=LIMITS).size == corners().size
     (before,) = ill.processes
     with pytest.raises(PictureError) as refused:
-        ill(ILLS[how], limits=LIMITS)
+        ill.decode(ILLS[how], limits=LIMITS)
     assert reason in refused.value.reason
     assert not alive(before)
-    assert ill(GOOD, limits=LIMITS).size == corners().size
+    assert ill.decode(GOOD, limits=LIMITS).size == corners().size
     assert ill.processes != [before]
 
 
 def test_such_a_picture_does_it_once(ill: Decoders) -> None:
     with pytest.raises(PictureError) as first:
-        ill(ILLS["leave"], limits=LIMITS)
-    ill(GOOD, limits=LIMITS)
+        ill.decode(ILLS["leave"], limits=LIMITS)
+    ill.decode(GOOD, limits=LIMITS)
     (process,) = ill.processes
     with pytest.raises(PictureError) as again:
-        ill(ILLS["leave"], limits=LIMITS)
+        ill.decode(ILLS["leave"], limits=LIMITS)
     assert again.value.reason == first.value.reason
     assert ill.processes == [process]
 
 
 def test_a_process_that_somebody_kills_costs_no_picture(decoders: Decoders) -> None:
     """The system does, when memory runs out."""
-    decoders(GOOD, limits=LIMITS)
+    decoders.decode(GOOD, limits=LIMITS)
     for process in decoders.processes:
         os.kill(process, signal.SIGKILL)
-    assert decoders(GOOD, limits=LIMITS).size == corners().size
+    assert decoders.decode(GOOD, limits=LIMITS).size == corners().size
 
 
 def test_memory_has_an_end(ill: Decoders) -> None:
     """And the process goes on."""
-    ill(GOOD, limits=LIMITS)
+    ill.decode(GOOD, limits=LIMITS)
     before = ill.processes
     with pytest.raises(PictureError):
-        ill(ILLS["eat"], limits=LIMITS)
-    assert ill(GOOD, limits=LIMITS).size == corners().size
+        ill.decode(ILLS["eat"], limits=LIMITS)
+    assert ill.decode(GOOD, limits=LIMITS).size == corners().size
     assert len(before) == 1
 
 
 def test_what_a_library_prints_is_no_answer(ill: Decoders) -> None:
-    assert ill(ILLS["chatter"] + b"|" + GOOD, limits=LIMITS).size == corners().size
+    assert ill.decode(ILLS["chatter"] + b"|" + GOOD, limits=LIMITS).size == corners().size
 
 
 def test_the_largest_picture_that_is_allowed_fits(decoders: Decoders) -> None:
     limits = PictureLimits(max_pixels=20_000_000)
     data = saved(corners().convert("L").resize((5000, 4000)), "PNG")
-    assert decoders(data, limits=limits).size == (5000, 4000)
+    assert decoders.decode(data, limits=limits).size == (5000, 4000)
 
 
 def test_it_sees_no_secret_and_writes_no_file(
@@ -168,7 +166,7 @@ def test_it_sees_no_secret_and_writes_no_file(
 ) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "hidden-from-readers")
     fresh = Decoders(1)
-    fresh(GOOD, limits=LIMITS)
+    fresh.decode(GOOD, limits=LIMITS)
     process = Path(f"/proc/{fresh.processes[0]}")
     assert b"hidden-from-readers" not in (process / "environ").read_bytes()
     limits = dict(line.split("  ", 1) for line in (process / "limits").read_text().splitlines()[1:])
@@ -182,7 +180,7 @@ import os, sys, time
 from studio.apart import Decoders
 from studio.limits import PictureLimits
 decoders = Decoders(1)
-decoders(sys.stdin.buffer.read(), limits=PictureLimits())
+decoders.decode(sys.stdin.buffer.read(), limits=PictureLimits())
 print(decoders.processes[0], flush=True)
 time.sleep(60)
 """
@@ -192,13 +190,13 @@ import os, sys
 from studio.apart import Decoders
 from studio.limits import PictureLimits
 data, decoders = sys.stdin.buffer.read(), Decoders(1)
-decoders(data, limits=PictureLimits())
+decoders.decode(data, limits=PictureLimits())
 before = decoders.processes
 if (child := os.fork()) == 0:
-    decoders(data, limits=PictureLimits())
+    decoders.decode(data, limits=PictureLimits())
     os._exit(int(decoders.processes == before))
 status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-decoders(data, limits=PictureLimits())
+decoders.decode(data, limits=PictureLimits())
 print(status, decoders.processes == before)
 """
 
@@ -209,18 +207,18 @@ from studio import apart
 from studio.limits import PictureLimits
 apart.COMMAND[1:] = ["-m", "tests.studio.ill_decoder"]
 data, decoders = sys.stdin.buffer.read(), apart.Decoders(1)
-decoders(data, limits=PictureLimits())
+decoders.decode(data, limits=PictureLimits())
 (before,) = decoders.processes
 def interrupt(*_):
     raise TimeoutError("the job's time is up")
 signal.signal(signal.SIGUSR1, interrupt)
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
 try:
-    decoders({ILLS["sleep"]!r}, limits=PictureLimits())
+    decoders.decode({ILLS["sleep"]!r}, limits=PictureLimits())
 except TimeoutError:
     print("interrupted")
 print("alive" if os.path.exists(f"/proc/{{before}}") else "gone")
-print(decoders(data, limits=PictureLimits()).size)
+print(decoders.decode(data, limits=PictureLimits()).size)
 """
 
 
