@@ -5,9 +5,11 @@ itself only. C channels; h, w positions of the map.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from queue import Empty, SimpleQueue
 from typing import Final
 
 import numpy as np
@@ -48,6 +50,10 @@ class Loaded:
     digest: str
     pixels: dict[int, NDArray[np.uint8]]  # (3, H, W) of the views that `maps` lacks
     maps: dict[int, QuantisedMaps]  # of this picture alone, by view
+
+
+#: Position and what a thread made of the item: an error of ours, too.
+_Arrival = tuple[int, Loaded | BaseException]
 
 
 class Gallery:
@@ -232,41 +238,42 @@ class Gallery:
     ) -> Generator[tuple[int, Loaded | PictureError], None, None]:
         waiting: list[tuple[int, Loaded]] = []
         todo = iter(enumerate(items))
+        arrived: SimpleQueue[_Arrival] = SimpleQueue()
+        loading = 0
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="gallery")
         try:
-            under_way: dict[Future[Loaded | PictureError], int] = {}
             while True:
-                room = _WINDOW - len(under_way) - len(waiting)
+                room = _WINDOW - loading - len(waiting)
                 some = list(islice(todo, -(-room // len(views))))
                 ready = self._at_once([item for _, item in some], views)
                 for (position, item), loaded in zip(some, ready, strict=True):
                     if loaded is None:
-                        under_way[pool.submit(self._load, item, views)] = position
+                        pool.submit(self._deliver, arrived, position, item, views)
+                        loading += 1
                 yield from _there(some, ready)
-                if not some and not under_way and not waiting:
+                if not some and not loading and not waiting:
                     return
-                yield from self._arrived(under_way, waiting)
+                for position, found in _taken(arrived) if loading else ():
+                    loading -= 1
+                    if isinstance(found, PictureError) or not found.pixels:
+                        yield position, found
+                    else:
+                        waiting.append((position, found))
+                while len(waiting) >= _ENOUGH or (waiting and not loading):
+                    batch, waiting = waiting[:_BATCH], waiting[_BATCH:]
+                    self._infer([loaded for _, loaded in batch])
+                    yield from batch
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _arrived(
-        self,
-        under_way: dict[Future[Loaded | PictureError], int],
-        waiting: list[tuple[int, Loaded]],
-    ) -> Iterator[tuple[int, Loaded | PictureError]]:
-        """What threads have done by now, a whole batch of it inferred; waits for one at least."""
-        done = wait(under_way, return_when=FIRST_COMPLETED).done if under_way else ()
-        for future in done:
-            position, found = under_way.pop(future), future.result()
-            if isinstance(found, PictureError) or not found.pixels:
-                yield position, found
-            else:
-                waiting.append((position, found))
-        while len(waiting) >= _ENOUGH or (waiting and not under_way):
-            batch = waiting[:_BATCH]
-            del waiting[:_BATCH]
-            self._infer([loaded for _, loaded in batch])
-            yield from batch
+    def _deliver(
+        self, arrived: "SimpleQueue[_Arrival]", position: int, item: Item, views: tuple[int, ...]
+    ) -> None:
+        """Load, in a thread of its own, and hand over what came of it."""
+        try:
+            arrived.put((position, self._load(item, views)))
+        except BaseException as error:  # noqa: BLE001 - raised by whoever takes it
+            arrived.put((position, error))
 
     def _at_once(self, items: Sequence[Item], views: tuple[int, ...]) -> list[Loaded | None]:
         """Each item's maps where the cache has all views of it, read together."""
@@ -369,6 +376,21 @@ class Gallery:
 
     def _keep(self, keys: Sequence[tuple[str, int]], maps: NDArray[np.float32]) -> QuantisedMaps:
         return QuantisedMaps.of(maps) if self._cache is None else self._cache.put(keys, maps)
+
+
+def _taken(arrived: SimpleQueue[_Arrival]) -> Iterator[tuple[int, Loaded | PictureError]]:
+    """What has arrived by now; waits for one at least.
+
+    A queue and not futures: to wait for one of n of those is n times the work.
+    """
+    with suppress(Empty):
+        block = True
+        while True:
+            position, found = arrived.get(block=block)
+            if isinstance(found, BaseException) and not isinstance(found, PictureError):
+                raise found
+            yield position, found
+            block = False
 
 
 def _there(
