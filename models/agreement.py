@@ -7,14 +7,14 @@ import os
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from models.backbone import Backbone
-from models.torch_engine import Maps, Pixels, TorchEngine, cpu_name
+from models.torch_engine import Engine, Maps, Pixels, TorchEngine, cpu_name
 
 log = logging.getLogger(__name__)
 
@@ -22,19 +22,6 @@ log = logging.getLogger(__name__)
 #: picture: it keeps the cosine at 0.99 or more, and unlike a cosine sees a wrong scale too.
 #: bfloat16 errs by 0.05 to 0.06 (EfficientNet-lite0); red and blue exchanged by 0.6.
 MAX_ERROR: Final = 0.14
-
-
-class Engine(Protocol):
-    """Pixels in, feature maps out; may be called from several threads."""
-
-    @property
-    def name(self) -> str:
-        """What runs, for logs and people."""
-        ...
-
-    def maps(self, batch: Pixels) -> Maps:
-        """Feature maps of ``(B, 3, H, W)`` uint8 pictures, ``(B, C, h, w)``; any B."""
-        ...
 
 
 def disagreement(engine: Engine, backbone: Backbone) -> float:

@@ -12,12 +12,12 @@ from typing import Literal
 
 import torch
 
-from models.agreement import MAX_ERROR, Engine, Verdict, disagreement
+from models.agreement import MAX_ERROR, Verdict, disagreement
 from models.backbone import Backbone
 from models.errors import EngineError
 from models.openvino_engine import OpenVINOEngine
 from models.precision import has_bf16
-from models.torch_engine import Maps, Pixels, TorchEngine, short_name
+from models.torch_engine import Engine, Maps, Pixels, TorchEngine, short_name
 
 __all__ = ["Engine", "Maps", "OpenVINOEngine", "Pixels", "TorchEngine", "make_engine"]
 

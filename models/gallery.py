@@ -52,6 +52,9 @@ class Loaded:
     maps: dict[int, QuantisedMaps]  # of this picture alone, by view
 
 
+#: A picture and the view that it lacks.
+_Wanted = tuple[Loaded, int]
+
 #: Position and what a thread made of the item: an error of ours, too.
 _Arrival = tuple[int, Loaded | BaseException]
 
@@ -369,10 +372,14 @@ class Gallery:
         todo = [(loaded, view) for loaded in batch for view in loaded.pixels]
         for start in range(0, len(todo), _BATCH):
             part = todo[start : start + _BATCH]
-            maps = self._engine.maps(np.stack([loaded.pixels[view] for loaded, view in part]))
-            kept = self._keep([(loaded.digest, view) for loaded, view in part], maps)
-            for row, (loaded, view) in enumerate(part):
-                loaded.maps[view] = kept[row : row + 1]
+
+            def keep(rows: slice, maps: NDArray[np.float32], part: list[_Wanted] = part) -> None:
+                some = part[rows]
+                kept = self._keep([(loaded.digest, view) for loaded, view in some], maps)
+                for row, (loaded, view) in enumerate(some):
+                    loaded.maps[view] = kept[row : row + 1]
+
+            self._engine.each(np.stack([loaded.pixels[view] for loaded, view in part]), keep)
 
     def _keep(self, keys: Sequence[tuple[str, int]], maps: NDArray[np.float32]) -> QuantisedMaps:
         return QuantisedMaps.of(maps) if self._cache is None else self._cache.put(keys, maps)

@@ -22,7 +22,16 @@ import torch
 
 from models.backbone import Backbone
 from models.errors import EngineError
-from models.torch_engine import CPU_BATCH, EngineShape, Maps, Normalised, Pixels, slices
+from models.torch_engine import (
+    CPU_BATCH,
+    Engine,
+    EngineShape,
+    Maps,
+    Normalised,
+    Pixels,
+    Use,
+    slices,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +47,7 @@ STREAMS: Final = 4
 _BINDING: Final = threading.Lock()
 
 
-class OpenVINOEngine:
+class OpenVINOEngine(Engine):
     """OpenVINO on the CPU.
 
     The converted network is kept in ``cache_dir``, so that later starts take milliseconds.
@@ -64,7 +73,7 @@ class OpenVINOEngine:
             EngineError: OpenVINO is not installed, or cannot run this network.
         """
         ov = load_openvino()
-        self.name = f"openvino-cpu-{precision}"
+        self._name = f"openvino-cpu-{precision}"
         self._shape = EngineShape.of(backbone)
         threads = threads or os.cpu_count() or 1
         streams = min(threads, STREAMS)
@@ -85,25 +94,39 @@ class OpenVINOEngine:
         self._streams = streams
         self._helpers = ThreadPoolExecutor(max(1, streams - 1), thread_name_prefix="openvino")
 
+    @property
+    def name(self) -> str:
+        """See `Engine.name`."""
+        return self._name
+
     def maps(self, batch: Pixels) -> Maps:
-        """See `Engine.maps`. Calls at the same time take turns, a part each."""
+        """See `Engine.maps`."""
+        out = self._shape.room(batch)
+
+        def copy(rows: slice, maps: Maps) -> None:
+            out[rows] = maps
+
+        self.each(batch, copy)
+        return out
+
+    def each(self, batch: Pixels, use: Use) -> None:
+        """See `Engine.each`. Calls at the same time take turns, a part each."""
         self._shape.check(batch)
-        out, pixels = self._shape.room(batch), np.ascontiguousarray(batch)
+        pixels = np.ascontiguousarray(batch)
         parts = deque(slices(len(batch), part_size(len(batch), self._streams)))
         helpers = [
-            self._helpers.submit(self._work_off, parts, pixels, out)
+            self._helpers.submit(self._work_off, parts, pixels, use)
             for _ in range(min(self._streams, len(parts)) - 1)
         ]
         try:
-            self._work_off(parts, pixels, out)
+            self._work_off(parts, pixels, use)
         finally:  # after an interruption: nobody needs what is left
             parts.clear()
             wait(helpers)
         for helper in helpers:
             helper.result()
-        return out
 
-    def _work_off(self, parts: deque[slice], pixels: Pixels, out: Maps) -> None:
+    def _work_off(self, parts: deque[slice], pixels: Pixels, use: Use) -> None:
         """One part after another until none is left, each with whatever stream is free."""
         while True:
             try:
@@ -116,7 +139,8 @@ class OpenVINOEngine:
                     request.start_async({0: pixels[rows]}, share_inputs=True)
                 request.wait()
                 with _BINDING:
-                    out[rows] = request.get_output_tensor(0).data
+                    maps = request.get_output_tensor(0).data
+                use(slice(rows.start, rows.start + len(maps)), maps)
             finally:  # after an interruption: what is still read may not be given back
                 request.wait()
                 self._idle.put(request)

@@ -4,9 +4,9 @@ B pictures, C channels; H, W pixels; h, w positions of the map.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,14 +46,41 @@ class Normalised(nn.Module):
         return maps
 
 
-class TorchEngine:
+#: What is done with a part of a batch: its rows, and their maps.
+Use = Callable[[slice, Maps], None]
+
+
+class Engine(Protocol):
+    """Pixels in, feature maps out; may be called from several threads."""
+
+    @property
+    def name(self) -> str:
+        """What runs, for logs and people."""
+        ...
+
+    def maps(self, batch: Pixels) -> Maps:
+        """Feature maps of ``(B, 3, H, W)`` uint8 pictures, ``(B, C, h, w)``; any B."""
+        ...
+
+    def each(self, batch: Pixels, use: Use) -> None:
+        """The same, a part at a time, as soon as it is computed.
+
+        Args:
+            batch: see `maps`.
+            use: called with a part's rows and its maps, which are valid until it returns; from
+                several threads at once.
+        """
+        use(slice(0, len(batch)), self.maps(batch))
+
+
+class TorchEngine(Engine):
     """PyTorch, on CPU or CUDA, with a copy of the backbone's weights of its own."""
 
     def __init__(
         self, backbone: Backbone, *, device: str = "cpu", precision: torch.dtype = torch.float32
     ) -> None:
         """Copy the weights to ``device``; a lower ``precision`` is used through autocast."""
-        self.name = f"torch-{device}-{short_name(precision)}"
+        self._name = f"torch-{device}-{short_name(precision)}"
         self._shape = EngineShape.of(backbone)
         self._device = torch.device(device)
         self._precision = precision
@@ -62,6 +89,11 @@ class TorchEngine:
         # Convolutions are about twice as fast with channels last, on both devices.
         self._module = module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._together: Together[Pixels, Maps] = Together(self._passed)
+
+    @property
+    def name(self) -> str:
+        """See `Engine.name`."""
+        return self._name
 
     def maps(self, batch: Pixels) -> Maps:
         """See `Engine.maps`. Calls at the same time share passes."""

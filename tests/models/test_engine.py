@@ -314,7 +314,7 @@ def test_a_cpu_without_bfloat16_gets_float32(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_numbers_that_are_not_finite_disagree() -> None:
-    class Broken:
+    class Broken(Engine):
         name = "broken"
 
         def maps(self, batch: Pixels) -> Maps:
@@ -324,7 +324,7 @@ def test_numbers_that_are_not_finite_disagree() -> None:
 
 
 def test_exchanged_colours_disagree(lite0: Backbone) -> None:
-    class BlueFirst:
+    class BlueFirst(Engine):
         name = "blue first"
         inner = TorchEngine(lite0)
 

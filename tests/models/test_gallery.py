@@ -33,7 +33,7 @@ from studio.pictures import Picture, PictureFetcher, PictureLimits
 SMALL = Preparation(36, 32)
 
 
-class Counting:
+class Counting(Engine):
     """An engine that notes how many pictures each call had."""
 
     name = "counting"
@@ -162,7 +162,7 @@ def test_all_views_of_a_picture_cost_one_fetch_and_one_decoding(
 
 
 def test_only_views_that_are_missing_are_inferred(tiny: Engine, tmp_path: Path) -> None:
-    class Counting:
+    class Counting(Engine):
         name, passed = "counting", 0
 
         def maps(self, batch: Pixels) -> Maps:
@@ -323,7 +323,7 @@ def test_fetching_goes_on_while_the_engine_runs(tiny: Engine) -> None:
             later.set()
         return source(ref, task_id)
 
-    class Slow:
+    class Slow(Engine):
         name = "slow"
         overlapped: bool | None = None
 

@@ -101,7 +101,7 @@ def test_those_who_wait_are_worked_out_at_once(
 ) -> None:
     begun, go = threading.Semaphore(0), threading.Event()
 
-    class Held:
+    class Held(Engine):
         name = "held"
 
         def maps(self, batch: Any) -> Any:
@@ -128,7 +128,7 @@ def test_pictures_seen_before_do_not_wait_for_the_network(
 ) -> None:
     begun, go = threading.Semaphore(0), threading.Event()
 
-    class Held:
+    class Held(Engine):
         name = "held"
 
         def maps(self, batch: Any) -> Any:
