@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hierarchy.errors import ShapeError
 from hierarchy.loss import tree_loss
-from hierarchy.quantised import IntegerConvolution, QuantisedMaps
+from hierarchy.quantised import IntegerConvolution, QuantisedMaps, in_bytes
 from hierarchy.tree import LabelTree
 from hierarchy.winograd import WholeGrid, fits
 
@@ -128,8 +128,8 @@ class Reduction:
     """How maps become `Features`: fitted once to the training pictures and not trained.
 
     Attributes:
-        weight: ``(c, C)`` of a PCA over map positions, after standardising each channel; c may
-            be 0.
+        weight: ``(c, C)`` of a PCA over map positions, after standardising each channel, rounded to
+            a byte each (`in_bytes`); c may be 0.
         bias: ``(c,)``.
         centre: ``(C,)`` mean of the maps' means.
         spread: ``(C,)`` their standard deviation, > 0.
@@ -205,6 +205,8 @@ class FrozenHead(nn.Module):
         self.reduce: nn.Conv2d | None = None
         if spatial:
             self.reduce = nn.Conv2d(channels, reduced, 1).requires_grad_(requires_grad=False)
+            numbers, step = in_bytes(self.reduce.weight.flatten(1))  # as those that are fitted
+            self.reduce.weight.copy_((numbers * step)[:, :, None, None])
         # One wide step costs less than several narrow ones.
         self.trunk = MapTrunk(reduced, spatial * width, dropout) if spatial else None
         self.hidden = MeanTrunk(channels, pooled * hidden, dropout) if pooled else None

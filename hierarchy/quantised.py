@@ -134,13 +134,25 @@ def _sums(steps: Tensor) -> Tensor:
     return sums.view(steps.shape[:2]) + 128 * steps.shape[2]
 
 
+def in_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``(c, C)`` weights -> whole numbers of -127 to 127, and ``(c, 1)`` the step of each row.
+
+    Steps are powers of two, so that a product of the two is exact in bfloat16 as well.
+    """
+    exact = weight.detach().double()
+    most = exact.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo().tiny)
+    step = torch.exp2((most / _MOST).log2().ceil())
+    return (exact / step).round(), step
+
+
 class IntegerConvolution:
     """A 1x1 convolution of quantised maps in 8-bit arithmetic, as good as float32's.
 
-    Maps are whole numbers already. A weight becomes two: how many steps of its output channel it
-    has, and how many 254ths of one beside, which errs by a 65,000th of the channel's largest
-    weight. Products are added up exactly, so a map's result does not depend on its neighbours.
-    A processor with instructions for it (VNNI) takes half of float32's time.
+    Maps are whole numbers already. Weights that are a byte each times their row's step (`in_bytes`)
+    are, too; others become two numbers: how many steps, and how many 254ths of one beside, which
+    errs by a 32,000th of the row's largest weight. Products are added up exactly, so a map's result
+    does not depend on its neighbours. A processor with instructions for it (VNNI) takes a quarter
+    of float32's time, for two numbers a half.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -151,11 +163,11 @@ class IntegerConvolution:
             bias: ``(c,)``.
         """
         exact = weight.detach().double()
-        step = (exact.abs().amax(dim=1, keepdim=True) / _MOST).clamp_min(torch.finfo().tiny)
-        coarse = (exact / step).round()
+        coarse, step = in_bytes(weight)
         fine = ((exact / step - coarse) * _FINER).round()
-        self._weight = torch.cat([coarse, fine]).to(torch.int8).t().contiguous()  # (C, 2 c)
-        self._steps = step[:, 0].float(), (step[:, 0] / _FINER).float()
+        parts = [coarse, fine] if fine.any() else [coarse]
+        self._weight = torch.cat(parts).to(torch.int8).t().contiguous()  # (C, c) or (C, 2 c)
+        self._steps = [step[:, 0].float(), (step[:, 0] / _FINER).float()][: len(parts)]
         # Steps go in less 128, to be signed; what that takes off comes back with the least number.
         self._sums = exact.sum(dim=1)
         self._bias = bias.detach().double()
@@ -173,8 +185,10 @@ class IntegerConvolution:
             signed = steps[rows].transpose(1, 2).clone(memory_format=torch.contiguous_format)
             signed = signed.bitwise_xor_(128).view(torch.int8)
             sums = torch._int_mm(signed.flatten(0, 1), self._weight)  # noqa: SLF001 - no other name
-            coarse, fine = sums.view(*signed.shape[:2], 2, -1).unbind(2)
-            some = coarse.float().mul_(self._steps[0]).addcmul_(fine.float(), self._steps[1])
+            terms = sums.view(*signed.shape[:2], len(self._steps), -1).unbind(2)
+            some = terms[0] * self._steps[0]
+            for term, step_ in zip(terms[1:], self._steps[1:], strict=True):
+                some.addcmul_(term.float(), step_)
             torch.addcmul(added[rows], some, factor[rows], out=out[rows])
         return out.view(size, height, width, -1).permute(0, 3, 1, 2)
 

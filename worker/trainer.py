@@ -20,6 +20,7 @@ from hierarchy.calibration import Evidence, Fitted, evidence, fit_rule
 from hierarchy.choice import candidates
 from hierarchy.metrics import accuracy_by_level, expected_calibration_error
 from hierarchy.network import Features, FrozenHead, Reduction, ResidualHead
+from hierarchy.quantised import in_bytes
 from models.precision import has_bf16
 from models.views import PLAIN
 from worker.fitting import Report, Rows, Tally, fit, shared_out, side_by_side
@@ -209,8 +210,9 @@ def _principal(mean: Tensor, products: Tensor, kept: int) -> tuple[Tensor, Tenso
     # in the process (it has small numbers flushed to zero).
     _, vectors = torch.linalg.eigh(correlation)
     basis = vectors[:, -min(kept, len(mean)) :].flip(1).T  # (c, C)
-    # Rounded before the bias is taken, so that maps may be reduced in either precision.
-    weight = (basis / spread[None, :]).bfloat16().double()
+    # Rounded before the bias is taken, so that maps may be reduced in any arithmetic.
+    numbers, step = in_bytes(basis / spread[None, :])
+    weight = numbers * step
     return weight.float(), -(weight @ mean).float()
 
 
