@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--stand-in", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # as a worker has, see `hrn work`
     if given.stand_in:
         stand_in(given.data, given.stand_in)
     with (

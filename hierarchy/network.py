@@ -272,7 +272,7 @@ class FrozenHead(nn.Module):
     def of_quantised(self, maps: QuantisedMaps) -> Tensor:
         """Maps of B pictures -> ``(B, N)`` raw scores: to answer with, on a CPU, in eval mode."""
         self._check(maps.steps.shape)
-        means = (torch.from_numpy(maps.means()) - self.centre) / self.spread
+        means = (torch.from_numpy(maps.means) - self.centre) / self.spread
         if self.reduce is None:
             return self.from_features(Features(means.new_empty(len(means), 0, 1, 1), means))
         if self._integers is None:

@@ -6,7 +6,7 @@ n, B maps; C channels; H x W the grid; c channels out.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Final, Self
 
 import numpy as np
@@ -76,6 +76,7 @@ class QuantisedMaps:
         """``(n,)`` which maps have finite numbers only."""
         return np.asarray(np.isfinite(self.scale).all(axis=1))
 
+    @cached_property
     def means(self) -> NDArray[np.float32]:
         """``(n, C)`` of the maps over their grid, correctly rounded but for the scale."""
         return _means(torch.from_numpy(self.steps), torch.from_numpy(self.scale)).numpy()

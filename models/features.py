@@ -156,7 +156,7 @@ class FeatureCache:
             digest, view = keys[at]
             if (known := self.get(digest, view=view)) is not None:
                 quantised.steps[at], quantised.scale[at] = known.steps[0], known.scale[0]
-        return quantised
+        return quantised if new.all() else QuantisedMaps(quantised.steps, quantised.scale)
 
     def size(self) -> CacheSize:
         """Maps and bytes, of all backbones."""

@@ -6,11 +6,11 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 #: Feature maps of n pictures: as they are kept, or ``(n, C, H, W)`` numbers.
 Maps = QuantisedMaps | NDArray[np.floating]
+
+FoundT = TypeVar("FoundT")
 
 #: Tensors in a version's file that are not the head's weights.
 EVIDENCE = "evidence."
@@ -139,11 +141,19 @@ class Predictor:
             if isinstance(maps, QuantisedMaps):
                 return self._together(maps)
             return self._scored(maps)
+        return np.concatenate(list(self._shared_out(self._scored, maps)))
+
+    def scanned(self, maps: QuantisedMaps) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Many pictures' log-probabilities and their maps' ``(n, C)`` means, which heads need."""
+        found = list(self._shared_out(lambda some: (self._scored(some), some.means), maps))
+        return np.concatenate([row for row, _ in found]), np.concatenate([row for _, row in found])
+
+    def _shared_out(self, work: Callable[[Any], FoundT], maps: Maps) -> Iterator[FoundT]:
+        """The work on parts of the maps, side by side."""
         self._settle(maps)
         at_once = min(BATCH, math.ceil(len(maps) / cores_for_heads()))
         starts = range(0, len(maps), at_once)
-        found = heads().map(self._scored, [maps[start : start + at_once] for start in starts])
-        return np.concatenate(list(found))
+        return heads().map(work, [maps[start : start + at_once] for start in starts])
 
     def _settle(self, maps: Maps) -> None:
         if self._on_cpu and isinstance(self.head, FrozenHead):

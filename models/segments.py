@@ -212,7 +212,7 @@ class Segments:
 
     def _append(self, pen: _Pen, keys: Sequence[Key], maps: QuantisedMaps) -> None:
         """Rows for which the pen's segment has room."""
-        steps, means = np.ascontiguousarray(maps.steps), maps.means().astype("<f4")
+        steps, means = np.ascontiguousarray(maps.steps), maps.means.astype("<f4")
         _write(pen.maps, steps.data.cast("B"), pen.row * steps[0].nbytes)
         _write(pen.means, means.data.cast("B"), pen.row * means[0].nbytes)
         entries = np.zeros(len(keys), _ENTRY)

@@ -370,11 +370,12 @@ def _seen(work: Work, maps: Sequence[QuantisedMaps | PictureError]) -> list[Look
     looks: dict[int, Look] = {}
     if at:
         together = joined([one for one in maps if not isinstance(one, PictureError)])
-        looks = {i: Look(None, row, None) for i, row in zip(at, together.means(), strict=True)}
-        if work.predictor is not None:
-            log_p = work.predictor.log_probabilities(together)
-            for i, answer, row in zip(at, work.predictor.told(log_p), log_p, strict=True):
-                looks[i] = replace(looks[i], answer=answer, log_p=row)
+        if work.predictor is None:
+            looks = {i: Look(None, row, None) for i, row in zip(at, together.means, strict=True)}
+        else:
+            log_p, means = work.predictor.scanned(together)
+            told = work.predictor.told(log_p)
+            looks = {i: Look(*all_) for i, *all_ in zip(at, told, means, log_p, strict=True)}
     errors = iter(found)
     return [looks[i] if i in looks else next(errors) for i in range(len(maps))]
 
@@ -419,7 +420,7 @@ def _pooled(work: Work, items: Sequence[Item]) -> Iterator[NDArray[np.float32]]:
         found = dict(work.gallery.stream(items[start : start + CHUNK]))
         for position in sorted(found):
             if not isinstance(one := found[position], PictureError):
-                yield one.means()[0]
+                yield one.means[0]
 
 
 def _stack(rows: Iterable[NDArray[np.float32]], width: int) -> NDArray[np.float32]:

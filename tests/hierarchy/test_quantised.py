@@ -81,7 +81,7 @@ def test_a_head_answers_quantised_maps_as_it_does_numbers(sizes: dict[str, int])
 
 def test_means_are_those_of_the_numbers() -> None:
     maps = some_maps(70, 16, 7, 7, least=-9)
-    np.testing.assert_allclose(maps.means(), exactly(maps).mean(axis=(2, 3)), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(maps.means, exactly(maps).mean(axis=(2, 3)), rtol=1e-6, atol=1e-7)
 
 
 def test_parts_are_joined_in_order() -> None:
