@@ -102,6 +102,7 @@ class _Watch:
         with self._changed:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = self._started()
+            self._let_go()
             heapq.heappush(self._due, (clock.end, next(self._numbers), clock))
             if self._due[0][2] is clock:
                 self._changed.notify()
@@ -118,12 +119,16 @@ class _Watch:
         while True:
             self._next().cut()
 
+    def _let_go(self) -> None:
+        """Of clocks that are over, as far as they are the next to run out."""
+        while self._due and self._due[0][2].over:
+            heapq.heappop(self._due)
+
     def _next(self) -> Clock:
         """The next clock that runs out, once it has."""
         with self._changed:
             while True:
-                while self._due and self._due[0][2].over:
-                    heapq.heappop(self._due)
+                self._let_go()
                 if self._due and not self._due[0][2].left():
                     return heapq.heappop(self._due)[2]
                 self._changed.wait(self._due[0][2].left() if self._due else None)
