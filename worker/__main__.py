@@ -45,6 +45,7 @@ def work(settings: Settings) -> None:
     """Take jobs until told to stop; a job in hand is finished first."""
     # Loaded before the fork, so that a job starts at once. None of it touches a GPU on import,
     # which a forked process could not use any more, or starts a thread, which a fork would lose.
+    import scipy.linalg  # noqa: F401
     import timm  # noqa: F401
 
     import worker.jobs  # noqa: F401

@@ -81,9 +81,14 @@ class Places:
         behind = {task: at for at, task in enumerate(self.rest)}
         object.__setattr__(self, "_numbers", numbers)
         object.__setattr__(self, "_behind", behind)
+        leads = np.array(self.leads or (0.0, 1.0))
+        object.__setattr__(self, "_ladder", (leads, np.linspace(0, 1, len(leads))))
 
     _numbers: Mapping[int, int] = field(init=False, repr=False, compare=False)
     _behind: Mapping[int, int] = field(init=False, repr=False, compare=False)
+    _ladder: tuple[NDArray[np.float64], NDArray[np.float64]] = field(
+        init=False, repr=False, compare=False
+    )
 
     def place(self, task: int, lead: float | None = None) -> float:
         """A task's place in [0, 1], lowest first.
@@ -100,8 +105,7 @@ class Places:
         if task in self._numbers:
             place = FRONT * (self._numbers[task] + 0.5) / len(self.batch)
         elif lead is not None:
-            shares = np.linspace(0, 1, len(self.leads)) if self.leads else np.array([0.0, 1.0])
-            place = _behind_front(float(np.interp(lead, self.leads or (0.0, 1.0), shares)))
+            place = _behind_front(float(np.interp(lead, *self._ladder)))
         elif task in self._behind:
             place = _behind_front((self._behind[task] + 0.5) / len(self.rest))
         else:
