@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -384,3 +385,30 @@ def test_conversion_says_nothing_and_calls_nobody(tmp_path: Path) -> None:
     )
     assert (result.stdout, result.stderr) == ("telemetry None\n", "")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [1, 5, 33])
+def test_each_part_comes_once_with_its_maps(count: int) -> None:
+    pixels = noise(count)
+    for engine in small_engines():
+        right = engine.maps(pixels)
+        came: list[tuple[int, int]] = []
+
+        def use(rows: slice, maps: Maps, right: Maps = right, came: Any = came) -> None:
+            np.testing.assert_array_equal(maps, right[rows])
+            came.append((rows.start, rows.stop))
+
+        engine.each(pixels, use)
+        assert min(came)[0] == 0
+        assert max(came)[1] == count
+        assert all(one[1] == other[0] for one, other in pairwise(sorted(came)))
+
+
+def test_what_goes_wrong_with_a_part_is_told_and_the_engine_goes_on() -> None:
+    def fail(rows: slice, maps: Maps) -> None:
+        raise ZeroDivisionError(f"{rows} {maps.shape}")
+
+    for engine in small_engines():
+        with pytest.raises(ZeroDivisionError):
+            engine.each(noise(33), fail)
+        assert engine.maps(noise(3)).shape[0] == 3

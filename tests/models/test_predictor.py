@@ -15,6 +15,7 @@ from hierarchy import LabelTree, log_marginals
 from hierarchy.calibration import Evidence, fit_rule
 from hierarchy.choice import DepthRule, Reason, candidates, choose_depth, corrected
 from hierarchy.network import UNSEEN_SCORE
+from hierarchy.quantised import QuantisedMaps
 from models.errors import ModelStoreError, UnknownVersionError
 from models.predictor import Predictors, build_head, load_predictor, read_evidence
 from models.store import ModelStore
@@ -406,3 +407,33 @@ def test_a_strict_project_gets_a_strict_rule(store: ModelStore) -> None:
 def test_without_evidence_strictness_is_not_promised(store: ModelStore) -> None:
     version = publish(store, project(), TREE, head_of(TREE, FROZEN))
     assert load_predictor(store, project(strict=True), version).rule.price is None
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_kept_maps_are_not_restored_where_integers_are_multiplied(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    version = publish(store, project(), TREE, head_of(TREE, FROZEN))
+    predictor = load_predictor(store, project(), version)
+    given = np.random.default_rng(3).normal(0.5, 1, (count, CHANNELS, 5, 5)).clip(0)
+    kept = QuantisedMaps.of(given.astype(np.float32))
+    restored: list[int] = []
+
+    def floats(maps: QuantisedMaps) -> torch.Tensor:
+        restored.append(len(maps))
+        return whole(maps)
+
+    whole = QuantisedMaps.floats
+    monkeypatch.setattr(QuantisedMaps, "floats", floats)
+    found = {}
+    for there in (True, False):
+        monkeypatch.setattr("models.predictor.has_integer_arithmetic", lambda there=there: there)
+        found[there] = predictor.log_probabilities(kept)
+        assert (sum(restored) == 0) == there
+    np.testing.assert_allclose(found[True], found[False], atol=1e-3)
+    np.testing.assert_allclose(
+        found[False], predictor.log_probabilities(kept.restored()), atol=0.02
+    )
+    scanned, means = predictor.scanned(kept)
+    np.testing.assert_allclose(scanned, found[False], atol=1e-5)
+    np.testing.assert_array_equal(means, kept.means)
