@@ -20,6 +20,7 @@ import torch
 from hierarchy import LabelTree, log_marginals
 from hierarchy.choice import DepthRule
 from hierarchy.network import FrozenHead
+from hierarchy.quantised import QuantisedMaps
 from models.predictor import Predictor
 
 #: Of EfficientNet-lite0's last map.
@@ -57,12 +58,12 @@ def measure(tree: LabelTree, *, repeats: int) -> dict[str, float]:
         manifest={},
     )
     drawn = np.random.default_rng(0)
-    maps = drawn.random((1, CHANNELS, GRID, GRID), dtype=np.float32).astype(np.float16)
+    maps = QuantisedMaps.of(drawn.random((1, CHANNELS, GRID, GRID), dtype=np.float32))
     times: dict[str, list[float]] = {"head": [], "probabilities": [], "choice": [], "whole": []}
     for _ in range(repeats + 1):
         began = time.perf_counter()
         with torch.inference_mode():
-            scores = head(torch.from_numpy(maps).float())
+            scores = head(maps.floats())
             scored = time.perf_counter()
             log_p = log_marginals(scores.double(), tree).numpy()
         known = time.perf_counter()

@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import psutil
 import requests
 import torch
@@ -34,6 +33,7 @@ from benchmarks.refresh import redis, tree_of
 from command.services import as_environment
 from experiments.evaluation import machine
 from hierarchy.choice import DepthRule
+from models.answers import answers
 from models.galleries import Galleries
 from models.predictor import Predictor, build_head
 from models.store import Project, project_key
@@ -149,8 +149,7 @@ def of_pictures(parts: Parts, known: Project, folder: Path) -> dict[str, float]:
 
     def answered() -> None:
         for start in range(32, len(items), 32):
-            some = gallery.maps(items[start : start + 32])
-            predictor.answer(np.stack([one for one in some if isinstance(one, np.ndarray)]))
+            answers(gallery, predictor, items[start : start + 32])
 
     new, seen = cores(answered), cores(answered)
     size = galleries.of(predictor)._cache  # noqa: SLF001 - to ask how much it holds

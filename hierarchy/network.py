@@ -215,6 +215,7 @@ class FrozenHead(nn.Module):
 
     def set_reduction(self, reduction: Reduction) -> None:
         """Take what was fitted."""
+        self._integers = None
         self.centre.copy_(reduction.centre)
         self.spread.copy_(reduction.spread)
         if self.reduce is not None and self.reduce.bias is not None:
@@ -270,7 +271,10 @@ class FrozenHead(nn.Module):
         return torch.stack([kind.mean(dim=1) for kind in kinds]).mean(dim=0)
 
     def of_quantised(self, maps: QuantisedMaps) -> Tensor:
-        """Maps of B pictures -> ``(B, N)`` raw scores: to answer with, on a CPU, in eval mode."""
+        """Maps of B pictures -> ``(B, N)`` raw scores: to answer with, on a CPU, in eval mode.
+
+        No weights may be loaded behind the first call before `train` was called.
+        """
         self._check(maps.steps.shape)
         means = (torch.from_numpy(maps.means) - self.centre) / self.spread
         if self.reduce is None:

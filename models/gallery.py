@@ -6,7 +6,6 @@ itself only. C channels; h, w positions of the map.
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -390,14 +389,16 @@ def _taken(arrived: SimpleQueue[_Arrival]) -> Iterator[tuple[int, Loaded | Pictu
 
     A queue and not futures: to wait for one of n of those is n times the work.
     """
-    with suppress(Empty):
-        block = True
-        while True:
+    block = True
+    while True:
+        try:
             position, found = arrived.get(block=block)
-            if isinstance(found, BaseException) and not isinstance(found, PictureError):
-                raise found
-            yield position, found
-            block = False
+        except Empty:
+            return
+        if isinstance(found, BaseException) and not isinstance(found, PictureError):
+            raise found
+        yield position, found
+        block = False
 
 
 def _there(

@@ -144,7 +144,7 @@ class Predictor:
         return np.concatenate(list(self._shared_out(self._scored, maps)))
 
     def scanned(self, maps: QuantisedMaps) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Many pictures' log-probabilities and their maps' ``(n, C)`` means, which heads need."""
+        """N > 0 pictures' log-probabilities and their maps' ``(n, C)`` means, which heads need."""
         found = list(self._shared_out(lambda some: (self._scored(some), some.means), maps))
         return np.concatenate([row for row, _ in found]), np.concatenate([row for _, row in found])
 

@@ -193,7 +193,7 @@ class Segments:
         """Keep rows of keys that have none yet; ``(n,)`` which had none.
 
         Raises:
-            OSError: some cannot be written; nothing is left of those.
+            OSError: some cannot be written; what is left of those is whole, or nothing.
         """
         with self._lock:
             new = self._find(keys) < 0
@@ -222,7 +222,11 @@ class Segments:
         entries["means_check"] = [zlib.crc32(one) for one in means]
         entries["scale"] = maps.scale
         entries["check"] = _checks(entries)
-        _write(pen.index, entries.tobytes(), (1 + pen.row) * _SIZE)
+        try:
+            _write(pen.index, entries.tobytes(), (1 + pen.row) * _SIZE)
+        except BaseException:  # some may be there, whole: whoever goes on begins behind them
+            self._put_down()
+            raise
         first = self._names[pen.segment.path.name] << 32 | pen.row
         self._loose.update((_name(key), first + at) for at, key in enumerate(keys))
         pen.row += len(keys)

@@ -124,7 +124,8 @@ class _Helper:
         except BrokenPipeError:
             raise _Ended(self.process.wait()) from None
         kind, first, second = REPLY.unpack(self._receive(REPLY.size))
-        if kind == FOUND and first * second <= limits.max_pixels:
+        pixels = limits.max_pixels if fit is None else fit.crop**2
+        if kind == FOUND and first * second <= pixels and (fit is None or first == second):
             return (first, second), self._receive(3 * first * second)
         if kind == FOUND or first > _LONGEST_REASON:
             raise _Ended(self.end())  # no answer of ours: whatever wrote it, it goes
@@ -180,7 +181,8 @@ class Decoders:
         """Nothing is started yet.
 
         Args:
-            processes: pictures decoded at once, at most; as many as there are cores if not given.
+            processes: pictures decoded at once, at most; one more than there are cores if not
+                given, and no more than 16.
             cpu_seconds: of computing, for one picture.
             seconds: for one picture, however busy the machine is.
         """
@@ -210,9 +212,7 @@ class Decoders:
         Raises:
             PictureError: see `decode`.
         """
-        size, pixels = self._apart(data, limits, None, fit)
-        if size != (fit.crop, fit.crop):
-            raise PictureError(f"the process that read it gave {size} pixels, not {fit.crop}")
+        _, pixels = self._apart(data, limits, None, fit)
         return pixels
 
     def _apart(

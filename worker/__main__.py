@@ -44,7 +44,7 @@ def _device_name(wanted: str) -> str:
 def work(settings: Settings) -> None:
     """Take jobs until told to stop; a job in hand is finished first."""
     # Loaded before the fork, so that a job starts at once. None of it touches a GPU on import,
-    # which a forked process could not use any more, or starts a thread, which a fork would lose.
+    # which a forked process could not use any more, or starts a thread that a fork would miss.
     import scipy.linalg  # noqa: F401
     import timm  # noqa: F401
 

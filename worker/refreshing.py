@@ -90,6 +90,14 @@ class Look:
     pooled: NDArray[np.float32] | None = None
     log_p: NDArray[np.float64] | None = None
 
+    def apart(self) -> "Look":
+        """The same, without holding those that it was looked at with."""
+        return Look(
+            self.answer,
+            None if self.pooled is None else self.pooled.copy(),
+            None if self.log_p is None else self.log_p.copy(),
+        )
+
 
 @dataclass(frozen=True)
 class Change:
@@ -327,7 +335,7 @@ def _looks(work: Work, tasks: Sequence[OpenTask], pool: set[int]) -> tuple[dict[
                 if isinstance(look, PictureError):  # nothing is stored: a visit asks for it again
                     log.info("no picture task=%d: %s", task.task, look.reason)
                 else:
-                    seen[task.task] = look if task.task in pool else Look(look.answer)
+                    seen[task.task] = look.apart() if task.task in pool else Look(look.answer)
             done += len(part)
             work.tell("looking at pictures", done, len(tasks), began)
             if done < len(tasks) and work.parts.board.training_waits():

@@ -35,6 +35,10 @@ CHUNK = 64
 #: Pictures whose maps fit the PCA; more change the basis by less than the seed does.
 REDUCTION_SAMPLE = 500
 
+#: Least deviation of a channel over positions that is made equal to the others', as a share of the
+#: middle channel's.
+LEAST_SPREAD = 0.25
+
 #: Held-out pictures that show, after each epoch, how a head does as it learns.
 WATCHED = 128
 
@@ -205,6 +209,11 @@ def _principal(mean: Tensor, products: Tensor, kept: int) -> tuple[Tensor, Tenso
     """
     covariance = products - mean[:, None] * mean[None, :]
     spread = covariance.diagonal().clamp_min(1e-8).sqrt()  # a dead channel stays at zero
+    # One that hardly moves in a few pictures is not blown up to the others' size: its weights would
+    # leave no digits to theirs, and what it does in other pictures would drown everything.
+    moving = spread > 2e-4
+    if moving.any():
+        spread = spread.clamp_min(LEAST_SPREAD * spread[moving].median())
     correlation = covariance / spread[:, None] / spread[None, :]
     # In float64: in float32 few pictures, so a matrix of low rank, gave NaN once OpenVINO had run
     # in the process (it has small numbers flushed to zero).
@@ -384,6 +393,7 @@ def learn_all(
 ) -> list[FrozenHead]:
     """One head a lesson, side by side; the last one's curve is told."""
     heads = [new_head(lesson.tree, reduction, recipe, device) for lesson in lessons]
+    report("fitting", 0, 100)  # the first figures come after an epoch
     tally = Tally(report, "fitting", len(lessons))
     side_by_side(
         [

@@ -629,3 +629,29 @@ def test_a_cache_that_cannot_be_read_costs_time_only(
     np.testing.assert_array_equal(put_in(cache, A, some_maps()), kept(some_maps()))
     assert not cache.maps([A])[0].any()
     assert caplog.text.count("feature cache does not work") == 1
+
+
+def test_an_index_that_was_written_in_part_costs_only_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, names = FeatureCache(tmp_path, "net"), [digest_of(number) for number in range(8)]
+    real, entries = segments._write, segments._SIZE
+
+    def cut(file: int, data: bytes | memoryview, at: int) -> None:
+        if len(data) == 4 * entries:
+            real(file, memoryview(data)[: 2 * entries], at)
+            raise OSError(28, "No space left on device")
+        real(file, data, at)
+
+    def put(some: range) -> None:
+        cache.put([(names[at], PLAIN) for at in some], np.stack([some_maps(at) for at in some]))
+
+    monkeypatch.setattr(segments, "_write", cut)
+    put(range(4))
+    monkeypatch.setattr(segments, "_write", real)
+    put(range(4, 8))
+    put(range(4))
+    for again in (cache, FeatureCache(tmp_path, "net")):
+        for at, name in enumerate(names):
+            np.testing.assert_array_equal(got_from(again, name), kept(some_maps(at)))
+    assert cache.size().maps == 8

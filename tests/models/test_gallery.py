@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -512,3 +513,11 @@ def test_ensuring_tells_of_what_cannot_be_had(tiny: Engine, tmp_path: Path) -> N
     assert isinstance(found[1], PictureError)
     with pytest.raises(PictureError):
         gallery.kept([("gone.png", None)], ["0" * 64])
+
+
+def test_an_error_that_looks_like_an_empty_queue_is_told(tiny: Engine) -> None:
+    def fetch(ref: str, task_id: int | None) -> Picture:
+        raise Empty(ref)
+
+    with pytest.raises(Empty):
+        Gallery(fetch, tiny, SMALL).maps(items(20))

@@ -14,6 +14,7 @@ import pytest
 
 from studio import apart
 from studio.apart import Decoders, Here
+from studio.decoder import FOUND, REPLY
 from studio.decoding import Fit, decode, fitted
 from studio.errors import PictureError
 from studio.limits import PictureLimits
@@ -274,3 +275,25 @@ def test_an_interrupted_caller_leaves_nothing_of_its_answer_behind() -> None:
     with started(INTERRUPTED) as process:
         assert process.stdout is not None
         assert process.stdout.read().split() == [b"interrupted", b"gone", b"(48,", b"32)"]
+
+
+def test_what_a_network_is_shown_may_be_larger_than_the_picture(decoders: Decoders) -> None:
+    few = PictureLimits(max_pixels=40_000)
+    data, fit = saved(corners().resize((100, 80)), "PNG"), Fit(256, 224, "bicubic")
+    before = decoders.processes
+    assert decoders.planes(data, fit, limits=few) == Here().planes(data, fit, limits=few)
+    assert decoders.processes[: len(before)] == before
+
+
+def test_a_process_that_gives_another_size_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoders = Decoders(1)
+    real = apart._Helper._receive
+
+    def other(helper: apart._Helper, length: int) -> bytearray:
+        data = real(helper, length)
+        return bytearray(REPLY.pack(FOUND, 56, 55)) if length == REPLY.size else data
+
+    monkeypatch.setattr(apart._Helper, "_receive", other)
+    with pytest.raises(PictureError):
+        decoders.planes(GOOD, Fit(64, 56, "bicubic"), limits=LIMITS)
+    assert decoders.processes == []

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from hierarchy import LabelTree, log_marginals
 from hierarchy.choice import candidates
 from hierarchy.network import Features, FrozenHead
+from hierarchy.quantised import in_bytes
 from models.views import MIRRORED, PLAIN
+from worker import trainer
 from worker.recipe import Recipe
 from worker.trainer import (
     Examples,
@@ -448,3 +450,21 @@ def test_features_that_are_not_finite_are_told_by_picture(plain: Examples) -> No
     for recipe in (SMALL, replace(Recipe.fast(), views=SMALL.views)):
         with pytest.raises(FloatingPointError, match="picture 7 "):
             train(TREE, broken, recipe, target=0.9, report=silent)
+
+
+def test_a_channel_that_hardly_moves_leaves_the_others_their_weights() -> None:
+    """Blown up to the others' size, its weight alone would be left of a row in bytes."""
+    draw = torch.Generator().manual_seed(0)
+    vectors = torch.randn(400, 16, generator=draw) @ torch.randn(16, 64, generator=draw)
+    vectors[:, 3] *= 1e-3
+    vectors[:, 4] = 0
+    mean, products = vectors.mean(dim=0).double(), (vectors.T @ vectors / 400).double()
+    weight, bias = trainer._principal(mean, products, 16)
+    numbers, step = in_bytes(weight)
+    assert torch.equal(numbers * step, weight.double())
+    assert (weight != 0).float().mean() > 0.9
+    # What is kept tells all that there was of the channels that move.
+    moving = torch.cat([vectors[:, :3], vectors[:, 5:]], dim=1)
+    seen = torch.cat([vectors @ weight.T + bias, torch.ones(400, 1)], dim=1)
+    left = moving - seen @ torch.linalg.lstsq(seen, moving).solution
+    assert left.pow(2).sum() < 0.01 * (moving - moving.mean(dim=0)).pow(2).sum()
