@@ -65,8 +65,12 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredRedis]:
     folder = tmp_path_factory.mktemp("secured")
     certificate = _certificate(folder)
     made = SecuredRedis(free_port(), free_port(), certificate)
-    binary = shutil.which("redis-server") or shutil.which("valkey-server")
-    assert binary, "no redis-server with TLS on PATH: the bundled one has none"
+    # Not one of an environment that is active: the bundled one has no TLS.
+    folders = os.environ["PATH"].split(os.pathsep)
+    ours = [one for one in folders if not (Path(one).parent / "pyvenv.cfg").exists()]
+    path = os.pathsep.join(ours)
+    binary = shutil.which("redis-server", path=path) or shutil.which("valkey-server", path=path)
+    assert binary, "no redis-server with TLS on PATH: `make redis` installs one"
     options = {
         "port": made.plain,
         "tls-port": made.tls,
