@@ -70,7 +70,7 @@ class QuantisedMaps:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __getitem__(self, rows: slice) -> Self:
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> Self:
         return type(self)(self.steps[rows], self.scale[rows])
 
     @property

@@ -144,9 +144,7 @@ class FeatureCache:
         whole = np.flatnonzero(quantised.finite)
         if len(whole) < len(keys):
             log.warning("maps that are not finite are not kept count=%d", len(keys) - len(whole))
-        some = QuantisedMaps(quantised.steps[whole], quantised.scale[whole])
-        if len(whole) == len(keys):
-            some = quantised  # no copy
+        some = quantised if len(whole) == len(keys) else quantised[whole]
         try:
             new = self._segments.append([keys[at] for at in whole], some)
         except OSError as error:

@@ -205,8 +205,7 @@ class Segments:
             while len(todo):
                 pen = self._ready(maps.steps.shape[1:])
                 some, todo = np.split(todo, [pen.segment.capacity - pen.row])
-                all_of_them = len(some) == len(keys)  # no copy then
-                part = maps if all_of_them else QuantisedMaps(maps.steps[some], maps.scale[some])
+                part = maps if len(some) == len(keys) else maps[some]
                 self._append(pen, [keys[at] for at in some.tolist()], part)
         return new
 
