@@ -32,6 +32,9 @@ AWAY: Final = 5.0
 #: Pictures of a call that is answered together with others; one with more is a batch by itself.
 FEW: Final = 8
 
+#: Calls of more at once: each may hold 20 MB of pictures that are under way (`models.gallery`).
+BATCHES: Final = 8
+
 Answers = list[Answer | PictureError]
 
 
@@ -45,6 +48,7 @@ class Services:
         self.records = Records(parts.store)
         #: Pictures that the console looks at together: predictions go first.
         self.looks = threading.BoundedSemaphore(2)
+        self._batches = threading.BoundedSemaphore(BATCHES)
         self._shared = lru_cache(maxsize=8)(SharedAnswers)
         self._redis_away_until = 0.0
         self._places = lru_cache(maxsize=64)(lambda key, v, _: places_of(parts.store, key, v))
@@ -98,7 +102,8 @@ class Services:
     def answers(self, gallery: Gallery, predictor: Predictor, items: Sequence[Item]) -> Answers:
         """One answer a picture; few pictures go along with those of other calls that wait."""
         if not 0 < len(items) <= FEW:
-            return answers(gallery, predictor, items)
+            with self._batches:
+                return answers(gallery, predictor, items)
         return self._shared(gallery, predictor)(items)
 
     def hear(self, call: SetupCall) -> tuple[Project, LabelConfig]:

@@ -111,27 +111,16 @@ def serve_rival(port: int, batch: int) -> None:
 
 
 def serve_alone() -> None:
-    """Our own server, but each request for itself: engines and heads take one call at a time."""
-    from backend import services
+    """Our own server, but each request for itself: none waits for another, none shares a pass."""
     from command.__main__ import main as hrn
     from models.batching import Together
-    from models.openvino_engine import OpenVINOEngine
 
-    services.FEW = 0  # type: ignore[misc]
     Together.__call__ = _alone  # type: ignore[assignment,method-assign]
-    whole, turn = OpenVINOEngine.maps, threading.Lock()
-
-    def in_turn(engine: OpenVINOEngine, batch: Any) -> Any:  # noqa: ANN401 - pixels, maps
-        with turn:
-            return whole(engine, batch)
-
-    OpenVINOEngine.maps = in_turn  # type: ignore[method-assign]
     sys.exit(hrn(["serve"]))
 
 
 def _alone(own: Any, rows: Any) -> Any:  # noqa: ANN401 - as the method that it stands for
-    with own._lock:  # noqa: SLF001 - as it does itself
-        return own._work(rows)  # noqa: SLF001
+    return own._work(rows)  # noqa: SLF001
 
 
 def train_for_ever() -> None:
@@ -371,22 +360,27 @@ def crowd(bench: Bench, ports: dict[str, int], count: int) -> dict[str, float]:
 
 
 def busy(bench: Bench, port: int, log: Path, seconds: float) -> dict[str, float]:
-    """The 99th percentiles of /health and /setup while predicting, then while training too."""
+    """The 99th percentiles of /health and /setup while the server is at work.
+
+    On 64 pictures of one client, then while a training runs beside it, then for many clients.
+    """
     found: dict[str, float] = {}
-    for training in (False, True):
+    for what in ("predicting", "predicting and training", "predicting for many"):
+        clients, pictures = (CLIENTS, 1) if what.endswith("many") else (1, PICTURES)
         with ExitStack() as stack:
-            if training:
+            if what.endswith("training"):
                 stack.enter_context(running(["benchmarks.predict", "--train"], log))
                 time.sleep(5)
             over = threading.Event()
 
-            def predict(over: threading.Event = over) -> None:
+            def predict(over: threading.Event = over, pictures: int = pictures) -> None:
                 caller = Caller(port)
                 while not over.is_set():
-                    caller.ask("/predict", bench.new(bench.draw()))
+                    caller.ask("/predict", bench.new(bench.draw(pictures)))
 
-            thread = threading.Thread(target=predict)
-            thread.start()
+            threads = [threading.Thread(target=predict) for _ in range(clients)]
+            for thread in threads:
+                thread.start()
             told: dict[str, list[float]] = {"/health": [], "/setup": []}
             caller, ends = Caller(port), time.perf_counter() + seconds
             introduced = {"project": PROJECT, "schema": bench.config, "hostname": bench.site}
@@ -395,8 +389,8 @@ def busy(bench: Bench, port: int, log: Path, seconds: float) -> dict[str, float]
                 told["/setup"].append(caller.ask("/setup", introduced)[0])
                 time.sleep(0.01)
             over.set()
-            thread.join()
-        what = "predicting and training" if training else "predicting"
+            for thread in threads:
+                thread.join()
         found |= {f"{k} p99, {what}": float(np.quantile(v, 0.99)) for k, v in told.items()}
     return found
 

@@ -147,8 +147,8 @@ class OpenVINOEngine(Engine):
 
 
 def part_size(pictures: int, streams: int) -> int:
-    """Pictures computed in one go: few, so that no stream is left to finish while others stand."""
-    return min(CPU_BATCH, max(1, pictures // (2 * streams)))
+    """Pictures computed in one go: as many for each stream, few at a time."""
+    return min(CPU_BATCH, max(1, -(-pictures // streams)))
 
 
 def load_openvino() -> Any:  # noqa: ANN401 - it has no types

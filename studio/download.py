@@ -48,7 +48,7 @@ class Downloader:
         self._pools = GuardedPools(
             self._guard,
             num_pools=16,
-            maxsize=16,
+            maxsize=64,  # of a host; as many as are used at once stay open
             # Verifies; `SSL_CERT_FILE` names a private authority.
             ssl_context=ssl.create_default_context(),
             timeout=urllib3.Timeout(connect=limits.connect_timeout, read=limits.read_timeout),

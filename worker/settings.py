@@ -63,7 +63,8 @@ class Settings:
         console_password: HRN_CONSOLE_PASSWORD - of the pages at /console; empty: there are none.
         host: HRN_HOST - address to listen on.
         port: HRN_PORT - port to listen on.
-        threads: HRN_THREADS - requests served at once.
+        threads: HRN_THREADS - requests served at once. 64: `/health` must find one free while many
+            people open their tasks, and one that waits costs next to nothing.
         device: HRN_DEVICE - auto, cpu or cuda.
         backbone: HRN_BACKBONE - a timm name.
         backbone_weights: HRN_BACKBONE_WEIGHTS - file of weights, where no package brings them.
@@ -95,7 +96,7 @@ class Settings:
     console_password: Secret = field(default_factory=Secret)
     host: str = "127.0.0.1"
     port: int = 9090
-    threads: int = 16
+    threads: int = 64
     device: Device = "auto"
     backbone: str = "tf_efficientnet_lite0"
     backbone_weights: Path | None = None

@@ -2,16 +2,20 @@
 
 import io
 import struct
+import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 from PIL import Image
 
+from backend.services import BATCHES, FEW, Services
 from hierarchy import LabelTree
+from models.gallery import Item
 from models.store import Project
 from tests.backend.conftest import asking, go_live, jpeg
 from tests.published import OTHER, TREE
@@ -198,6 +202,32 @@ def test_one_bad_picture_never_spoils_its_batch(
     assert "Traceback" not in reply.text
     assert str(parts.settings.home) not in reply.text
     assert {entry["score"] for entry in reply.get_json()["results"][::2]} == {UNKNOWN}
+
+
+def test_few_calls_of_many_pictures_are_at_work_at_once(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each of them holds in memory adds up."""
+    own, lock, busy, most = Services(parts), threading.Lock(), 0, 0
+    full = threading.Barrier(BATCHES)
+
+    def answer(_gallery: Any, _predictor: Any, items: Sequence[Item]) -> list[Any]:
+        nonlocal busy, most
+        with lock:
+            busy += 1
+            most = max(most, busy)
+        full.wait(20)  # not one fewer
+        with lock:
+            busy -= 1
+        return list(items)
+
+    monkeypatch.setattr("backend.services.answers", answer)
+    items = [("/data/upload/1/0.jpg", None)] * (FEW + 1)
+    with ThreadPoolExecutor(3 * BATCHES) as callers:
+        nothing: Any = None
+        calls = [callers.submit(own.answers, nothing, nothing, items) for _ in range(3 * BATCHES)]
+        assert all(call.result(60) == items for call in calls)
+    assert most == BATCHES
 
 
 @pytest.mark.parametrize("data", [{}, {"photo": GOOD}, None], ids=["empty", "another", "null"])

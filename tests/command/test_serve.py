@@ -4,16 +4,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 
 from command.serve import Server, authority, check_exposure
 from command.services import answers_http, as_environment
+from models.backbone import load_backbone
+from models.store import ModelStore
 from tests.end_to_end.label_studio import free_port
+from tests.published import TREE, project, publish
+from tests.studio.configs import taxonomy_xml
+from tests.studio.picture_server import serving
 from worker.settings import Secret, SettingError, Settings
 
 
@@ -67,6 +75,56 @@ def test_the_process_answers_health_and_ends_when_told(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait(10)
+
+
+@pytest.mark.slow
+def test_health_is_answered_while_a_crowd_waits_for_its_pictures(tmp_path: Path) -> None:
+    """Each of forty people waits for a picture that does not come; nobody else waits for them."""
+    come = threading.Event()
+    with serving() as pictures, ThreadPoolExecutor(40) as crowd:
+        pictures.answers["/data/late.jpg"] = lambda _handler: come.wait(60) and None
+        settings = Settings(
+            home=tmp_path,
+            port=free_port(),
+            redis_url="redis://127.0.0.1:1/0",
+            label_studio_url=pictures.url,
+            device="cpu",
+        )
+        known = project(pictures.url, xml=taxonomy_xml(TREE))
+        store = ModelStore(tmp_path / "models")
+        store.register(known)
+        publish(store, known, fingerprint=load_backbone().fingerprint)
+        url = f"http://127.0.0.1:{settings.port}"
+        task = {"id": 1, "data": {"image": "/data/late.jpg"}}
+        call = {"project": known.project, "label_config": known.label_config, "tasks": [task]}
+
+        def predict() -> bool:
+            try:
+                requests.post(f"{url}/predict", json=call, timeout=60)
+            except requests.ConnectionError:  # ended below
+                return False
+            return True
+
+        environment = {**os.environ, **as_environment(settings)}
+        command = [sys.executable, "-m", "command", "serve"]
+        with (tmp_path / "log").open("wb") as log:
+            process = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
+        try:
+            waiting: list[Future[bool]] = []
+            deadline = time.monotonic() + 60
+            while not answers_http(f"{url}/health"):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            waiting = [crowd.submit(predict) for _ in range(40)]
+            while len(pictures.asked) < 40:
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.05)
+            assert answers_http(f"{url}/health")
+            assert not any(one.done() for one in waiting)
+        finally:
+            come.set()
+            process.kill()
+            process.wait(10)
 
 
 @pytest.mark.slow

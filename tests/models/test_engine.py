@@ -174,11 +174,10 @@ def test_calls_at_the_same_time_share_pytorchs_passes(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("pictures", "streams", "size"), [(1, 4, 1), (5, 2, 1), (16, 2, 4), (64, 2, 8), (1000, 1, 8)]
+    ("pictures", "streams", "size"),
+    [(1, 4, 1), (5, 2, 3), (8, 2, 4), (9, 4, 3), (64, 2, 8), (1000, 1, 8)],
 )
-def test_parts_are_small_where_a_stream_would_stand_still(
-    pictures: int, streams: int, size: int
-) -> None:
+def test_each_stream_has_as_many_and_few_at_a_time(pictures: int, streams: int, size: int) -> None:
     assert part_size(pictures, streams) == size
 
 
