@@ -8,6 +8,7 @@ earlier versions left.
 """
 
 import logging
+import math
 import random
 import threading
 import time
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -48,6 +49,9 @@ GRACE: Final = 300.0
 
 #: Seconds between signs of life; several may be missed.
 BEAT: Final = 10.0
+
+#: Least seconds between two tellings of how far a stage is: people look once a second.
+TELL_EVERY: Final = 0.5
 
 
 class StoppedError(Exception):
@@ -137,6 +141,7 @@ class Work:
     config: LabelConfig
     predictor: Predictor | None
     began: float
+    told: dict[str, float] = field(default_factory=dict)  # by stage, on the monotonic clock
 
     @property
     def gallery(self) -> Gallery:
@@ -158,7 +163,10 @@ class Work:
             raise StoppedError("stopped by hand")
 
     def tell(self, stage: str, done: int, total: int, stage_began: float) -> None:
-        """Show people where it is."""
+        """Show people where it is, now and then."""
+        if done < total and time.monotonic() < self.told.get(stage, -math.inf) + TELL_EVERY:
+            return
+        self.told[stage] = time.monotonic()
         now = time.time()
         left = (now - stage_began) / done * (total - done) if done else None
         told = {

@@ -222,7 +222,7 @@ def test_few_calls_of_many_pictures_are_at_work_at_once(
         return list(items)
 
     monkeypatch.setattr("backend.services.answers", answer)
-    items = [("/data/upload/1/0.jpg", None)] * (FEW + 1)
+    items: Any = [("/data/upload/1/0.jpg", None)] * (FEW + 1)
     with ThreadPoolExecutor(3 * BATCHES) as callers:
         nothing: Any = None
         calls = [callers.submit(own.answers, nothing, nothing, items) for _ in range(3 * BATCHES)]

@@ -21,7 +21,7 @@ from models.store import ModelStore
 from tests.end_to_end.label_studio import free_port
 from tests.published import TREE, project, publish
 from tests.studio.configs import taxonomy_xml
-from tests.studio.picture_server import serving
+from tests.studio.picture_server import Handler, serving
 from worker.settings import Secret, SettingError, Settings
 
 
@@ -81,8 +81,12 @@ def test_the_process_answers_health_and_ends_when_told(tmp_path: Path) -> None:
 def test_health_is_answered_while_a_crowd_waits_for_its_pictures(tmp_path: Path) -> None:
     """Each of forty people waits for a picture that does not come; nobody else waits for them."""
     come = threading.Event()
+
+    def late(_handler: Handler) -> None:
+        come.wait(60)
+
     with serving() as pictures, ThreadPoolExecutor(40) as crowd:
-        pictures.answers["/data/late.jpg"] = lambda _handler: come.wait(60) and None
+        pictures.answers["/data/late.jpg"] = late
         settings = Settings(
             home=tmp_path,
             port=free_port(),

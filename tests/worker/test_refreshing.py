@@ -391,6 +391,24 @@ def test_a_person_stops_it_and_sees_how_far_it_is(
     assert refresh_predictions(known.key, "v1", served) == {"state": "done", "stored": 70}
 
 
+def test_people_are_told_now_and_then_and_of_the_end(
+    served: Parts, known: Project, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round trip for each fifty tasks was a twentieth of a refresh."""
+    publish(served, known)
+    open_tasks(stand, 220)
+    told: list[tuple[str, int, int]] = []
+
+    def report(_project: str, progress: dict[str, Any]) -> None:
+        told.append((progress["stage"], progress["done"], progress["total"]))
+
+    monkeypatch.setattr(served.board, "report_refresh", report)
+    monkeypatch.setattr("worker.refreshing.TELL_EVERY", 1e9)
+    refresh_predictions(known.key, "v1", served)
+    stored = [(done, total) for stage, done, total in told if stage == "storing pre-labels"]
+    assert stored == [(50, 220), (220, 220)]
+
+
 def test_another_version_that_goes_live_ends_it(
     served: Parts, known: Project, stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
