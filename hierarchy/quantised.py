@@ -1,13 +1,14 @@
 """Feature maps in 256 steps, and a 1x1 convolution that reads them as the whole numbers they are.
 
-n, B maps; C channels; H x W the grid; c channels out.
+Maps lie in memory channels last: a position's channels, which a convolution adds up, stand side by
+side. n, B maps; C channels; H x W the grid; c channels out.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ _NUMBERS: Final = 3
 #: Maps at a time: they stay in the processor's own memory from one pass to the next.
 _AT_ONCE: Final = 32
 
+Number = TypeVar("Number", bound=np.generic)
+
 
 @dataclass(frozen=True, eq=False)
 class QuantisedMaps:
@@ -39,7 +42,7 @@ class QuantisedMaps:
     0.4 % of a map's length (L2), where computing in bfloat16 errs by 5 to 10 %.
 
     Attributes:
-        steps: ``(n, C, H, W)``.
+        steps: ``(n, C, H, W)``, quickest if channels last in memory as those of `of` are.
         scale: ``(n, 2)`` least number and step; NaN for a map with a number that is not finite.
     """
 
@@ -49,22 +52,23 @@ class QuantisedMaps:
     @classmethod
     def of(cls, maps: NDArray[np.floating]) -> Self:
         """``(n, C, H, W)`` maps; numbers beyond float16's are cut to its range."""
-        steps = np.empty(maps.shape, np.uint8)
+        steps = room(maps.shape, np.uint8)
         scale = np.empty((len(maps), 2), np.float32)
-        above = torch.empty(maps.shape[1:])
-        for row, one in enumerate(torch.from_numpy(maps)):  # one fits the processor's own memory
+        rows, above = positions(steps), torch.empty(*maps.shape[2:], maps.shape[1])
+        # One map fits the processor's own memory.
+        for row, one in enumerate(torch.from_numpy(positions(maps))):
             low, high = _bounds(one)
             step = np.float32((high - low) / STEPS)
             if step < _LEAST:  # of a map of one number alone; NaN is not less
                 step = np.float32(0)
             scale[row] = low, step
             if not np.isfinite(scale[row]).all():
-                steps[row], scale[row] = 0, np.nan
+                rows[row], scale[row] = 0, np.nan
                 continue
             rest = one.float() if low == 0 else one.float() - low
             torch.add(_HALF, rest, alpha=STEPS / (high - low) if step else 0.0, out=above)
             # Cut off, which rounds, as a half was added; beyond float16's range is out of bounds.
-            np.copyto(steps[row], above.clamp_(0, STEPS + 0.5).numpy(), casting="unsafe")
+            np.copyto(rows[row], above.clamp_(0, STEPS + 0.5).numpy(), casting="unsafe")
         return cls(steps, scale)
 
     def __len__(self) -> int:
@@ -81,17 +85,20 @@ class QuantisedMaps:
     @cached_property
     def means(self) -> NDArray[np.float32]:
         """``(n, C)`` of the maps over their grid, correctly rounded but for the scale."""
-        return _means(torch.from_numpy(self.steps), torch.from_numpy(self.scale)).numpy()
+        height, width = self.steps.shape[2:]
+        sums = _sums(self.steps) / np.float64(max(1, height * width))
+        low, step = self.scale.astype(np.float64).T[..., None]
+        return np.asarray(low + step * sums, dtype=np.float32)
 
     def restored(self) -> NDArray[np.float16]:
         """``(n, C, H, W)``; a map alone and among others alike."""
-        maps = np.empty(self.steps.shape, np.float16)
+        maps: NDArray[np.float16] = room(self.steps.shape, np.float16)
         self._into(torch.from_numpy(maps))
         return maps
 
     def floats(self) -> Tensor:
         """``(n, C, H, W)`` float32."""
-        maps = torch.empty(self.steps.shape)
+        maps = torch.empty(self.steps.shape, memory_format=torch.channels_last)
         self._into(maps)
         return maps
 
@@ -113,28 +120,28 @@ def joined(parts: Sequence[QuantisedMaps]) -> QuantisedMaps:
     """All of some parts' maps, in order."""
     if len(parts) == 1:
         return parts[0]
-    return QuantisedMaps(
-        np.concatenate([part.steps for part in parts]),
-        np.concatenate([part.scale for part in parts]),
-    )
+    rows = np.concatenate([positions(part.steps) for part in parts])
+    return QuantisedMaps(rows.transpose(0, 3, 1, 2), np.concatenate([part.scale for part in parts]))
 
 
-def _means(steps: Tensor, scale: Tensor) -> Tensor:
-    """``(n, C, H, W)`` steps and ``(n, 2)`` scales -> ``(n, C)`` float32."""
-    places = max(1, steps.shape[2:].numel())
-    sums = torch.cat([_sums(part.flatten(2)) for part in steps.split(_AT_ONCE)]).double()
-    low, step = scale.double().unsqueeze(2).unbind(1)
-    return (low + step * sums / places).float()
+def room(shape: Sequence[int], dtype: type[Number]) -> NDArray[Number]:
+    """An ``(n, C, H, W)`` array, channels last in memory, with whatever was there before."""
+    count, channels, height, width = shape
+    return np.empty((count, height, width, channels), dtype).transpose(0, 3, 1, 2)
 
 
-def _sums(steps: Tensor) -> Tensor:
-    """``(n, C, places)`` bytes -> ``(n, C)``, exact."""
-    if not (has_integer_arithmetic() and steps.numel()):
-        return steps.float().sum(dim=2)
-    ones = torch.ones(steps.shape[2], 1, dtype=torch.int8)
-    signed = steps.bitwise_xor(128).view(torch.int8)
-    sums: Tensor = torch._int_mm(signed.flatten(0, 1), ones)  # noqa: SLF001 - no other name
-    return sums.view(steps.shape[:2]) + 128 * steps.shape[2]
+def positions(maps: NDArray[Number]) -> NDArray[Number]:
+    """``(n, C, H, W)`` seen as ``(n, H, W, C)``."""
+    return maps.transpose(0, 2, 3, 1)
+
+
+def _sums(steps: NDArray[np.uint8]) -> NDArray[np.integer]:
+    """``(n, C, H, W)`` -> ``(n, C)``, exact."""
+    count, channels, height, width = steps.shape
+    small = STEPS * height * width <= np.iinfo(np.uint16).max
+    flat = positions(steps).reshape(count, height * width, channels)
+    sums: NDArray[np.integer] = flat.sum(axis=1, dtype=np.uint16 if small else np.uint32)
+    return sums
 
 
 def in_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,14 +191,13 @@ class IntegerConvolution:
         """Maps of B pictures -> ``(B, c, H, W)`` float32, channels last in memory."""
         size, (height, width) = len(maps), maps.steps.shape[2:]
         out = torch.empty(size, height * width, len(self._bias))
-        steps = torch.from_numpy(maps.steps).flatten(2)
+        steps = torch.from_numpy(positions(maps.steps)).flatten(1, 2)
         low, step = torch.from_numpy(maps.scale).double().unsqueeze(2).unbind(1)
         added = ((low + 128 * step) * self._sums + self._bias).float()[:, None]  # (B, 1, c)
         factor = step.float()[:, :, None]
         for start in range(0, size, _AT_ONCE):
             rows = slice(start, start + _AT_ONCE)
-            signed = steps[rows].transpose(1, 2).clone(memory_format=torch.contiguous_format)
-            signed = signed.bitwise_xor_(128).view(torch.int8)
+            signed = steps[rows].contiguous().bitwise_xor(128).view(torch.int8)
             sums = torch._int_mm(signed.flatten(0, 1), self._weight)  # noqa: SLF001 - no other name
             terms = sums.view(*signed.shape[:2], len(self._steps), -1).unbind(2)
             some = terms[0] * self._steps[0]

@@ -47,6 +47,18 @@ STREAMS: Final = 4
 _BINDING: Final = threading.Lock()
 
 
+#: How converted networks give their maps: releases before had channels first.
+_LAYOUT: Final = "nhwc"
+
+
+class _ChannelsLast(Normalised):
+    """Gives its maps as what reads them wants them; it costs nothing where they are computed."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """``(B, 3, H, W)`` uint8 -> ``(B, h, w, C)``."""
+        return super().forward(pixels).permute(0, 2, 3, 1)
+
+
 class OpenVINOEngine(Engine):
     """OpenVINO on the CPU.
 
@@ -139,7 +151,7 @@ class OpenVINOEngine(Engine):
                     request.start_async({0: pixels[rows]}, share_inputs=True)
                 request.wait()
                 with _BINDING:
-                    maps = request.get_output_tensor(0).data
+                    maps = request.get_output_tensor(0).data.transpose(0, 3, 1, 2)
                 use(slice(rows.start, rows.start + len(maps)), maps)
             finally:  # after an interruption: what is still read may not be given back
                 request.wait()
@@ -167,7 +179,7 @@ def _cached_model(ov: Any, core: Any, backbone: Backbone, cache_dir: Path | None
     if cache_dir is None:
         return _convert(ov, backbone)
     version = re.sub(r"[^\w.]+", "-", str(ov.get_version()))
-    folder = cache_dir / f"{backbone.fingerprint}-openvino-{version}"
+    folder = cache_dir / f"{backbone.fingerprint}-openvino-{version}-{_LAYOUT}"
     if _is_whole(folder):
         return core.read_model(folder / "model.xml")
     model = _convert(ov, backbone)
@@ -181,7 +193,7 @@ def _cached_model(ov: Any, core: Any, backbone: Backbone, cache_dir: Path | None
 def _convert(ov: Any, backbone: Backbone) -> Any:  # noqa: ANN401
     """The network for OpenVINO, for any number of pictures at once."""
     crop = backbone.preparation.crop
-    module = Normalised(copy.deepcopy(backbone.module), backbone.preparation).eval()
+    module = _ChannelsLast(copy.deepcopy(backbone.module), backbone.preparation).eval()
     with warnings.catch_warnings(), torch.no_grad():
         # torch.jit.trace is deprecated, but the other way, torch.export, takes four times as long.
         warnings.simplefilter("ignore")

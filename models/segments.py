@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from hierarchy.quantised import QuantisedMaps
+from hierarchy.quantised import QuantisedMaps, positions, room
 
 Shape = tuple[int, int, int]
 #: A picture's SHA-256 in hex, and the view.
@@ -44,7 +44,9 @@ _ENTRY: Final = np.dtype(
     ]
 )
 _SIZE: Final = _ENTRY.itemsize
-_MAGIC: Final = b"HRNROWS1"
+#: Maps channels last, as they are in memory, and as releases before wrote them, channels first.
+_MAGIC: Final = b"HRNROWS2"
+_MAGIC_FIRST: Final = b"HRNROWS1"
 _HEADER: Final = np.dtype(
     [("magic", "S8"), ("shape", "<u4", 3), ("rows", "<u4"), ("unused", "V36"), ("check", "<u4")]
 )
@@ -79,6 +81,7 @@ class _Segment:
     shape: Shape
     capacity: int
     rows: int = 0  # looked at so far
+    channels_first: bool = False  # of an earlier release: read, but not written
 
     @property
     def full(self) -> bool:
@@ -102,6 +105,7 @@ class _Pen:
             self.process == os.getpid()
             and self.row < self.segment.capacity
             and self.segment.shape == shape
+            and not self.segment.channels_first
             and os.fstat(self.index).st_nlink > 0
         )
 
@@ -144,16 +148,20 @@ class Segments:
         def take(segment: _Segment, at: list[int], rows: list[int], entries: Entries) -> list[int]:
             nonlocal steps
             if not steps.size:
-                steps = np.empty((len(keys), *segment.shape), np.uint8)
+                steps = room((len(keys), *segment.shape), np.uint8)
             if steps.shape[1:] != segment.shape:
                 return []
-            size = int(np.prod(segment.shape))
+            size, there = int(np.prod(segment.shape)), positions(steps)
+            first = np.empty(segment.shape, np.uint8)
             wrong = []
             with _opened(segment.path.with_suffix(".maps")) as file:
                 for place, row, entry in zip(at, rows, entries, strict=True):
-                    whole = os.preadv(file, [memoryview(steps[place]).cast("B")], row * size)
-                    if whole == size and zlib.crc32(steps[place]) == entry["maps_check"]:
+                    one = (first if segment.channels_first else there[place]).data.cast("B")
+                    whole = os.preadv(file, [one], row * size)
+                    if whole == size and zlib.crc32(one) == entry["maps_check"]:
                         found[place], scale[place] = True, entry["scale"]
+                        if segment.channels_first:
+                            steps[place] = first
                     else:
                         wrong.append(row)
             return wrong
@@ -211,7 +219,7 @@ class Segments:
 
     def _append(self, pen: _Pen, keys: Sequence[Key], maps: QuantisedMaps) -> None:
         """Rows for which the pen's segment has room."""
-        steps, means = np.ascontiguousarray(maps.steps), maps.means.astype("<f4")
+        steps, means = np.ascontiguousarray(positions(maps.steps)), maps.means.astype("<f4")
         _write(pen.maps, steps.data.cast("B"), pen.row * steps[0].nbytes)
         _write(pen.means, means.data.cast("B"), pen.row * means[0].nbytes)
         entries = np.zeros(len(keys), _ENTRY)
@@ -352,7 +360,9 @@ class Segments:
         left = [
             segment
             for segment in self._segments
-            if segment.shape == shape and not segment.full and segment.path.name in self._names
+            if segment.shape == shape
+            and not (segment.full or segment.channels_first)
+            and segment.path.name in self._names
         ]
         for segment in left:
             with suppress(OSError):
@@ -507,13 +517,14 @@ def _open_segment(path: Path) -> _Segment | None:
             data = os.pread(file, _SIZE, 0)
     except OSError:
         return None
-    if len(data) < _SIZE or not data.startswith(_MAGIC):
+    if len(data) < _SIZE or not data.startswith((_MAGIC, _MAGIC_FIRST)):
         return None
     header = np.frombuffer(data, _HEADER)[0]
     if zlib.crc32(data[:-4]) != header["check"]:
         return None
     channels, height, width = header["shape"].tolist()
-    return _Segment(path, (channels, height, width), int(header["rows"]))
+    first = data.startswith(_MAGIC_FIRST)
+    return _Segment(path, (channels, height, width), int(header["rows"]), channels_first=first)
 
 
 def _take_pen(segment: _Segment, flags: int) -> _Pen | None:

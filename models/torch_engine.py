@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from hierarchy.quantised import room
 from models.backbone import Backbone, Preparation
 from models.batching import Together
 from models.precision import cpu_has_bf16
@@ -139,8 +140,9 @@ class EngineShape:
             )
 
     def room(self, batch: Pixels) -> Maps:
-        """For the batch's maps."""
-        return np.empty((len(batch), self.channels, self.grid, self.grid), np.float32)
+        """For the batch's maps, channels last in memory."""
+        maps: Maps = room((len(batch), self.channels, self.grid, self.grid), np.float32)
+        return maps
 
 
 def slices(length: int, step: int) -> Iterator[slice]:
