@@ -41,6 +41,7 @@ from studio.labelconfig import parse_label_config
 from studio.pictures import Picture
 from tests.studio.servers import serving
 from tests.worker.stand import LEGACY, Stand
+from worker.__main__ import load
 from worker.parts import Parts
 from worker.refreshing import refresh_predictions
 from worker.settings import Secret, Settings
@@ -196,6 +197,7 @@ def main() -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # as a worker has, see `hrn work`
     if given.stand_in:
         stand_in(given.data, given.stand_in)
+    load()
     with (
         tempfile.TemporaryDirectory() as home,
         redis(Path(home)) as url,

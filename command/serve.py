@@ -1,6 +1,7 @@
 """The web server: the Flask application under gunicorn, one process with threads."""
 
 import ctypes
+import gc
 import ipaddress
 import logging
 import os
@@ -114,6 +115,9 @@ def _warm(parts: "Parts") -> None:
         parts.galleries.base()
     except ModelError as error:  # told again, with a status, by the request that needs it
         log.error("backbone not loaded: %s", error)  # noqa: TRY400 - the message says it all
+    # Left to itself Python's collector walks through all of it now and then, and for a quarter of a
+    # second nobody is answered.
+    gc.freeze()
 
 
 def is_local(host: str) -> bool:

@@ -1,6 +1,7 @@
 """`python -m worker` takes jobs; `python -m worker reconcile` asks for what is missing."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -41,10 +42,12 @@ def _device_name(wanted: str) -> str:
     return f"CPU, {os.cpu_count() or 1} cores"
 
 
-def work(settings: Settings) -> None:
-    """Take jobs until told to stop; a job in hand is finished first."""
-    # Loaded before the fork, so that a job starts at once. None of it touches a GPU on import,
-    # which a forked process could not use any more, or starts a thread that a fork would miss.
+def load() -> None:
+    """Load what jobs need: before the fork, so that a job starts at once.
+
+    None of it touches a GPU on import, which a forked process could not use any more, or starts a
+    thread that a fork would miss.
+    """
     import scipy.linalg  # noqa: F401
     import timm  # noqa: F401
 
@@ -52,7 +55,15 @@ def work(settings: Settings) -> None:
 
     with contextlib.suppress(EngineError):  # a job that wants it says that it is missing
         load_openvino()
+    # Python's collector would walk through it again and again, a quarter of a second each time, and
+    # write to pages that jobs share with this process.
+    gc.collect()
+    gc.freeze()
 
+
+def work(settings: Settings) -> None:
+    """Take jobs until told to stop; a job in hand is finished first."""
+    load()
     connection = Redis.from_url(settings.redis_url)
     ours = OurWorker(
         [QUEUE_NAME],
