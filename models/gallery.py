@@ -4,7 +4,7 @@ Pictures that were seen before are neither fetched nor inferred again. One bad p
 itself only. C channels; h, w positions of the map.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -49,6 +49,7 @@ class Loaded:
     digest: str
     pixels: dict[int, NDArray[np.uint8]]  # (3, H, W) of the views that `maps` lacks
     maps: dict[int, QuantisedMaps]  # of this picture alone, by view
+    fetched: bool = False  # its reference was followed just now
 
 
 #: A picture and the view that it lacks.
@@ -130,10 +131,16 @@ class Gallery:
 
     def load(self, items: Sequence[Item]) -> list[Loaded | PictureError]:
         """Fetch and decode a few pictures, in order; `infer` does the rest."""
+        known, views = self._known(items), (PLAIN,)
         if len(items) == 1:
-            return [self._load(items[0], (PLAIN,))]
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="gallery") as pool:
-            return list(pool.map(lambda item: self._load(item, (PLAIN,)), items))
+            loaded = [self._load(items[0], known[0], views)]
+        else:
+            with ThreadPoolExecutor(self._threads, thread_name_prefix="gallery") as pool:
+                loaded = list(
+                    pool.map(lambda item, digest: self._load(item, digest, views), items, known)
+                )
+        self._remember(zip(items, loaded, strict=True))
+        return loaded
 
     def infer(self, loaded: Sequence[Loaded]) -> QuantisedMaps:
         """Feature maps of n > 0 pictures that `load` gave, in order."""
@@ -247,15 +254,18 @@ class Gallery:
             while True:
                 room = _WINDOW - loading - len(waiting)
                 some = list(islice(todo, -(-room // len(views))))
-                ready = self._at_once([item for _, item in some], views)
-                for (position, item), loaded in zip(some, ready, strict=True):
+                known = self._known([item for _, item in some])
+                ready = self._at_once(known, views)
+                for one, digest, loaded in zip(some, known, ready, strict=True):
                     if loaded is None:
-                        pool.submit(self._deliver, arrived, position, item, views)
+                        pool.submit(self._deliver, arrived, one, digest, views)
                         loading += 1
                 yield from _there(some, ready)
                 if not some and not loading and not waiting:
                     return
-                for position, found in _taken(arrived) if loading else ():
+                came = list(_taken(arrived)) if loading else []
+                self._remember((items[position], found) for position, found in came)
+                for position, found in came:
                     loading -= 1
                     if isinstance(found, PictureError) or not found.pixels:
                         yield position, found
@@ -269,20 +279,26 @@ class Gallery:
             pool.shutdown(cancel_futures=True)
 
     def _deliver(
-        self, arrived: "SimpleQueue[_Arrival]", position: int, item: Item, views: tuple[int, ...]
+        self,
+        arrived: "SimpleQueue[_Arrival]",
+        one: tuple[int, Item],
+        known: str | None,
+        views: tuple[int, ...],
     ) -> None:
         """Load, in a thread of its own, and hand over what came of it."""
+        position, item = one
         try:
-            arrived.put((position, self._load(item, views)))
+            arrived.put((position, self._load(item, known, views)))
         except BaseException as error:  # noqa: BLE001 - raised by whoever takes it
             arrived.put((position, error))
 
-    def _at_once(self, items: Sequence[Item], views: tuple[int, ...]) -> list[Loaded | None]:
-        """Each item's maps where the cache has all views of it, read together."""
-        ready: list[Loaded | None] = [None] * len(items)
-        if self._cache is None or not items:
+    def _at_once(
+        self, digests: Sequence[str | None], views: tuple[int, ...]
+    ) -> list[Loaded | None]:
+        """Each picture's maps where the cache has all views of it, read together."""
+        ready: list[Loaded | None] = [None] * len(digests)
+        if self._cache is None or not digests:
             return ready
-        digests = self._known(items)
         there = np.flatnonzero(self._held(digests, views)).tolist()
         maps: dict[int, dict[int, QuantisedMaps]] = {at: {} for at in there}
         for view in views if there else ():
@@ -311,26 +327,37 @@ class Gallery:
             held[at] = self._cache.holds([str(digests[one]) for one in at.tolist()], view=view)
         return held
 
-    def _load(self, item: Item, views: tuple[int, ...]) -> Loaded | PictureError:
-        """What a worker thread does: everything but the inference."""
+    def _remember(self, loaded: Iterable[tuple[Item, Loaded | PictureError]]) -> None:
+        """Note where the references led that were followed."""
+        fetched = [
+            (item[0], one.digest) for item, one in loaded if isinstance(one, Loaded) and one.fetched
+        ]
+        if self._index is not None and fetched:
+            self._index.remember_all(fetched)
+
+    def _load(self, item: Item, known: str | None, views: tuple[int, ...]) -> Loaded | PictureError:
+        """What a worker thread does: everything but the inference.
+
+        Args:
+            item: whose picture.
+            known: the picture's digest, if its reference was followed not long ago.
+            views: that are wanted.
+        """
         ref, task_id = item
-        (known,) = self._known([item])
         maps = self._cached(known, views)
         if known is not None and len(maps) == len(views):
             return Loaded(known, {}, maps)
         try:
             picture = self._fetch(ref, task_id)
-            if self._index is not None:
-                self._index.remember(ref, picture.digest)
             if picture.digest != known:
                 maps = self._cached(picture.digest, views)
             missing = [view for view in views if view not in maps]
             if not missing:
-                return Loaded(picture.digest, {}, maps)
+                return Loaded(picture.digest, {}, maps, fetched=True)
             pixels = self._looked_at(picture, missing)
         except PictureError as error:
             return error
-        return Loaded(picture.digest, pixels, maps)
+        return Loaded(picture.digest, pixels, maps, fetched=True)
 
     def _looked_at(self, picture: Picture, views: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
         """The network's input for each view.

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -70,8 +71,17 @@ class ReferenceIndex:
 
     def remember(self, ref: str, digest: str) -> None:
         """Note that ``ref`` gave the picture ``digest`` just now."""
-        row = (_name(ref), bytes.fromhex(digest), time.time())
-        self._with(lambda base: base.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", row))
+        self.remember_all([(ref, digest)])
+
+    def remember_all(self, found: Sequence[tuple[str, str]]) -> None:
+        """Note several references, and the picture that each gave, in one go."""
+        now = time.time()
+        rows = [(_name(ref), bytes.fromhex(digest), now) for ref, digest in found]
+        if not rows:
+            return
+        places = ", ".join(["(?, ?, ?)"] * len(rows))  # one statement: one write
+        many = f"INSERT OR REPLACE INTO seen VALUES {places}"  # noqa: S608 - question marks only
+        self._with(lambda base: base.execute(many, list(chain.from_iterable(rows))))
 
     def prune(self, max_age_s: float) -> int:
         """Forget references older than ``max_age_s`` seconds; return how many."""

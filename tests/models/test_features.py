@@ -409,6 +409,34 @@ def write_former(root: Path, digest: str, maps: npt.NDArray[np.float32], name: s
     return path
 
 
+def test_segments_with_channels_first_are_read_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As releases before wrote them: their own rows first, ours in a segment of their own."""
+    maps = np.stack([some_maps(seed) for seed in range(3)])
+    keys = [(hashlib.sha256(bytes([seed])).hexdigest(), PLAIN) for seed in range(4)]
+    with monkeypatch.context() as before:
+        before.setattr(segments, "_MAGIC", segments._MAGIC_FIRST)
+        before.setattr(segments, "positions", lambda rows: rows)
+        FeatureCache(tmp_path, "tiny-0").put(keys[:3], maps)
+    (index,) = tmp_path.rglob("*.index")
+    assert index.read_bytes().startswith(b"HRNROWS1")
+    written = index.with_suffix(".maps").read_bytes()
+    assert written == QuantisedMaps.of(maps).steps.tobytes()
+    cache = FeatureCache(tmp_path, "tiny-0")
+    kept = cache.put(keys[3:], some_maps(7)[None])
+    assert index.with_suffix(".maps").read_bytes() == written
+    assert len(list(tmp_path.rglob("*.index"))) == 2
+    found, all_ = FeatureCache(tmp_path, "tiny-0").maps([name for name, _ in keys])
+    assert found.all()
+    np.testing.assert_array_equal(all_.restored()[:3], QuantisedMaps.of(maps).restored())
+    np.testing.assert_array_equal(all_.restored()[3:], kept.restored())
+    # Damage is found there too.
+    index.with_suffix(".maps").write_bytes(bytes([written[0] ^ 1]) + written[1:])
+    found, _ = FeatureCache(tmp_path, "tiny-0").maps([name for name, _ in keys])
+    assert found.tolist() == [False, True, True, True]
+
+
 def test_caches_of_former_releases_are_read_and_moved(tmp_path: Path) -> None:
     paths = [
         write_former(tmp_path, A, some_maps(0)),

@@ -32,6 +32,13 @@ def test_a_reference_is_known_after_it_was_seen(tmp_path: Path) -> None:
     assert again.known([], HOUR) == []
 
 
+def test_many_are_remembered_in_one_go(tmp_path: Path) -> None:
+    index = ReferenceIndex(tmp_path)
+    index.remember_all([])
+    index.remember_all([(str(number), (A, B)[number % 2]) for number in range(300)])
+    assert index.known(["0", "299", "300"], HOUR) == [A, B, None]
+
+
 def test_a_reference_is_forgotten_after_its_time(tmp_path: Path) -> None:
     index = ReferenceIndex(tmp_path)
     index.remember("/data/a.jpg", A)
