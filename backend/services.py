@@ -101,7 +101,9 @@ class Services:
 
     def answers(self, gallery: Gallery, predictor: Predictor, items: Sequence[Item]) -> Answers:
         """One answer a picture; few pictures go along with those of other calls that wait."""
-        if not 0 < len(items) <= FEW:
+        if not items:
+            return []
+        if len(items) > FEW:
             with self._batches:
                 return answers(gallery, predictor, items)
         return self._shared(gallery, predictor)(items)

@@ -115,8 +115,9 @@ def _warm(parts: "Parts") -> None:
         parts.galleries.base()
     except ModelError as error:  # told again, with a status, by the request that needs it
         log.error("backbone not loaded: %s", error)  # noqa: TRY400 - the message says it all
-    # Left to itself Python's collector walks through all of it now and then, and for a quarter of a
-    # second nobody is answered.
+    # Left to itself Python's collector walks through all that is loaded now and then, and for a
+    # quarter of a second nobody is answered. Before that, what loading has left behind.
+    gc.collect()
     gc.freeze()
 
 

@@ -1,7 +1,7 @@
 """Feature maps in 256 steps, and a 1x1 convolution that reads them as the whole numbers they are.
 
-Maps lie in memory channels last: a position's channels, which a convolution adds up, stand side by
-side. n, B maps; C channels; H x W the grid; c channels out.
+Maps that we make lie in memory channels last: a position's channels, which a convolution adds up,
+stand side by side. n, B maps; C channels; H x W the grid; c channels out.
 """
 
 import math

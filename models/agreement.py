@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from models.backbone import Backbone
+from models.openvino_engine import LAYOUT
 from models.torch_engine import Engine, Maps, Pixels, TorchEngine, cpu_name
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ class Verdict:
             return cls(None)
         place = torch.cuda.get_device_name() if "cuda" in label else cpu_name()
         versions = [str(torch.__version__), _openvino_version() if "openvino" in label else ""]
-        what = json.dumps([label, backbone.fingerprint, versions, place, MAX_ERROR])
+        layout = LAYOUT if "openvino" in label else ""
+        what = json.dumps([label, backbone.fingerprint, versions, layout, place, MAX_ERROR])
         return cls(cache_dir / f"check-{hashlib.sha256(what.encode()).hexdigest()[:16]}.json")
 
     def read(self) -> bool | None:

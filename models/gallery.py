@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Final, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -264,13 +264,11 @@ class Gallery:
                 if not some and not loading and not waiting:
                     return
                 came = list(_taken(arrived)) if loading else []
+                loading -= len(came)
                 self._remember((items[position], found) for position, found in came)
-                for position, found in came:
-                    loading -= 1
-                    if isinstance(found, PictureError) or not found.pixels:
-                        yield position, found
-                    else:
-                        waiting.append((position, found))
+                waiting += [(at, found) for at, found in came if _lacks(found)]
+                came = [(at, found) for at, found in came if not _lacks(found)]
+                yield from came
                 while len(waiting) >= _ENOUGH or (waiting and not loading):
                     batch, waiting = waiting[:_BATCH], waiting[_BATCH:]
                     self._infer([loaded for _, loaded in batch])
@@ -426,6 +424,11 @@ def _taken(arrived: SimpleQueue[_Arrival]) -> Iterator[tuple[int, Loaded | Pictu
             raise found
         yield position, found
         block = False
+
+
+def _lacks(found: Loaded | PictureError) -> TypeGuard[Loaded]:
+    """Is there something to infer?"""
+    return isinstance(found, Loaded) and bool(found.pixels)
 
 
 def _there(

@@ -48,7 +48,7 @@ _BINDING: Final = threading.Lock()
 
 
 #: How converted networks give their maps: releases before had channels first.
-_LAYOUT: Final = "nhwc"
+LAYOUT: Final = "nhwc"
 
 
 class _ChannelsLast(Normalised):
@@ -179,7 +179,7 @@ def _cached_model(ov: Any, core: Any, backbone: Backbone, cache_dir: Path | None
     if cache_dir is None:
         return _convert(ov, backbone)
     version = re.sub(r"[^\w.]+", "-", str(ov.get_version()))
-    folder = cache_dir / f"{backbone.fingerprint}-openvino-{version}-{_LAYOUT}"
+    folder = cache_dir / f"{backbone.fingerprint}-openvino-{version}-{LAYOUT}"
     if _is_whole(folder):
         return core.read_model(folder / "model.xml")
     model = _convert(ov, backbone)

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Final, TypeVar
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 _FILE: Final = "references.sqlite"
 #: Bytes of a picture's SHA-256.
 _DIGEST: Final = 32
+#: Rows of one statement: every SQLite takes as many values.
+_AT_ONCE: Final = 256
 #: Seconds that another process's write is waited for.
 _PATIENCE_S: Final = 2.0
 _TABLE: Final = """
@@ -77,11 +80,11 @@ class ReferenceIndex:
         """Note several references, and the picture that each gave, in one go."""
         now = time.time()
         rows = [(_name(ref), bytes.fromhex(digest), now) for ref, digest in found]
-        if not rows:
-            return
-        places = ", ".join(["(?, ?, ?)"] * len(rows))  # one statement: one write
-        many = f"INSERT OR REPLACE INTO seen VALUES {places}"  # noqa: S608 - question marks only
-        self._with(lambda base: base.execute(many, list(chain.from_iterable(rows))))
+        for start in range(0, len(rows), _AT_ONCE):
+            part = rows[start : start + _AT_ONCE]
+            places = ", ".join(["(?, ?, ?)"] * len(part))  # one statement: one write
+            many = f"INSERT OR REPLACE INTO seen VALUES {places}"  # noqa: S608 - question marks
+            self._with(partial(_run, many, list(chain.from_iterable(part))))
 
     def prune(self, max_age_s: float) -> int:
         """Forget references older than ``max_age_s`` seconds; return how many."""
@@ -161,6 +164,10 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+
+
+def _run(statement: str, values: Sequence[object], base: sqlite3.Connection) -> sqlite3.Cursor:
+    return base.execute(statement, values)
 
 
 def _digest(row: tuple[object] | None) -> str | None:

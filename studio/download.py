@@ -2,6 +2,7 @@
 
 import contextlib
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
@@ -20,6 +21,8 @@ from studio.limits import PictureLimits
 #: negotiates content and would answer 406 to `image/*`.
 _HEADERS: Final = {"User-Agent": "label-studio-hrn", "Accept": "*/*", "Accept-Encoding": "identity"}
 _CHUNK: Final = 65_536  # bytes
+#: Downloads at once, of all who ask: each may grow to `PictureLimits.max_bytes`.
+AT_ONCE: Final = 64
 #: Statuses below 500 after which the same request may succeed.
 _TEMPORARY: Final = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
@@ -45,10 +48,11 @@ class Downloader:
         self._limits = limits
         self._authorize = authorize
         self._guard = Guard(rules, limits)
+        self._turns = threading.BoundedSemaphore(AT_ONCE)
         self._pools = GuardedPools(
             self._guard,
             num_pools=16,
-            maxsize=64,  # of a host; as many as are used at once stay open
+            maxsize=AT_ONCE,  # of a host: those that are used at once stay open
             # Verifies; `SSL_CERT_FILE` names a private authority.
             ssl_context=ssl.create_default_context(),
             timeout=urllib3.Timeout(connect=limits.connect_timeout, read=limits.read_timeout),
@@ -66,7 +70,7 @@ class Downloader:
                 picture.
             PictureUnavailableError: a failure that may pass has not passed.
         """
-        with Clock(self._limits.total_timeout) as clock:
+        with self._turns, Clock(self._limits.total_timeout) as clock:
             self._guard.current.clock = clock
             try:
                 return self._persist(url, clock)

@@ -163,7 +163,7 @@ class Work:
             raise StoppedError("stopped by hand")
 
     def tell(self, stage: str, done: int, total: int, stage_began: float) -> None:
-        """Show people where it is, now and then."""
+        """Show people where it is: now and then, and when a stage ends."""
         if done < total and time.monotonic() < self.told.get(stage, -math.inf) + TELL_EVERY:
             return
         self.told[stage] = time.monotonic()

@@ -1,5 +1,6 @@
 """The web server: its settings, its caution, and the process itself."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from command.serve import Server, authority, check_exposure
+from command.serve import Server, _warm, authority, check_exposure
 from command.services import answers_http, as_environment
 from models.backbone import load_backbone
 from models.store import ModelStore
@@ -22,6 +23,7 @@ from tests.end_to_end.label_studio import free_port
 from tests.published import TREE, project, publish
 from tests.studio.configs import taxonomy_xml
 from tests.studio.picture_server import Handler, serving
+from worker.parts import Parts
 from worker.settings import Secret, SettingError, Settings
 
 
@@ -47,6 +49,16 @@ def test_one_process_answers_with_threads(tmp_path: Path) -> None:
     assert config.bind == ["127.0.0.1:1234"]
     assert (config.workers, config.threads) == (1, 5)
     assert config.timeout > 100  # Label Studio's own patience
+
+
+def test_what_is_loaded_is_out_of_the_collectors_sight(tmp_path: Path) -> None:
+    """Where the backbone cannot be loaded, too."""
+    assert not gc.get_freeze_count()
+    try:
+        _warm(Parts(Settings(home=tmp_path, backbone="no such network")))
+        assert gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.slow

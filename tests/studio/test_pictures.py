@@ -179,6 +179,35 @@ def test_label_studio_s_address_must_be_a_web_address() -> None:
         PictureFetcher("studio.internal:8080", None, LIMITS)
 
 
+def test_so_many_are_fetched_at_once_and_no_more(
+    make: Make, studio: PictureServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may be as large as is allowed, whoever asks for it."""
+    monkeypatch.setattr("studio.download.AT_ONCE", 5)
+    lock, here, full = threading.Lock(), list[int](), threading.Barrier(5)
+    most = 0
+
+    def slow(handler: Handler) -> None:
+        nonlocal most
+        with lock:
+            here.append(1)
+            most = max(most, len(here))
+        full.wait(4)  # not one fewer
+        time.sleep(0.05)  # for one more to come
+        with lock:
+            here.pop()
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(CAT)
+
+    studio.answers[UPLOAD] = slow
+    fetcher = make()
+    with ThreadPoolExecutor(15) as callers:
+        found = [callers.submit(fetcher.fetch, UPLOAD) for _ in range(15)]
+        assert all(one.result(30).data == CAT for one in found)
+    assert most == 5
+
+
 def test_an_empty_file_is_refused(make: Make, studio: PictureServer) -> None:
     studio.answers[UPLOAD] = b""
     assert "empty" in reason(make(), UPLOAD)
