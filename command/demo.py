@@ -112,7 +112,7 @@ def run(home: Path, data: Path | None, *, ports: tuple[int, int], label_studio: 
             demo.prepared = True
             demo.save(home)
         _connect(client, demo, settings)
-        if not supervisor.stopping.is_set():
+        if not supervisor.stopping:
             _tell(demo, home, time.monotonic() - began)
         supervisor.run()
         _say("Stopping ...")

@@ -164,7 +164,7 @@ def start_all(supervisor: Supervisor, settings: Settings) -> None:
 def _wait_for_worker(supervisor: Supervisor, board: Board) -> None:
     """A worker that cannot start must be seen now, not when somebody waits for a training."""
     deadline = time.monotonic() + 60
-    while not supervisor.stopping.is_set() and not _workers(board):
+    while not supervisor.stopping and not _workers(board):
         if time.monotonic() > deadline:
             raise StartError(f"no worker came up in 60 s:\n{supervisor.tail('worker')}")
         time.sleep(0.2)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ class Supervisor:
     def __init__(self, logs: Path) -> None:
         self.logs = logs
         self.children: list[Child] = []
-        self.stopping = threading.Event()
+        self.stopping = False  # no event: a second signal would wait for the first one's lock
         self._handlers: dict[signal.Signals, Any] = {}
         self._running = False
 
@@ -72,7 +71,7 @@ class Supervisor:
         trace: TracebackType | None,
     ) -> None:
         self._running = True  # a second Ctrl-C must not keep the others from being ended
-        self.stopping.set()
+        self.stopping = True
         for child in reversed(self.children):
             _end(child)
         for name, handler in self._handlers.items():
@@ -104,7 +103,7 @@ class Supervisor:
         self._spawn(child)
         assert child.process is not None  # noqa: S101 - just started
         deadline = time.monotonic() + seconds
-        while ready is not None and not self.stopping.is_set() and not ready():
+        while ready is not None and not self.stopping and not ready():
             if child.process.poll() is not None or time.monotonic() > deadline:
                 ended = child.process.poll()
                 what = f"ended with {ended}" if ended is not None else f"not ready in {seconds:g} s"
@@ -116,7 +115,7 @@ class Supervisor:
     def run(self, every_second: Callable[[], None] | None = None) -> None:
         """Keep everything running until told to stop."""
         self._running = True
-        while not self.stopping.wait(1.0):
+        while self._waited(1.0):
             for child in self.children:
                 self._mend(child)
             if every_second is not None:
@@ -156,8 +155,15 @@ class Supervisor:
             child.due = 0.0
             self._spawn(child)
 
+    def _waited(self, seconds: float) -> bool:
+        """Wait; False, and at once, if told to stop."""
+        ends = time.monotonic() + seconds
+        while not self.stopping and time.monotonic() < ends:
+            time.sleep(0.05)
+        return not self.stopping
+
     def _stop(self, _signal: int, _frame: FrameType | None) -> None:
-        self.stopping.set()
+        self.stopping = True
         if not self._running:  # whatever is being started or prepared is left at once
             raise KeyboardInterrupt
 

@@ -283,7 +283,7 @@ def running(home: Path, roles: Sequence[str], **settings: Any) -> Iterator[Site]
         finally:
             town.free.set()
             town.ill, town.slow = None, 0.0
-            supervisor.stopping.set()
+            supervisor.stopping = True
             keeper.join(10)
 
 

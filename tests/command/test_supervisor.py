@@ -81,7 +81,7 @@ def test_a_child_that_dies_is_started_again(
 
         def seen() -> None:
             if supervisor.tail("short").count("born") >= 2:
-                supervisor.stopping.set()
+                supervisor.stopping = True
 
         supervisor.run(seen)
         assert supervisor.tail("short").count("born") >= 2
@@ -114,7 +114,7 @@ def test_a_log_keeps_its_end(tmp_path: Path) -> None:
 
 #: What a signal does, in a process of its own: this one has handlers of other libraries.
 SIGNALLED = """
-import signal, sys
+import os, signal, sys, threading
 from pathlib import Path
 from command.supervisor import Supervisor
 before = signal.getsignal(signal.SIGTERM)
@@ -123,7 +123,7 @@ try:
         {body}
 except KeyboardInterrupt:
     print("left at once")
-print(signal.getsignal(signal.SIGTERM) == before, supervisor.stopping.is_set())
+print(signal.getsignal(signal.SIGTERM) == before, supervisor.stopping)
 """
 
 
@@ -132,13 +132,26 @@ print(signal.getsignal(signal.SIGTERM) == before, supervisor.stopping.is_set())
     [
         ("signal.raise_signal(signal.SIGTERM)", "left at once\nTrue True\n"),
         ("supervisor.run(lambda: signal.raise_signal(signal.SIGTERM))", "True True\n"),
+        (
+            # As many as `make` and a terminal send at once: handlers run within handlers.
+            (
+                "kill = lambda: [os.kill(os.getpid(), 15) for _ in range(3000)]; "
+                "storm = threading.Thread(target=kill); "
+                "supervisor.run(lambda: (storm.start(), storm.join()))"
+            ),
+            "True True\n",
+        ),
     ],
-    ids=["while preparing", "while running"],
+    ids=["while preparing", "while running", "many at once"],
 )
 def test_a_signal_ends_it_and_is_given_back(tmp_path: Path, body: str, told: str) -> None:
     script = SIGNALLED.format(body=body)
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert done.stdout == told
 
