@@ -105,7 +105,6 @@ class _Pen:
             self.process == os.getpid()
             and self.row < self.segment.capacity
             and self.segment.shape == shape
-            and not self.segment.channels_first
             and os.fstat(self.index).st_nlink > 0
         )
 

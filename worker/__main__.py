@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from typing import Final
 
 from redis import Redis
@@ -85,10 +84,10 @@ def main(arguments: list[str]) -> int:
     if not settings.redis_url:
         raise MisconfiguredError("REDIS_URL is not set: `hrn up` starts a Redis and sets it")
     if arguments == ["reconcile"]:
-        stop = threading.Event()
+        told: list[int] = []  # no event: a second signal would wait for the first one's lock
         for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, lambda *_: stop.set())
-        Reconciler(Parts(settings)).run(stop.is_set)
+            signal.signal(name, lambda number, _: told.append(number))
+        Reconciler(Parts(settings)).run(lambda: bool(told))
     else:
         work(settings)
     return 0
