@@ -215,10 +215,20 @@ class LabelStudio:
         reply = self._object(self._task_list(project, [], page_size=1))
         return int(reply.get("total_annotations", 0))
 
+    def newest_task(self, project: int) -> int:
+        """Return the highest id of the project's tasks, 0 if it has none."""
+        reply = self._object(self._task_list(project, [], order="-tasks:id", page_size=1))
+        rows = _objects(reply.get("tasks"), "tasks")
+        return max((int(row["id"]) for row in rows), default=0)
+
     @staticmethod
-    def _task_list(project: int, items: Sequence[Object], **params: str | int) -> Call:
+    def _task_list(
+        project: int, items: Sequence[Object], *, order: str = "tasks:id", **params: str | int
+    ) -> Call:
         """A page of tasks; the data as stored, `s3://` addresses not turned into links."""
-        query = json.dumps({"filters": {"conjunction": "and", "items": list(items)}})
+        query = json.dumps(
+            {"filters": {"conjunction": "and", "items": list(items)}, "ordering": [order]}
+        )
         fixed: Params = {"project": project, "page": 1, "resolve_uri": "false", "query": query}
         return Call("GET", "/api/tasks", params={**fixed, **params})
 

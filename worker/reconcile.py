@@ -88,6 +88,7 @@ class Reconciler:
         self._followed: dict[str, float] = {}
         self._newest: dict[str, float | None] = {}
         self._new: dict[str, int] = {}
+        self._newest_task: dict[str, int] = {}
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Go on until told to stop; nothing that fails ends it."""
@@ -192,6 +193,7 @@ class Reconciler:
         check_same(project, settings)
         version = self._parts.store.current(project.key)
         self._announce(project, version or UNTRAINED)
+        self._find_new_tasks(project)
         self._ask_refresh(project, version or UNTRAINED)
         config = parse_label_config(str(settings["label_config"]))
         new, last = self._unlearnt(project, version, config)
@@ -202,6 +204,16 @@ class Reconciler:
         reason = self._policy.reason(new, last, time.time())
         if reason and not self._parts.board.rest(project.key):
             self._parts.board.ask(Order(project.key, reason))
+
+    def _find_new_tasks(self, project: Project) -> None:
+        """Ask for pre-labels of tasks whose TASKS_CREATED event was lost.
+
+        The first look of a process needs no comparison: `_ask_refresh` covers all open tasks then.
+        """
+        newest = self._parts.studio.newest_task(project.number)
+        if newest > self._newest_task.setdefault(project.key, newest):
+            self._parts.board.note_tasks(project.key)
+        self._newest_task[project.key] = newest
 
     def _missed(self, project: Project, version: str | None, new: int) -> None:
         """Note what webhooks would have told."""

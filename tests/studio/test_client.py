@@ -267,6 +267,13 @@ def test_task_data_is_told_as_stored(
 
 
 @pytest.mark.label_studio
+def test_the_newest_task(label_studio: RunningLabelStudio, project: int, tasks: list[int]) -> None:
+    client = label_studio.client()
+    assert client.newest_task(project) == tasks[-1]
+    assert client.newest_task(label_studio.create_project("no tasks yet", CONFIG)) == 0
+
+
+@pytest.mark.label_studio
 def test_tasks_by_annotation(
     label_studio: RunningLabelStudio, project: int, tasks: list[int]
 ) -> None:

@@ -143,7 +143,7 @@ def test_label_studio_is_not_asked_at_every_glance(
     for _ in range(3):
         ours.glance()
     assert stand.server is not None
-    assert stand.server.paths().count("/api/tasks") == 1
+    assert stand.server.paths().count("/api/tasks") == 2  # the newest task, and new labels
 
 
 # --- hints ---
@@ -176,6 +176,24 @@ def test_new_tasks_get_pre_labels(parts: Parts, known: Project, board: Board) ->
     publish(parts.store, known)
     board.note_tasks(known.key)
     ours.glance()
+    assert board.queue.job_ids == [f"refresh-{known.key}-v1"]
+
+
+def test_tasks_whose_event_was_lost_get_pre_labels(
+    parts: Parts, known: Project, board: Board, stand: Stand
+) -> None:
+    publish(parts.store, known)
+    board.note_refreshed(known.key, "v1")
+    ours = Reconciler(parts)
+    ours.look(known)
+    ours.look(known)
+    board.queue.empty()
+    ours.look(known)
+    ours._order(known, "v1")
+    assert board.queue.job_ids == []
+    stand.tasks.append({"id": 1, "data": {}, "annotations": [], "predictions": []})
+    ours.look(known)
+    ours._order(known, "v1")
     assert board.queue.job_ids == [f"refresh-{known.key}-v1"]
 
 
