@@ -6,6 +6,7 @@
 #   .venv-uv            uv, which fills the other three
 
 PYTHON ?= python3
+SEED ?= 5
 UV_VERSION := 0.13.9
 UV := .venv-uv/bin/uv
 export UV_LINK_MODE ?= hardlink
@@ -61,11 +62,11 @@ coverage: install .venv-upstream/.done chromium axe redis ## all tests, with the
 	.venv/bin/python -m pytest --cov --cov-report=term -m "not chaos"
 
 # Most wait, for a lease to end or a process to come back: they go side by side. Those that measure go alone.
-chaos: install ## kill, starve and flood it for some 25 minutes, on loopback; prints what was tried
+chaos: install ## kill, starve and flood it for some 25 minutes, on loopback; prints what was tried; SEED=6 for another draw
 	rm -f var/faults.jsonl
-	export HRN_FAULTS=var/faults.jsonl failed=0; \
-	.venv/bin/python -m pytest -n 2 --dist loadfile -m "(chaos or not chaos) and not alone" tests/chaos || failed=1; \
-	.venv/bin/python -m pytest -m alone tests/chaos || failed=1; \
+	export CHAOS_FAULTS=var/faults.jsonl CHAOS_SEED=$(SEED) failed=0; \
+	.venv/bin/python -m pytest -n 2 --dist loadfile --hypothesis-seed=$(SEED) -m "(chaos or not chaos) and not alone" tests/chaos || failed=1; \
+	.venv/bin/python -m pytest --hypothesis-seed=$(SEED) -m alone tests/chaos || failed=1; \
 	exit $$failed
 
 chromium:

@@ -30,6 +30,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def settled(site: Site) -> None:
+    """No training of an earlier test runs or waits, and none of its faults is left."""
+    site.settle(site.key, other_of(site))
+
+
 def other_of(site: Site) -> str:
     """Key of the second project."""
     return site.further(2).key

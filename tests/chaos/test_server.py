@@ -13,7 +13,7 @@ import requests
 
 from tests.backend.conftest import asking
 from tests.chaos.ledger import Ledger
-from tests.chaos.site import Site, running
+from tests.chaos.site import SEED, Site, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
@@ -55,7 +55,7 @@ def test_a_server_killed_under_load_answers_nothing_wrongly(site: Site, ledger: 
     right = answered(site, body)
     assert right is not None
     done = threading.Event()
-    kills, longest, draw = 5, 0.0, random.Random(5)
+    kills, longest, draw = 5, 0.0, random.Random(SEED)
 
     def keep_asking() -> tuple[int, int]:
         told = missed = 0
