@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from worker.settings import Settings
+from tests.variables import setting_names
+from worker.settings import OF_LIBRARIES, Settings
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 ROOMS: Final = ("hierarchy", "studio", "models", "worker", "backend", "command")
@@ -26,8 +27,8 @@ DECISIONS: Final = sorted((ROOT / "docs/decisions").glob("*.md"))
 #: Reads of code that is written down as data. `pickletools` is fine: it only lists instructions.
 UNPICKLERS: Final = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
-#: Settings that the image fixes, or that need a folder mounted.
-NOT_IN_COMPOSE: Final = {"HRN_HOST", "HRN_PORT", "HRN_LOCAL_FILES"}
+#: Settings that the image fixes.
+NOT_IN_COMPOSE: Final = {"HRN_HOST", "HRN_PORT"}
 
 Node = dict[str, Any]
 
@@ -48,8 +49,11 @@ def environment(service: Node) -> Mapping[str, str | None]:
 
 
 def filled_in(value: str) -> str:
-    """What compose makes of ``${NAME:?why}`` and ``${NAME:-default}`` when all names are set."""
-    return re.sub(r"\$\{(\w+)(?::-([^}]*)|:\?[^}]*)?\}", lambda m: m[2] or f"some{m[1]}", value)
+    """What compose makes of a value when those names are set that must be: ``${NAME:?why}``."""
+    while match := re.search(r"\$\{(\w+):([-+?])([^{}]*)\}", value):
+        name, operator, operand = match.groups()
+        value = value.replace(match[0], {"-": operand, "+": "", "?": f"some{name}"}[operator])
+    return value
 
 
 def sources() -> Iterator[Path]:
@@ -199,21 +203,12 @@ def test_addresses_between_containers_name_services_and_their_ports(compose: Nod
     assert seen == {"web", "label-studio", "redis"}
 
 
-#: Read by s3fs, not by us.
-OF_THE_STORAGE = {
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL",
-}
-
-
 def test_no_password_has_a_default(compose: Node) -> None:
     secrets = {"PASSWORD", "TOKEN", "KEY", "AUTH", "USER", "USERNAME"}
     found = 0
     for service in compose["services"].values():
         for variable, value in environment(service).items():
-            if variable in OF_THE_STORAGE:
+            if variable.startswith("AWS_"):
                 assert value is None, variable  # taken from .env, or not there at all
             elif (
                 variable.rsplit("_", 1)[-1].removeprefix("REDISCLI") in secrets and value != "true"
@@ -230,24 +225,22 @@ def test_no_password_has_a_default(compose: Node) -> None:
     )
 
 
-def test_env_example_lists_every_variable_and_holds_no_secret() -> None:
+def test_env_example_lists_every_variable_and_holds_no_secret(compose: Node) -> None:
     content = text(".env.example")
     asked = set(re.findall(r"\$\{(\w+):\?", text("compose.yaml")))
     assert set(re.findall(r"^(\w+)=$", content, re.MULTILINE)) == asked
-    optional = set(re.findall(r"\$\{(\w+):-", text("compose.yaml")))
-    optional |= set(re.findall(r"^  (HRN_\w+):$", text("compose.yaml"), re.MULTILINE))
-    optional |= OF_THE_STORAGE
-    assert set(re.findall(r"^#(\w+)=", content, re.MULTILINE)) == optional
+    used = set(re.findall(r"\$\{([A-Z_0-9]+):", text("compose.yaml")))
+    used |= {name for name, value in environment(compose["services"]["web"]).items() if not value}
+    assert set(re.findall(r"^#(\w+)=", content, re.MULTILINE)) == used - asked
 
 
 def test_every_setting_can_be_set_and_every_variable_is_a_setting(compose: Node) -> None:
-    settings = set(
-        re.findall(r"^ +\w+: ((?:HRN_|REDIS_|LABEL_)\w+) - ", Settings.__doc__ or "", re.MULTILINE)
-    )
+    settings = setting_names()
     assert len(settings) > 15
+    lower = {"http_proxy", "https_proxy", "no_proxy"}
     for name in ("web", "worker", "worker-gpu"):
         given = set(environment(compose["services"][name]))
-        assert given == (settings - NOT_IN_COMPOSE) | OF_THE_STORAGE
+        assert given == (settings - NOT_IN_COMPOSE) | set(OF_LIBRARIES) | lower
 
 
 def test_the_containers_settings_are_accepted(compose: Node) -> None:
@@ -287,11 +280,11 @@ def test_only_loopback_is_listened_on_unless_asked(compose: Node) -> None:
 def test_what_must_survive_lies_in_volumes(compose: Node) -> None:
     services = compose["services"]
     mounts = {name: service.get("volumes", []) for name, service in services.items()}
-    assert mounts["label-studio"] == ["label-studio:/label-studio/data"]
+    assert mounts["label-studio"][0] == "label-studio:/label-studio/data"
     assert mounts["redis"] == ["redis:/data"]
     for name in ("web", "worker", "worker-gpu"):
-        assert mounts[name] == [f"hrn:{environment(services[name])['HRN_HOME']}"]
-    assert set(compose["volumes"]) == {"label-studio", "redis", "hrn"}
+        assert mounts[name][0] == f"hrn:{environment(services[name])['HRN_HOME']}"
+    assert set(compose["volumes"]) == {"label-studio", "redis", "hrn", "nothing"}
     assert "--appendonly yes" in " ".join(services["redis"]["command"])
 
 

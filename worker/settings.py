@@ -10,6 +10,20 @@ from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
+#: Variables that libraries read by themselves; README and compose.yaml name them beside the settings.
+OF_LIBRARIES = (
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_CA_BUNDLE",
+)
+
 Device = Literal["auto", "cpu", "cuda"]
 Switch = Literal["auto", "on", "off"]
 
