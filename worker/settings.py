@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
-#: Variables that libraries read by themselves; README and compose.yaml name them beside the settings.
+#: Variables that libraries read; README and compose.yaml name them beside the settings.
 OF_LIBRARIES = (
     "REQUESTS_CA_BUNDLE",
     "SSL_CERT_FILE",
