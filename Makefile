@@ -12,7 +12,7 @@ export UV_LINK_MODE ?= hardlink
 # Locks carry versions and hashes; where packages come from is the machine's own setting.
 SYNC = $(UV) pip sync -q --require-hashes
 
-.PHONY: help install demo test coverage chaos check unit chromium axe redis lock format clean
+.PHONY: help install demo test image coverage chaos check unit chromium axe redis lock format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -54,14 +54,18 @@ check: .venv/.done ## style, types and import contracts
 	.venv/bin/lint-imports
 
 unit: .venv/.done ## the fast tests, on all cores
-	.venv/bin/python -m pytest -n auto --dist loadfile -m "not slow and not label_studio and not browser and not chaos"
+	.venv/bin/python -m pytest -n auto --dist loadfile -m "not slow and not label_studio and not browser and not chaos and not image"
 
 # The slow ones run one after the other: they start servers and trainings that want the cores for themselves.
 test: chromium axe redis install .venv-upstream/.done check unit ## the checks and all tests, on a real Label Studio, Redis, worker and browser
-	.venv/bin/python -m pytest -m "(slow or label_studio or browser) and not chaos"
+	.venv/bin/python -m pytest -m "(slow or label_studio or browser) and not chaos and not image"
+
+image: .venv/.done ## build the container image and run it, as root; some minutes and 20 GB, of which nothing stays
+	@scripts/install-buildah
+	.venv/bin/python -m pytest -m image tests/test_image.py
 
 coverage: chromium axe redis install .venv-upstream/.done ## all tests, with the lines that none of them runs
-	.venv/bin/python -m pytest --cov --cov-report=term -m "not chaos"
+	.venv/bin/python -m pytest --cov --cov-report=term -m "not chaos and not image"
 
 # Most wait, for a lease to end or a process to come back: they go side by side. Those that measure go alone.
 chaos: install ## kill, starve and flood it for some 25 minutes, on loopback; prints what was tried
