@@ -42,7 +42,7 @@ help: ## this list
 	VIRTUAL_ENV=.venv-upstream $(SYNC) requirements/upstream.txt
 	@touch $@
 
-install: .venv/.done .venv-label-studio/.done ## both environments the demo needs
+install: .venv-label-studio/.done .venv/.done ## both environments the demo needs
 
 demo: install ## Label Studio, backend, worker and Redis on this machine; DATA=folder for your own photos
 	@.venv/bin/hrn demo $(if $(DATA),--data "$(DATA)")

@@ -353,7 +353,7 @@ def test_ci_runs_what_a_person_runs() -> None:
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
     assert "set -euo pipefail" in text(".ci/run")
-    assert text(".ci/run").splitlines()[-1] == "make test"
+    assert text(".ci/run").splitlines()[-1] == "make test image"
 
 
 def test_the_licence_is_the_one_that_is_declared() -> None:
