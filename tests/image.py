@@ -183,12 +183,10 @@ def _base(buildah: Callable[..., str], folder: Path) -> None:
 
 def _pip_settings(folder: Path) -> list[str]:
     """Where this machine gets its packages, for the build alone: pip.conf and certificates."""
-    listed = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout
+    listed = subprocess.run(  # the environment that `make` fetches uv with has a pip
+        [str(UV.with_name("python")), "-m", "pip", "config", "list"],
+        check=True, stdout=subprocess.PIPE, text=True,
+    ).stdout  # fmt: skip
     found = dict(re.findall(r"^(?:global|:env:)\.([\w-]+)='(.*)'$", listed, re.MULTILINE))
     wanted = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout")
     lines = ["[global]", *(f"{name} = {found[name]}" for name in wanted if name in found)]
