@@ -46,13 +46,12 @@ def environment(service: Node) -> Mapping[str, str | None]:
     return found
 
 
-def filled_in(value: str, *, every: bool = False) -> str:
-    """What compose makes of a value when those names are set that must be, or every one."""
+def filled_in(value: str, *, files: bool = False) -> str:
+    """What compose makes of a value when those names are set that must be, or those of files too."""
     while match := re.search(r"\$\{(\w+):([-+?])([^{}]*)\}", value):
         name, operator, operand = match.groups()
-        some = operand if operator == "+" else f"some{name}"
-        none = operand if operator == "-" else ""
-        value = value.replace(match[0], some if every or operator == "?" else none)
+        made = {"-": operand, "+": operand if files else "", "?": f"some{name}"}
+        value = value.replace(match[0], made[operator])
     return value
 
 
