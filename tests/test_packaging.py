@@ -47,7 +47,7 @@ def environment(service: Node) -> Mapping[str, str | None]:
 
 
 def filled_in(value: str, *, files: bool = False) -> str:
-    """What compose makes of a value when those names are set that must be, or those of files too."""
+    """What compose makes of a value when what must be set is set, and with ``files`` those too."""
     while match := re.search(r"\$\{(\w+):([-+?])([^{}]*)\}", value):
         name, operator, operand = match.groups()
         made = {"-": operand, "+": operand if files else "", "?": f"some{name}"}
