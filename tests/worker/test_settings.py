@@ -126,6 +126,28 @@ def test_a_password_in_a_wrong_address_is_not_shown() -> None:
     assert "s3cret" not in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("HRN_PASSWROD", "did you mean HRN_PASSWORD?"),
+        ("HRN_TRAINEVERY", "did you mean HRN_TRAIN_EVERY?"),
+        ("hrn_port", "did you mean HRN_PORT?"),
+        ("HRN_QUUX", "README lists them; unset this one"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_named_with_the_nearest_and_its_text_stays_unseen(
+    name: str, fix: str
+) -> None:
+    with pytest.raises(SettingError) as told:
+        Settings.from_environ({name: "s3cret", "HRN_HOST": "0.0.0.0"})
+    assert str(told.value) == f"{name} is no setting: {fix}"
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    others = ("PATH", "LABEL_STUDIO_USERNAME", "HRN_LISTEN", "HRN_SHARED", "CHRN_X")
+    assert Settings.from_environ(dict.fromkeys(others, "x")) == Settings()
+
+
 def test_equal_secrets_are_equal() -> None:
     assert Secret("a") == Secret("a") != Secret("b")
     assert hash(Secret("a")) == hash(Secret("a"))
