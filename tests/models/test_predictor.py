@@ -236,7 +236,7 @@ def test_a_kind_of_network_of_another_release_is_refused() -> None:
 def test_evidence_survives_the_file(store: ModelStore) -> None:
     known = seen(100)
     version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=known)
-    found = read_evidence(store.weights(project().key, version))
+    found = read_evidence(store.weights(project().key, version), TREE)
     assert found is not None
     assert found.right.tolist() == known.right.tolist()
     np.testing.assert_allclose(found.probability, known.probability, atol=1e-7)
@@ -313,7 +313,7 @@ def test_the_refused_label_and_its_probability_are_named(
     version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
     own = load_predictor(store, project(), version)
     own = own.under(replace(own.rule, price=300.0))
-    found, _ = own.guesses(maps)
+    found = own.guesses(maps)
     sure = corrected(found.probability, own.rule.platt)
     refused = [
         (row, answer) for row, answer in enumerate(own.answer(maps)) if answer.reason == Reason.RISK

@@ -184,7 +184,7 @@ def test_every_level_is_judged_as_one_pre_label_is() -> None:
         [judge(int(node), answer, TREE)[0] for node in nodes]
         for nodes, answer in zip(found.nodes, answers, strict=True)
     ]
-    assert following._right(found, answers, TREE).tolist() == expected
+    assert following._seen(found, answers, TREE).right.tolist() == expected
 
 
 # --- a project ---
@@ -372,7 +372,7 @@ def test_a_tree_that_changed_has_everything_judged_anew(
     stand.label_config = taxonomy_xml(today)
     assert follow_version(known.key, "v1", served)["answers"] == 1
     (row,) = kept(served, known)["rows"]
-    assert len(row["probability"]) == today.depth
+    assert (row["levels"], len(row["probability"])) == ([1, 2], 2)  # what the version has learnt
     assert figures(served, known) == {1: (1, 1)}
 
 

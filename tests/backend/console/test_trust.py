@@ -151,9 +151,10 @@ def test_a_curve_is_read_at_even_steps() -> None:
 
 
 def test_bins_of_a_few_pictures_are_not_drawn() -> None:
-    told = calibration_data([[Bin(2, 0.1, 1.0), Bin(5, 0.5, 0.4)], [Bin(9, 0.7, 0.8)]])
+    told = calibration_data([[Bin(2, 0.1, 1.0), Bin(5, 0.5, 0.4)], [Bin(9, 0.7, 0.8)]], ["2", "3"])
     assert told is not None
     assert told["x"] == [0.0, 0.5, 0.7, 1.0]
     assert told["series"][0]["values"] == [None, 0.4, None, None]
     assert told["series"][-1]["values"] == told["x"]
-    assert calibration_data([[Bin(1, 0.1, 1.0)]]) is None
+    assert [one["name"] for one in told["series"]] == ["level 2", "level 3", "as promised"]
+    assert calibration_data([[Bin(1, 0.1, 1.0)]], ["1"]) is None
