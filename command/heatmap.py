@@ -1,4 +1,4 @@
-"""`hrn predict --heatmap`: pictures beside where the network looked, level by level, as one PNG."""
+"""`hrn predict --heatmap`: images beside where the network looked, down the tree, as one PNG."""
 
 import hashlib
 import re
@@ -176,7 +176,7 @@ def draw_row(one: Looked, letters: tuple["Letters", "Letters"]) -> Image.Image:
     told = ["the network sees what is in the frame"]
     panels = [_panel(framed(one.image, one.part), "The picture", told, letters)]
     for number, level in enumerate(one.levels, start=1):
-        told = [f"level {number} of {len(one.levels)}: {in_words(level.probability)}"]
+        told = [f"level {number}: {in_words(level.probability)}"]
         if not level.heat.any():
             told.append("nothing in it speaks for this")
         heated = framed(overlaid(one.image, level.heat, one.part), one.part)

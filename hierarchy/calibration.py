@@ -72,8 +72,7 @@ class Evidence:
         """``(n, L)`` the level of the tree that each node lies on."""
         if self.depth is not None:
             return self.depth
-        own = np.arange(1, self.right.shape[1] + 1)
-        return np.asarray(np.broadcast_to(own, self.right.shape))
+        return np.tile(np.arange(1, self.right.shape[1] + 1), (len(self), 1))
 
 
 @dataclass(frozen=True)

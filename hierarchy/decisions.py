@@ -36,9 +36,9 @@ class Decisions:
     @classmethod
     def of(cls, tree: LabelTree) -> "Decisions":
         """The nodes that have siblings; several root nodes are siblings."""
-        if cls not in tree.derived:
-            tree.derived[cls] = cls._made(tree, [size > 1 for size in _siblings(tree)])
-        found: Decisions = tree.derived[cls]
+        if "decisions" not in tree.derived:
+            tree.derived["decisions"] = cls._made(tree, [size > 1 for size in _siblings(tree)])
+        found: Decisions = tree.derived["decisions"]
         return found
 
     @classmethod

@@ -130,6 +130,11 @@ class Follower:
         return _moved(self.own if self.refitted is None else self.refitted, self.offset)
 
     @property
+    def useful(self) -> int:
+        """Answers that say anything of any level."""
+        return int((self.seen.right >= 0).any(axis=1).sum())
+
+    @property
     def accuracy(self) -> tuple[ShownAccuracy, ...]:
         """All levels together, then each level."""
         deepest = max(self.seen.right.shape[1], int(self.shown.max(initial=0)))
@@ -199,7 +204,7 @@ def follow(state: Follower, answers: Iterable[Feedback]) -> Follower:
             state = _changed(state, int(known[0]), answer)
         elif answer.id > state.through:
             state = _added(state, answer)
-            if state.since >= REFIT_EVERY and _useful(state.seen) >= REFIT_FROM:
+            if state.since >= REFIT_EVERY and state.useful >= REFIT_FROM:
                 state = replace(state, refitted=_refitted(state), since=0)
     return state
 
@@ -243,11 +248,6 @@ def _added(state: Follower, answer: Feedback) -> Follower:
     )
 
 
-def _useful(seen: Evidence) -> int:
-    """Answers that say anything of any level."""
-    return int((seen.right >= 0).any(axis=1).sum())
-
-
 def _refitted(state: Follower) -> DepthRule:
     """The loosest rule that the feedback bears, by the cautious estimate.
 
@@ -255,7 +255,7 @@ def _refitted(state: Follower) -> DepthRule:
     answers, and the version's own promise is what the feedback was to check.
     """
     own, seen = state.own, state.seen
-    platt = fit_platt(seen) if _useful(seen) >= CORRECT_FROM else own.platt
+    platt = fit_platt(seen) if state.useful >= CORRECT_FROM else own.platt
     sure = left_out(seen, platt) if platt is not own.platt else corrected(seen.probability, platt)
     rule = replace(own, platt=platt)
     found = estimate(seen, sure, rule)

@@ -539,10 +539,9 @@ def compare_manifests(first: Mapping[str, Any], second: Mapping[str, Any]) -> li
     levels = [_level_figures(one) for one in both]
     rows = []
     for level in sorted(levels[0].keys() | levels[1].keys()):
-        here = [one.get(level, (None, 0)) for one in levels]
-        name = f"Accuracy on level {level}"
-        of = (here[0][1], here[1][1])
-        rows.append(Change(name, "share", here[0][0], here[1][0], "more", of))
+        (before, first_of), (after, second_of) = (one.get(level, (None, 0)) for one in levels)
+        of = (first_of, second_of)
+        rows.append(Change(f"Accuracy on level {level}", "share", before, after, "more", of))
     wanted = (
         ("Accuracy of the best leaf", "share", ("metrics", "leaf_accuracy"), "more"),
         ("Log-loss (nats)", "number", ("metrics", "log_loss"), "less"),
@@ -558,8 +557,8 @@ def compare_manifests(first: Mapping[str, Any], second: Mapping[str, Any]) -> li
     for name, kind, keys, better in wanted:
         found = [_within(one, keys) for one in both]
         if found != [None, None]:
-            of = _leaves(both) if keys[-1] == "leaf_accuracy" else None
-            rows.append(Change(name, kind, found[0], found[1], better, of))
+            leaves = _leaves(both) if keys[-1] == "leaf_accuracy" else None
+            rows.append(Change(name, kind, found[0], found[1], better, leaves))
     return rows
 
 

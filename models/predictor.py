@@ -406,8 +406,10 @@ def calibration_for(
 
 
 def _fitted(seen: Evidence, asked: DepthRule, *, strict: bool) -> dict[str, Any]:
-    limits = {"minimum": asked.minimum, "maximum": asked.maximum}
-    return fit_rule(seen, target=asked.target, **limits, strict=strict).to_json()
+    fitted = fit_rule(
+        seen, target=asked.target, minimum=asked.minimum, maximum=asked.maximum, strict=strict
+    )
+    return fitted.to_json()
 
 
 def _nothing(rule: DepthRule) -> dict[str, Any]:

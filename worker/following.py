@@ -416,12 +416,13 @@ def _of_levels(own: DepthRule, levels: int) -> DepthRule:
 
 def _told(state: Follower, notes: Notes) -> dict[str, Any]:
     """For people: what the answers say of the labels that were shown."""
-    count = len(state.ids)
-    grounds = f"how deep to answer is fitted to answers alone from {REFIT_FROM} on, {count} so far"
-    if state.rule != state.own:
-        grounds += "; until then each answer to a pre-label moves it a little"
     if state.refitted is not None:
-        grounds = f"how deep to answer follows from the newest {count} answers"
+        grounds = f"how deep to answer follows from the newest {len(state.ids)} answers"
+    else:
+        so_far = f"from {REFIT_FROM} answers on, {state.useful} so far"
+        grounds = f"how deep to answer is fitted to annotators' answers alone {so_far}"
+        if state.rule != state.own:
+            grounds += "; until then each answer to a pre-label moves it a little"
     return {"levels": [asdict(one) for one in state.accuracy], "grounds": grounds, **_counts(notes)}
 
 

@@ -48,8 +48,8 @@ def test_accuracy_on_a_level_is_over_the_images_whose_label_reaches_it(case: Cas
             expected[level + 1] = (sum(hits), len(hits))
     told = accuracy_by_level(nodes, targets, tree)
     assert {row["level"]: (row["right"], row["checked"]) for row in told} == expected
-    for row in told:
-        assert row["accuracy"] == pytest.approx(row["right"] / row["checked"], abs=1e-4)
+    for one in told:
+        assert one["accuracy"] == pytest.approx(one["right"] / one["checked"], abs=1e-4)
 
 
 @given(raw())
