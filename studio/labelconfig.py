@@ -153,8 +153,8 @@ def parse_label_config(xml: str) -> LabelConfig:
         titles=tuple(row.title for row in ordered),
         notes=(
             *notes,
-            *tree_notes(tree),
             *(f"{describe(control)} is not pre-labelled." for control in others),
+            *tree_notes(tree),
         ),
         separator=separator,
     )
