@@ -165,12 +165,12 @@ def _in_force(project: Project, known: Known) -> dict[str, Any]:
     calibration = known.calibration(project)
     own = DepthRule.from_json(calibration["rule"])
     rule = followed_rule(services().parts.store, project.key, known.version, own)
-    told = {
+    grounds = {
         "certified": "certified on held-out images",
         "estimated": "an estimate from held-out images",
         "none": "too little evidence: nothing is shown",
     }
-    words = told[calibration["standing"]]
+    words = grounds[calibration["standing"]]
     if calibration != known.manifest["calibration"]:
         words = f"fitted to these settings: {words}"
     return {"rule": rule, "followed": rule != own, "words": words}

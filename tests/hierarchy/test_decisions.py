@@ -198,8 +198,8 @@ def test_a_tree_without_a_choice_is_promised_nothing() -> None:
     for strict in (False, True):
         fitted = fit_rule(seen, target=0.9, strict=strict)
         assert (fitted.standing, fitted.checked, fitted.given) == ("none", 0, 0.0)
-    told = preview(seen, target=0.9)
-    assert (told.depths, told.levels) == ((1.0,), ())
+    shown_then = preview(seen, target=0.9)
+    assert (shown_then.depths, shown_then.levels) == ((1.0,), ())
 
 
 def test_limits_count_the_levels_of_the_tree() -> None:

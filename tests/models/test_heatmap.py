@@ -52,9 +52,9 @@ def test_a_node_has_the_probability_that_its_answer_states(
     shown = 0
     for levels, answer in zip(found, predictor.answer(maps), strict=True):
         assert [one.path for one in levels] == list(TREE.paths)
-        told = {one.path: one.probability for one in levels}
+        stated = {one.path: one.probability for one in levels}
         if answer.path is not None:
-            assert told[answer.path] == pytest.approx(answer.probability, rel=1e-3)
+            assert stated[answer.path] == pytest.approx(answer.probability, rel=1e-3)
             shown += 1
         assert all(one.heat.shape == (4, 5) and one.heat.min() >= 0 for one in levels)
     assert shown

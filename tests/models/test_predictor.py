@@ -117,8 +117,8 @@ def below_life(store: ModelStore, **asked: Any) -> Predictor:
 
 def log_p(**probability: float) -> NDArray[np.float64]:
     """One image's; nodes that are not named have next to none."""
-    told = np.array([[probability.get(name, 1e-6) for name in LIFE.names]])
-    return np.asarray(np.log(told))
+    image = np.array([[probability.get(name, 1e-6) for name in LIFE.names]])
+    return np.asarray(np.log(image))
 
 
 def test_a_root_above_everything_is_never_the_answer(store: ModelStore) -> None:
@@ -166,10 +166,10 @@ def test_depths_are_those_of_the_tree(store: ModelStore) -> None:
 def test_any_node_has_the_probability_that_answers_state(store: ModelStore) -> None:
     predictor = below_life(store)
     predictor = predictor.under(replace(predictor.rule, platt=((2.0, 0.1), (0.5, -0.1))))
-    told = log_p(Life=0.999, Bird=0.98, Owl=0.97, Fish=0.01)
+    image = log_p(Life=0.999, Bird=0.98, Owl=0.97, Fish=0.01)
     nodes = np.array([[LIFE.index(path) for path in LIFE.paths]])
-    by_path = dict(zip(LIFE.paths, predictor.sure(told, nodes)[0].tolist(), strict=True))
-    (answer,) = predictor.told(told)
+    by_path = dict(zip(LIFE.paths, predictor.sure(image, nodes)[0].tolist(), strict=True))
+    (answer,) = predictor.told(image)
     assert answer.path == ("Life", "Bird", "Owl")
     assert by_path[answer.path] == pytest.approx(answer.probability)
     assert by_path[("Life",)] == pytest.approx(0.999)  # no correction is about it

@@ -56,14 +56,14 @@ def test_an_earlier_certificate_does_not_count_a_root_above_everything(store: Mo
     hollow = store.manifest(project().key, version)["calibration"]
     assert hollow["given"] == 1.0
     records = Records(store)
-    told = records.summary(project().key, version)["calibration"]
+    now = records.summary(project().key, version)["calibration"]
     below = records.summary(project().key, plain)["calibration"]
     for name in ("standing", "checked", "wrong", "given", "mean_depth"):
-        assert told[name] == below[name]
-    assert told["given"] < 1
-    assert told["rule"]["price"] == pytest.approx(below["rule"]["price"])
+        assert now[name] == below[name]
+    assert now["given"] < 1
+    assert now["rule"]["price"] == pytest.approx(below["rule"]["price"])
     predictor = Predictors(store).get(project(), version)
-    assert predictor.rule.to_json() == told["rule"]
+    assert predictor.rule.to_json() == now["rule"]
     assert [ids.tolist() for ids in predictor.decisions.levels] == [
         sorted([ROOTED.index(("Life", "Fruit")), ROOTED.index(("Life", "Milk"))]),
         [ROOTED.index(("Life", "Fruit", name)) for name in ("Apple", "Pear")],
@@ -81,10 +81,10 @@ def test_what_is_asked_for_now_is_what_is_told(store: ModelStore) -> None:
         == records.summary(project().key, version)["calibration"]
     )
     asked = replace(project(), target_accuracy=0.75, maximum_depth=1)
-    told = records.calibration(asked, version)
-    assert told["rule"]["target"] == 0.75
-    assert told["mean_depth"] == pytest.approx(told["given"], abs=1e-3)
-    assert told["rule"] == Predictors(store).get(asked, version).rule.to_json()
+    now = records.calibration(asked, version)
+    assert now["rule"]["target"] == 0.75
+    assert now["mean_depth"] == pytest.approx(now["given"], abs=1e-3)
+    assert now["rule"] == Predictors(store).get(asked, version).rule.to_json()
 
 
 def test_earlier_figures_are_counted_again_where_the_images_are_known(store: ModelStore) -> None:
@@ -101,8 +101,8 @@ def test_earlier_figures_are_counted_again_where_the_images_are_known(store: Mod
     )
     written = {**manifest, "metrics": {"levels": false, "leaf_accuracy": 1.0}}
     names = [store.publish(project().key, written, {**tensors, **more}) for more in (kept, {})]
-    told, unknown = (Records(store).summary(project().key, name)["metrics"] for name in names)
-    assert told == {
+    now, unknown = (Records(store).summary(project().key, name)["metrics"] for name in names)
+    assert now == {
         "leaf_accuracy": 1.0,
         "by_level": [
             {"level": 1, "checked": 3, "right": 3, "accuracy": 1.0},

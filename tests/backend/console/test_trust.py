@@ -107,9 +107,9 @@ def test_a_root_above_everything_has_no_figures(
     said = projects.describe(projects.project_status(parts, rooted))
     assert f"level 3 {deepest['accuracy']:.0%} of {deepest['checked']}" in said
     assert "level 1" not in said
-    told = projects.limit_depth(parts, rooted, None, None, None, None)
-    assert told["levels"] == [2, 3]
-    assert re.findall(r"depth (\d) \d+%", projects.depth_text(told)) == ["2", "3"]
+    shares = projects.limit_depth(parts, rooted, None, None, None, None)
+    assert shares["levels"] == [2, 3]
+    assert re.findall(r"depth (\d) \d+%", projects.depth_text(shares)) == ["2", "3"]
 
 
 def test_no_pre_label_of_a_trained_version_is_the_root(parts: Parts, rooted: Project) -> None:
@@ -122,13 +122,13 @@ def test_no_pre_label_of_a_trained_version_is_the_root(parts: Parts, rooted: Pro
     assert any(len(path) > 1 for path in paths if path)
 
 
-# --- which rule is told of ---
+# --- which rule is in force ---
 
 
 def test_what_is_in_force_says_where_it_comes_from(
     admin: FlaskClient, parts: Parts, known: Project
 ) -> None:
-    """Settings made by hand, and a version that certifies nothing, were told "as certified"."""
+    """Neither settings made by hand nor a version that certifies nothing are "as certified"."""
     own = parts.store.manifest(known.key, "v1")["calibration"]["standing"]
     words = {
         "certified": "certified on held-out images",

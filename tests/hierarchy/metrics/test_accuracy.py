@@ -46,9 +46,9 @@ def test_accuracy_on_a_level_is_over_the_images_whose_label_reaches_it(case: Cas
                 hits += [nodes[row, level] == above[level]] if len(siblings) > 1 else []
         if hits:
             expected[level + 1] = (sum(hits), len(hits))
-    told = accuracy_by_level(nodes, targets, tree)
-    assert {row["level"]: (row["right"], row["checked"]) for row in told} == expected
-    for one in told:
+    figures = accuracy_by_level(nodes, targets, tree)
+    assert {row["level"]: (row["right"], row["checked"]) for row in figures} == expected
+    for one in figures:
         assert one["accuracy"] == pytest.approx(one["right"] / one["checked"], abs=1e-4)
 
 
