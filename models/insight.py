@@ -310,7 +310,7 @@ def level_name(seen: Evidence, step: int) -> str:
 
 @dataclass(frozen=True)
 class LevelCurve:
-    """How right a decision level is when only its surest pictures are answered.
+    """How right answers on a decision level are when only the surest pictures are answered.
 
     Attributes:
         level: the level of the tree, see `level_name`.
@@ -324,7 +324,7 @@ class LevelCurve:
 
 
 def coverage_curves(seen: Evidence, rule: DepthRule, *, points: int = POINTS) -> list[LevelCurve]:
-    """Accuracy against coverage, level by level; at most so many points, evenly spaced."""
+    """Right answers against coverage, level by level; at most so many points, evenly spaced."""
     sure, curves = _sure(seen, rule), []
     for level in range(seen.right.shape[1]):
         known = seen.right[:, level] >= 0
