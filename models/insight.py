@@ -515,7 +515,7 @@ class Change:
         first: None where it is not known.
         second: likewise.
         better: whether ``more`` or ``less`` of it is better, "" if neither.
-        of: how many pictures the one and the other are a share of; None where it is not a share of any.
+        of: how many pictures the one and the other are a share of; None for other figures.
     """
 
     name: str
