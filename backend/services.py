@@ -14,7 +14,6 @@ from models.answers import SharedAnswers, answers
 from models.errors import ModelStoreError
 from models.gallery import Gallery, Item
 from models.predictor import Answer, Predictor
-from models.records import Records
 from models.store import UNTRAINED, Project, project_key
 from studio.contract import SetupCall
 from studio.errors import PictureError
@@ -45,7 +44,7 @@ class Services:
         self.parts = parts
         #: A label config of thousands of choices comes with every call and seldom changes.
         self.label_config = lru_cache(maxsize=64)(parse_label_config)
-        self.records = Records(parts.store)
+        self.records = parts.records
         #: Pictures that the console looks at together: predictions go first.
         self.looks = threading.BoundedSemaphore(2)
         self._batches = threading.BoundedSemaphore(BATCHES)

@@ -1,4 +1,4 @@
-"""`hrn predict --heatmap`: pictures beside where the network looked, level by level, as one PNG."""
+"""`hrn predict --heatmap`: images beside where the network looked, down the tree, as one PNG."""
 
 import hashlib
 import re
@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from command.projects import UsageError
 from models.galleries import Galleries
-from models.heatmap import level_heat_maps, seen_part
+from models.heatmap import node_heat_maps, seen_part
+from models.insight import path_of
 from models.looking import PANEL, Looked, fitted, framed, in_words, overlaid
 from models.store import Project
 from studio.decoding import decode
@@ -136,7 +137,11 @@ class Eyes:
         (maps,) = self._gallery.maps([(f"sha256:{self._picture.digest}", None)])
         if isinstance(maps, PictureError):
             raise maps
-        (levels,) = level_heat_maps(self._predictor, maps[None])
+        log_p = self._predictor.log_probabilities(maps[None])
+        (answer,) = self._predictor.told(log_p)
+        path = path_of(self._predictor, log_p[0], answer.path)
+        names = [self._predictor.tree.paths[node] for node in path]
+        (levels,) = node_heat_maps(self._predictor, maps[None], names)
         return Looked(fitted(image), seen_part(image.size, self._preparation), levels)
 
     def _held(self, ref: str, _task: int | None) -> Picture:
@@ -171,7 +176,7 @@ def draw_row(one: Looked, letters: tuple["Letters", "Letters"]) -> Image.Image:
     told = ["the network sees what is in the frame"]
     panels = [_panel(framed(one.image, one.part), "The picture", told, letters)]
     for number, level in enumerate(one.levels, start=1):
-        told = [f"level {number} of {len(one.levels)}: {in_words(level.probability)}"]
+        told = [f"level {number}: {in_words(level.probability)}"]
         if not level.heat.any():
             told.append("nothing in it speaks for this")
         heated = framed(overlaid(one.image, level.heat, one.part), one.part)

@@ -102,11 +102,13 @@ def project_status(parts: Parts, project: Project) -> dict[str, Any]:
     }
     if version:
         try:
-            manifest = parts.store.manifest(project.key, version)
+            manifest = parts.records.summary(project.key, version)
+            calibration = parts.records.calibration(project, version)
         except ModelError as error:
             told["problem"] = str(error)
         else:
-            told |= {key: manifest[key] for key in ("metrics", "calibration", "labels")}
+            told |= {key: manifest[key] for key in ("metrics", "labels")}
+            told["calibration"] = calibration
             told["following"] = following(parts, project, version)
     try:
         state, job = parts.board.state(project.key)
@@ -133,7 +135,8 @@ def describe(told: dict[str, Any]) -> str:
     if "calibration" in told:
         lines.append(f"  {promise(told['calibration'])}")
         lines.append(
-            f"  learnt from {told['labels']['labels']} labels; held out, {levels(told['metrics'])}"
+            f"  learnt from {told['labels']['labels']} labels; of images held out whose label "
+            f"reaches it, right on {levels(told['metrics'])}"
         )
     if told.get("following"):
         lines.append(f"  {seen_since(told['following'])}")
@@ -174,13 +177,12 @@ def promise(calibration: dict[str, Any]) -> str:
 
 
 def levels(metrics: dict[str, Any]) -> str:
-    """Accuracy by level, in words."""
+    """Accuracy by level, in words: of the held-out images whose label reaches that level."""
     parts = [
         f"level {row['level']} {row['accuracy']:.0%} of {row['checked']}"
-        for row in metrics["levels"]
-        if row["accuracy"] is not None
+        for row in metrics.get("by_level", ())
     ]
-    return ", ".join(parts) + " right" if parts else "nothing could be checked"
+    return ", ".join(parts) or "no level (nothing was kept that could be checked)"
 
 
 def following(parts: Parts, project: Project, version: str) -> dict[str, Any] | None:
@@ -212,7 +214,7 @@ def versions(parts: Parts, project: Project) -> list[dict[str, Any]]:
     for name in parts.store.versions(project.key):
         row: dict[str, Any] = {"version": name, "live": name == current}
         try:
-            manifest = parts.store.manifest(project.key, name)
+            manifest = parts.records.summary(project.key, name)
         except ModelError as error:
             row["problem"] = str(error)
         else:
@@ -232,7 +234,7 @@ def describe_version(row: dict[str, Any]) -> str:
     gate = "" if row["gate"]["passed"] else f"  refused: {row['gate']['why']}"
     return (
         f"{mark} {row['version']:6} {when}  {row['labels']['labels']:5} labels  "
-        f"{levels(row['metrics'])}; {row['calibration']['standing']}, "
+        f"right on {levels(row['metrics'])}; {row['calibration']['standing']}, "
         f"{row['calibration']['given']:.0%} given{gate}"
     )
 
@@ -352,7 +354,8 @@ def _preview(parts: Parts, project: Project) -> dict[str, Any]:
         return {}
     live, found = told
     shares = [round(share, 4) for share in found.depths]
-    return {"version": live, "standing": found.standing, "shares": shares}
+    levels = list(found.levels)
+    return {"version": live, "standing": found.standing, "shares": shares, "levels": levels}
 
 
 def depth_text(told: Mapping[str, Any]) -> str:
@@ -362,8 +365,8 @@ def depth_text(told: Mapping[str, Any]) -> str:
     lines = [f"target {told['target']:.0%} {of_what}, from depth {told['minimum']} to {limit}"]
     if told["version"] is None:
         return "\n".join([*lines, "  no version is live yet"])
-    nothing, *levels = told["shares"]
-    depths = ", ".join(f"depth {n + 1} {share:.0%}" for n, share in enumerate(levels))
+    shares, nothing = told["shares"], told["shares"][0]
+    depths = ", ".join(f"depth {level} {shares[level]:.0%}" for level in told["levels"])
     lines.append(
         f"  {told['version']} would show, of the pictures it was checked on: {depths}, "
         f"nothing {nothing:.0%} ({told['standing']})"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, evidence, fit_rule
 from hierarchy.choice import DepthRule, Floats, Ints, candidates, choose_depth, corrected
+from hierarchy.decisions import Decisions
 from hierarchy.feedback import Feedback, begin, follow
 
 #: Target accuracies that are reported.
@@ -50,7 +51,8 @@ class Held:
 
 def held(log_probability: Floats, targets: Ints, tree: LabelTree) -> Held:
     """From ``(n, N)`` log-probabilities and ``(n,)`` true nodes."""
-    return Held(evidence(candidates(log_probability, tree), targets, tree), targets)
+    found = candidates(log_probability, tree, Decisions.of(tree).levels)
+    return Held(evidence(found, targets, tree), targets)
 
 
 @dataclass(frozen=True)

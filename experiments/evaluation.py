@@ -24,6 +24,7 @@ from experiments.report import Row
 from hierarchy import LabelTree
 from hierarchy.calibration import evidence, fit_rule
 from hierarchy.choice import candidates, choose_depth, corrected
+from hierarchy.decisions import Decisions
 from hierarchy.metrics import Scores, evaluate
 from worker.recipe import Recipe
 
@@ -159,8 +160,9 @@ def shown_figures(
     tree: LabelTree,
 ) -> dict[str, float]:
     """What pre-labels would be shown on test with a rule calibrated on val only."""
-    seen = evidence(candidates(val, tree), val_targets, tree)
-    found = candidates(test, tree)
+    levels = Decisions.of(tree).levels
+    seen = evidence(candidates(val, tree, levels), val_targets, tree)
+    found = candidates(test, tree, levels)
     truth = evidence(found, test_targets, tree)
     figures = {}
     for target in TARGETS:

@@ -34,7 +34,6 @@ from hierarchy.acquisition import (
     typical,
 )
 from hierarchy.acquisition.asking import CHOICE
-from hierarchy.calibration import evidence
 from hierarchy.choice import candidates
 from hierarchy.metrics import accuracy_by_level
 from hierarchy.network import FrozenHead
@@ -295,10 +294,8 @@ def judge(head: FrozenHead, material: Material) -> dict[str, float]:
         is_leaf = np.isin(judged.targets, material.tree.leaves)
         if is_leaf.any():
             figures[f"{prefix}leaf"] = float((found.leaf == judged.targets)[is_leaf].mean())
-        right = evidence(found, judged.targets, material.tree).right
-        for level, row in enumerate(accuracy_by_level(right)):
-            if row["accuracy"] is not None:
-                figures[f"{prefix}level {level + 1}"] = float(row["accuracy"])
+        for row in accuracy_by_level(found.nodes, judged.targets, material.tree):
+            figures[f"{prefix}level {row['level']}"] = float(row["accuracy"])
     return figures
 
 

@@ -56,13 +56,23 @@ class Evidence:
     Attributes:
         probability: ``(n, L)`` of each level's best node, before correction.
         right: ``(n, L)`` 1 right, 0 wrong, -1 not known (the annotator's answer is coarser).
+        depth: ``(n, L)`` the level of the tree that each of those nodes lies on, 1 for the top;
+            None where the levels are the tree's own.
     """
 
     probability: Floats
     right: Ints
+    depth: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.probability)
+
+    @property
+    def at(self) -> Ints:
+        """``(n, L)`` the level of the tree that each node lies on."""
+        if self.depth is not None:
+            return self.depth
+        return np.tile(np.arange(1, self.right.shape[1] + 1), (len(self), 1))
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class Fitted:
         checked: held-out pictures whose shown label could be checked.
         wrong: how many of those were wrong.
         given: share of held-out pictures that get a label.
-        mean_depth: over all held-out pictures, nothing shown counting 0.
+        mean_depth: over all held-out pictures, in decision levels, nothing shown counting 0.
     """
 
     rule: DepthRule
@@ -114,7 +124,7 @@ def evidence(found: Candidates, targets: Ints, tree: LabelTree) -> Evidence:
             right[row, level] = (
                 1 if tree.covers(node, target) else -1 if tree.covers(target, node) else 0
             )
-    return Evidence(found.probability, right)
+    return Evidence(found.probability, right, np.array(tree.levels)[found.nodes] + 1)
 
 
 def fit_platt(seen: Evidence) -> tuple[tuple[float, ...], ...]:
@@ -211,8 +221,8 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
         seen: held-out evidence.
         target: accuracy promised for what is shown, in (0, 1).
         delta: chance that a certificate is wrong.
-        minimum: shallowest depth to show.
-        maximum: deepest depth to show, None for all.
+        minimum: shallowest level of the tree to show.
+        maximum: deepest level of the tree to show, None for all.
         strict: the target holds for what is shown on each level separately, not only on average; a
             level that cannot keep it is not shown.
 
@@ -229,11 +239,12 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
         return Fitted(rule, "none", 0, 0, 0.0, 0.0)
     sure = left_out(seen, platt)
     if strict:  # Bonferroni: each level has a walk of its own
+        each = delta / max(1, levels)
         certified = _loosest_thresholds(
-            seen.right, sure, rule, lambda n: _certain(n, 1 - target, delta / levels), powerful=True
+            seen, sure, rule, lambda n: _certain(n, 1 - target, each), powerful=True
         )
     else:
-        certified = _loosest_price(seen.right, sure, rule, lambda n: _certain(n, 1 - target, delta))
+        certified = _loosest_price(seen, sure, rule, lambda n: _certain(n, 1 - target, delta))
     if certified is not None:
         return replace(tried(seen, sure, certified), standing="certified")
     return estimate(seen, sure, rule) or Fitted(rule, "none", 0, 0, 0.0, 0.0)
@@ -251,13 +262,13 @@ def estimate(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted | None:
         None where nothing can be shown.
     """
     loosest = _loosest_price if rule.thresholds is None else _loosest_thresholds
-    found = loosest(seen.right, sure, rule, lambda n: _cautious(n, 1 - rule.target))
+    found = loosest(seen, sure, rule, lambda n: _cautious(n, 1 - rule.target))
     return None if found is None else tried(seen, sure, found)
 
 
 def tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
     """What a rule would have shown, given the ``(n, L)`` corrected probabilities."""
-    depth = choose_depth(sure, rule)
+    depth = choose_depth(sure, rule, seen.at)
     shown = depth > 0
     right = seen.right[np.arange(len(seen)), np.maximum(depth - 1, 0)]
     checked = shown & (right >= 0)
@@ -271,20 +282,20 @@ def tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
     )
 
 
-def _loosest_price(right: Ints, sure: Floats, rule: DepthRule, bears: Bears) -> DepthRule | None:
-    checked, wrong = _price_counts(right, sure, rule)
+def _loosest_price(seen: Evidence, sure: Floats, rule: DepthRule, bears: Bears) -> DepthRule | None:
+    checked, wrong = _price_counts(seen, sure, rule)
     last = _walk(checked, wrong, bears(checked))
     return None if last is None else replace(rule, price=float(PRICES[last]))
 
 
-def _price_counts(right: Ints, sure: Floats, rule: DepthRule) -> tuple[Ints, Ints]:
+def _price_counts(seen: Evidence, sure: Floats, rule: DepthRule) -> tuple[Ints, Ints]:
     """``(K,)`` how many shown labels each price leaves to check, and how many are wrong.
 
     What a level is worth falls in a straight line with the price, so each picture shows each level
     between two prices, which follow from comparing levels two by two.
     """
-    low, high = _price_ranges(sure, rule)
-    return _counted(low, high, right >= 0), _counted(low, high, right == 0)
+    low, high = _price_ranges(seen, sure, rule)
+    return _counted(low, high, seen.right >= 0), _counted(low, high, seen.right == 0)
 
 
 def _counted(low: Floats, high: Floats, which: Bools) -> Ints:
@@ -297,9 +308,9 @@ def _counted(low: Floats, high: Floats, which: Bools) -> Ints:
     return result
 
 
-def _price_ranges(sure: Floats, rule: DepthRule) -> tuple[Floats, Floats]:
+def _price_ranges(seen: Evidence, sure: Floats, rule: DepthRule) -> tuple[Floats, Floats]:
     """``(n, L)`` prices from which on, and below which, each level is what is shown."""
-    allowed = allowed_levels(sure, rule)
+    allowed = allowed_levels(sure, rule, seen.at)
     low, high = np.zeros_like(sure), np.full_like(sure, np.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
         for level in range(sure.shape[1]):
@@ -324,10 +335,10 @@ def _price_ranges(sure: Floats, rule: DepthRule) -> tuple[Floats, Floats]:
 
 
 def _loosest_thresholds(
-    right: Ints, sure: Floats, rule: DepthRule, bears: Bears, *, powerful: bool = False
+    seen: Evidence, sure: Floats, rule: DepthRule, bears: Bears, *, powerful: bool = False
 ) -> DepthRule | None:
     """Each level's own walk, the deepest first, over the pictures that are shown nothing deeper."""
-    left = allowed_levels(sure, rule)
+    left, right = allowed_levels(sure, rule, seen.at), seen.right
     found: list[float | None] = []
     for level in reversed(range(sure.shape[1])):
         p = sure[:, level]

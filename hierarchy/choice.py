@@ -4,9 +4,11 @@ The price rule: of the most probable node of each level, answer the one that max
 ``depth + bonus - price * ((1 - P) - (1 - target))``, nothing when that is negative for all. It
 maximises the mean depth for a given accuracy of what is shown when P is calibrated; ``price`` is
 the one number that calibration chooses. A strict rule has a least P for each level instead.
-Letters: B pictures, N nodes, L levels.
+Levels are decision levels (``hierarchy.decisions``) wherever something is promised; only the
+limits ``minimum`` and ``maximum`` count the tree's own. Letters: B pictures, N nodes, L levels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self
@@ -37,8 +39,8 @@ class DepthRule:
         price: levels of depth that one unit of excess risk costs; None shows nothing at all.
         platt: for each level how its probability is corrected: slope and offset of its logit, or a
             weight for the logit of every level's best node, and an offset.
-        minimum: shallowest depth that is shown (1 = top level).
-        maximum: deepest depth that is shown; None for no limit.
+        minimum: shallowest level of the tree that is shown (1 = top level).
+        maximum: deepest level of the tree that is shown; None for no limit.
         bonus: what showing anything is worth beside its depth, in levels.
         thresholds: strict rules only: the least probability that each level is shown at, None for a
             level that is not; the deepest level that reaches its own is shown. The price then only
@@ -104,12 +106,21 @@ class Candidates:
     confidence: Floats
 
 
-def candidates(log_probability: Floats, tree: LabelTree) -> Candidates:
-    """Pick each level's best node out of ``(B, N)`` log-probabilities of all nodes."""
+def candidates(
+    log_probability: Floats, tree: LabelTree, levels: Sequence[Ints] | None = None
+) -> Candidates:
+    """Pick each level's best node out of ``(B, N)`` log-probabilities of all nodes.
+
+    Args:
+        log_probability: of each node of the tree.
+        tree: the N nodes.
+        levels: ids of each level's nodes, such as decision levels; None for the tree's own levels.
+    """
+    if levels is None:
+        levels = [np.array(tree.level_nodes(level)) for level in range(tree.depth)]
     rows = np.arange(len(log_probability))
-    nodes = np.empty((len(rows), tree.depth), dtype=np.int64)
-    for level in range(tree.depth):
-        ids = np.array(tree.level_nodes(level))
+    nodes = np.empty((len(rows), len(levels)), dtype=np.int64)
+    for level, ids in enumerate(levels):
         nodes[:, level] = ids[log_probability[:, ids].argmax(axis=1)]
     leaves = np.array(tree.leaves)
     leaf = leaves[log_probability[:, leaves].argmax(axis=1)]
@@ -185,18 +196,24 @@ def correction(platt: tuple[tuple[float, ...], ...], levels: int) -> tuple[Float
     return weights, offsets
 
 
-def choose_depth(probability: Floats, rule: DepthRule) -> Ints:
+def choose_depth(probability: Floats, rule: DepthRule, at: Ints | None = None) -> Ints:
     """Depth to answer at, 0 for nothing, from ``(B, L)`` corrected probabilities -> ``(B,)``.
+
+    Args:
+        probability: of each level's best node.
+        rule: when to stop.
+        at: ``(B, L)`` the level of the tree that each of those nodes lies on (1 = top level), which
+            the rule's limits are about; None where the levels are the tree's own.
 
     Example:
         >>> rule = DepthRule(target=0.9, price=10.0, platt=((1.0, 0.0), (1.0, 0.0)))
         >>> choose_depth(np.array([[0.99, 0.95], [0.97, 0.4], [0.5, 0.3]]), rule)
         array([2, 1, 0])
     """
-    if rule.price is None:
+    if rule.price is None or not probability.shape[1]:
         return np.zeros(len(probability), dtype=np.int64)
     depth = np.arange(1, probability.shape[1] + 1)
-    allowed = allowed_levels(probability, rule)
+    allowed = allowed_levels(probability, rule, at)
     if rule.thresholds is not None:
         worth = np.where(probability >= _least(rule.thresholds, len(depth)), depth, 0.0)
     else:
@@ -207,12 +224,12 @@ def choose_depth(probability: Floats, rule: DepthRule) -> Ints:
     return np.where(shown, best + 1, 0)
 
 
-def allowed_levels(probability: Floats, rule: DepthRule) -> Bools:
+def allowed_levels(probability: Floats, rule: DepthRule, at: Ints | None = None) -> Bools:
     """``(B, L)`` levels within the rule's limits whose node is more than a bare guess."""
-    depth = np.arange(1, probability.shape[1] + 1)
-    allowed: Bools = (depth >= rule.minimum) & (probability >= min(LEAST_PROBABILITY, rule.target))
+    at = np.arange(1, probability.shape[1] + 1) if at is None else at
+    allowed: Bools = (at >= rule.minimum) & (probability >= min(LEAST_PROBABILITY, rule.target))
     if rule.maximum is not None:
-        allowed &= depth <= rule.maximum
+        allowed &= at <= rule.maximum
     return allowed
 
 
@@ -244,12 +261,13 @@ class Explained:
     Attributes:
         depth: ``(B,)`` depth to answer at, 0 for nothing: what ``choose_depth`` returns.
         code: ``(B,)`` index into ``REASONS``.
-        deeper: ``(B,)`` corrected probability of the best node of the next level, the first that
-            was refused; NaN where no level is left.
+        refused: ``(B,)`` depth of the next level, the first that was refused; 0 where none is left.
+        deeper: ``(B,)`` corrected probability of the best node there; NaN where no level is left.
     """
 
     depth: Ints
     code: Ints
+    refused: Ints
     deeper: Floats
 
     def reasons(self) -> list[Reason]:
@@ -257,7 +275,9 @@ class Explained:
         return [REASONS[code] for code in self.code.tolist()]
 
 
-def explain_depth(probability: Floats, rule: DepthRule, ends: Bools | None = None) -> Explained:
+def explain_depth(
+    probability: Floats, rule: DepthRule, ends: Bools | None = None, at: Ints | None = None
+) -> Explained:
     """``choose_depth`` with the reason why each answer goes no deeper.
 
     Args:
@@ -265,6 +285,7 @@ def explain_depth(probability: Floats, rule: DepthRule, ends: Bools | None = Non
         rule: when to stop.
         ends: ``(B, L)`` whether the best node of each level has nothing below it; None where all
             leaves lie on the last level.
+        at: as in `choose_depth`.
 
     Example:
         >>> rule = DepthRule(target=0.9, price=10.0, platt=((1.0, 0.0), (1.0, 0.0)))
@@ -272,10 +293,10 @@ def explain_depth(probability: Floats, rule: DepthRule, ends: Bools | None = Non
         [<Reason.DEEPEST: 'deepest'>, <Reason.RISK: 'risk'>, <Reason.UNSURE: 'unsure'>]
     """
     rows, levels = np.arange(len(probability)), probability.shape[1]
-    depth = choose_depth(probability, rule)
+    depth = choose_depth(probability, rule, at)
     free = choose_depth(probability, replace(rule, minimum=1, maximum=None))
     last = depth == levels
-    if ends is not None:
+    if ends is not None and levels:
         last |= (depth > 0) & ends[rows, np.maximum(depth - 1, 0)]
     name = np.select(
         [rule.price is None, last, (depth > 0) & (free > depth), depth > 0, free > 0],
@@ -283,9 +304,15 @@ def explain_depth(probability: Floats, rule: DepthRule, ends: Bools | None = Non
         + [REASONS.index(reason) for reason in (Reason.LIMIT, Reason.RISK, Reason.MINIMUM)],
         REASONS.index(Reason.UNSURE),
     )
-    following = np.where(depth > 0, depth, min(rule.minimum, levels) - 1)
-    deeper = np.where(last, np.nan, probability[rows, np.minimum(following, levels - 1)])
-    return Explained(depth, name.astype(np.int64), deeper)
+    if not levels:  # a tree that leaves no choice
+        nothing = np.zeros(len(rows), dtype=np.int64)
+        return Explained(depth, name.astype(np.int64), nothing, np.full(len(rows), np.nan))
+    at = np.broadcast_to(np.arange(1, levels + 1), probability.shape) if at is None else at
+    deep = at >= rule.minimum
+    first = np.where(deep.any(axis=1), deep.argmax(axis=1), levels - 1)  # the shallowest allowed
+    refused = np.where(last, 0, np.where(depth > 0, depth, first) + 1)
+    deeper = np.where(last, np.nan, probability[rows, np.minimum(refused, levels) - 1])
+    return Explained(depth, name.astype(np.int64), refused, deeper)
 
 
 def reason_text(

@@ -57,8 +57,9 @@ class Feedback:
         id: the annotation's; the same id again is the same answer, maybe changed.
         probability: of each level's best node, before correction.
         right: of each level's best node: 1 right, 0 wrong, -1 not known.
-        shown: depth of the pre-label that the annotator saw, 0 for none.
+        shown: level of the tree of the pre-label that the annotator saw, 0 for none.
         verdict: of that pre-label: 1 right, 0 wrong, -1 not known or none shown.
+        depth: level of the tree of each level's best node; empty where they are the tree's own.
     """
 
     id: int
@@ -66,6 +67,12 @@ class Feedback:
     right: tuple[int, ...]
     shown: int
     verdict: int
+    depth: tuple[int, ...] = ()
+
+    @property
+    def at(self) -> tuple[int, ...]:
+        """The level of the tree that each node lies on."""
+        return self.depth or tuple(range(1, len(self.right) + 1))
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class ShownAccuracy:
     """How often what was shown on one level was right.
 
     Attributes:
-        level: depth shown, 1 the top; 0 stands for all levels together.
+        level: level of the tree shown, 1 the top; 0 stands for all levels together.
         shown: answers that had started from a label on this level.
         checked: those whose pre-label could be judged.
         right: how many of those were right.
@@ -101,7 +108,7 @@ class Follower:
         offset: added to the logarithm of the price, or to a strict rule's logits.
         ids: ``(m,)`` annotations kept, in order of arrival.
         seen: what they say of each level's best node, m rows.
-        shown: ``(m,)`` depth of the pre-label, 0 for none.
+        shown: ``(m,)`` level of the tree of the pre-label, 0 for none.
         verdict: ``(m,)`` 1 right, 0 wrong, -1 not known.
         since: answers since the newest fit.
         through: the highest id that was let go; answers up to it that are not kept are old ones.
@@ -123,9 +130,15 @@ class Follower:
         return _moved(self.own if self.refitted is None else self.refitted, self.offset)
 
     @property
+    def useful(self) -> int:
+        """Answers that say anything of any level."""
+        return int((self.seen.right >= 0).any(axis=1).sum())
+
+    @property
     def accuracy(self) -> tuple[ShownAccuracy, ...]:
         """All levels together, then each level."""
-        levels = range(self.seen.probability.shape[1] + 1)
+        deepest = max(self.seen.right.shape[1], int(self.shown.max(initial=0)))
+        levels = range(deepest + 1)
         return tuple(_shown_accuracy(level, self.shown, self.verdict) for level in levels)
 
     def to_json(self) -> dict[str, Any]:
@@ -137,6 +150,7 @@ class Follower:
             "ids": self.ids.tolist(),
             "probability": self.seen.probability.round(6).tolist(),
             "right": self.seen.right.tolist(),
+            "depth": self.seen.at.tolist(),
             "shown": self.shown.tolist(),
             "verdict": self.verdict.tolist(),
             "since": self.since,
@@ -157,6 +171,7 @@ class Follower:
             seen=Evidence(
                 np.array(data["probability"], dtype=np.float64).reshape(shape),
                 np.array(data["right"], dtype=np.int64).reshape(shape),
+                np.array(data["depth"], dtype=np.int64).reshape(shape),
             ),
             shown=np.array(data["shown"], dtype=np.int64),
             verdict=np.array(data["verdict"], dtype=np.int64),
@@ -169,7 +184,8 @@ def begin(own: DepthRule) -> Follower:
     """The state on the day that a version goes live."""
     none = np.empty(0, dtype=np.int64)
     levels = len(own.platt)
-    seen = Evidence(np.empty((0, levels)), np.empty((0, levels), dtype=np.int64))
+    nothing = np.empty((0, levels), dtype=np.int64)
+    seen = Evidence(np.empty((0, levels)), nothing, nothing)
     return Follower(own, None, 0.0, none, seen, none, none)
 
 
@@ -188,7 +204,7 @@ def follow(state: Follower, answers: Iterable[Feedback]) -> Follower:
             state = _changed(state, int(known[0]), answer)
         elif answer.id > state.through:
             state = _added(state, answer)
-            if state.since >= REFIT_EVERY and _useful(state.seen) >= REFIT_FROM:
+            if state.since >= REFIT_EVERY and state.useful >= REFIT_FROM:
                 state = replace(state, refitted=_refitted(state), since=0)
     return state
 
@@ -204,10 +220,10 @@ def _check(state: Follower, answer: Feedback) -> None:
 
 def _changed(state: Follower, at: int, answer: Feedback) -> Follower:
     probability, right = state.seen.probability.copy(), state.seen.right.copy()
-    shown, verdict = state.shown.copy(), state.verdict.copy()
-    probability[at], right[at] = answer.probability, answer.right
+    depth, shown, verdict = state.seen.at.copy(), state.shown.copy(), state.verdict.copy()
+    probability[at], right[at], depth[at] = answer.probability, answer.right, answer.at
     shown[at], verdict[at] = answer.shown, answer.verdict
-    return replace(state, seen=Evidence(probability, right), shown=shown, verdict=verdict)
+    return replace(state, seen=Evidence(probability, right, depth), shown=shown, verdict=verdict)
 
 
 def _added(state: Follower, answer: Feedback) -> Follower:
@@ -223,17 +239,13 @@ def _added(state: Follower, answer: Feedback) -> Follower:
         seen=Evidence(
             np.vstack([state.seen.probability[kept], answer.probability]),
             np.vstack([state.seen.right[kept], answer.right]),
+            np.vstack([state.seen.at[kept], answer.at]),
         ),
         shown=np.append(state.shown[kept], answer.shown),
         verdict=np.append(state.verdict[kept], answer.verdict),
         since=state.since + 1,
         through=max([state.through, *gone.tolist()]),
     )
-
-
-def _useful(seen: Evidence) -> int:
-    """Answers that say anything of any level."""
-    return int((seen.right >= 0).any(axis=1).sum())
 
 
 def _refitted(state: Follower) -> DepthRule:
@@ -243,7 +255,7 @@ def _refitted(state: Follower) -> DepthRule:
     answers, and the version's own promise is what the feedback was to check.
     """
     own, seen = state.own, state.seen
-    platt = fit_platt(seen) if _useful(seen) >= CORRECT_FROM else own.platt
+    platt = fit_platt(seen) if state.useful >= CORRECT_FROM else own.platt
     sure = left_out(seen, platt) if platt is not own.platt else corrected(seen.probability, platt)
     rule = replace(own, platt=platt)
     found = estimate(seen, sure, rule)
@@ -292,9 +304,12 @@ class Preview:
     Attributes:
         target: accuracy asked for.
         standing: what could be promised, as ``calibration.Fitted`` says.
-        depths: share of pictures answered at each depth, 0 (nothing) first; they add up to 1.
+        depths: share of pictures answered on each level of the tree, 0 (nothing) first; they add
+            up to 1.
         checked: held-out pictures whose label could be checked.
         wrong: how many of those were wrong.
+        mean_depth: over all pictures, in decision levels, nothing shown counting 0.
+        levels: levels of the tree that leave a choice, ascending.
     """
 
     target: float
@@ -302,16 +317,13 @@ class Preview:
     depths: tuple[float, ...]
     checked: int
     wrong: int
+    mean_depth: float
+    levels: tuple[int, ...]
 
     @property
     def given(self) -> float:
         """Share of pictures that get a label."""
         return 1 - self.depths[0]
-
-    @property
-    def mean_depth(self) -> float:
-        """Over all pictures, nothing shown counting 0."""
-        return sum(depth * share for depth, share in enumerate(self.depths))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a page."""
@@ -340,11 +352,15 @@ def preview(
         ValueError: ``target`` outside (0, 1).
     """
     fitted = fit_rule(seen, target=target, minimum=minimum, maximum=maximum, strict=strict)
-    levels = seen.probability.shape[1]
-    depth = np.zeros(0, dtype=np.int64)
+    shown = np.zeros(0, dtype=np.int64)
     if len(seen):
-        depth = choose_depth(left_out(seen, fitted.rule.platt), fitted.rule)
-    counts: Floats = np.bincount(depth, minlength=levels + 1) / max(1, len(depth))
-    counts[0] += not len(depth)  # of no pictures, nothing is shown
+        depth = choose_depth(left_out(seen, fitted.rule.platt), fitted.rule, seen.at)
+        at = np.hstack([np.zeros((len(seen), 1), dtype=np.int64), seen.at])
+        shown = at[np.arange(len(seen)), depth]
+    there = tuple(np.unique(seen.at).tolist()) or tuple(range(1, seen.right.shape[1] + 1))
+    counts: Floats = np.bincount(shown, minlength=max(there, default=0) + 1) / max(1, len(shown))
+    counts[0] += not len(shown)  # of no pictures, nothing is shown
     shares = tuple(float(share) for share in counts)
-    return Preview(target, fitted.standing, shares, fitted.checked, fitted.wrong)
+    return Preview(
+        target, fitted.standing, shares, fitted.checked, fitted.wrong, fitted.mean_depth, there
+    )

@@ -1,6 +1,6 @@
 """Where a version looked: a picture's feature map -> heat for nodes, laid over the picture.
 
-n pictures, C channels, h x w the map's grid, H x W pixels of the picture, N nodes, L levels.
+n pictures, C channels, h x w the map's grid, H x W pixels of the picture, N nodes.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hierarchy import LabelTree
-from hierarchy.choice import candidates, corrected_nodes
-from hierarchy.heatmap import level_heat, node_heat
+from hierarchy.heatmap import node_heat
 from models.backbone import Preparation
 from models.predictor import Predictor
 
@@ -49,23 +47,6 @@ class Box:
     top: float
     right: float
     bottom: float
-
-
-def level_heat_maps(predictor: Predictor, maps: NDArray[np.float16]) -> list[tuple[HeatMap, ...]]:
-    """Heat of each level's most probable node, the top level first.
-
-    Args:
-        predictor: the version.
-        maps: ``(n, C, h, w)`` feature maps from the version's backbone.
-
-    Returns:
-        For each map one `HeatMap` a level.
-    """
-    found = []
-    for chunk in torch.from_numpy(maps).split(_BATCH):
-        heat = level_heat(predictor.head, _on_device(chunk, predictor), predictor.tree)
-        found += _told(predictor, heat.nodes, chunk, heat.heat)
-    return found
 
 
 def node_heat_maps(
@@ -146,7 +127,7 @@ def _told(
     if not nodes.numel():
         return [()] * len(nodes)
     ids = nodes.cpu().numpy()
-    probability = _corrected(predictor, ids, predictor.log_probabilities(maps.numpy()))
+    probability = predictor.sure(predictor.log_probabilities(maps.numpy()), ids)
     values = heat.float().cpu().numpy()
     return [
         tuple(
@@ -155,19 +136,3 @@ def _told(
         )
         for row, asked in enumerate(ids)
     ]
-
-
-def _corrected(
-    predictor: Predictor, nodes: NDArray[np.int64], log_probability: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """``(b, K)`` as in answers; 0 for a node that the version has not learnt."""
-    tree = predictor.tree
-    sure = corrected_nodes(
-        candidates(log_probability, tree).probability,
-        np.exp(np.take_along_axis(log_probability, nodes, axis=1)),
-        np.array(tree.levels)[nodes],
-        predictor.rule.platt,
-    )
-    learnt = set(LabelTree.from_json(predictor.manifest["tree"]).paths)
-    known = np.array([path in learnt for path in tree.paths])
-    return np.where(known[nodes], sure, 0.0)

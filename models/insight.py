@@ -20,13 +20,19 @@ from hierarchy.choice import (
     Ints,
     choose_depth,
     corrected,
-    corrected_nodes,
 )
+from hierarchy.decisions import Decisions, choices
+from hierarchy.metrics import accuracy_by_level
 from hierarchy.metrics.calibration import binned
-from hierarchy.metrics.lines import facts, lines
+from hierarchy.metrics.lines import covers, facts, lines
 from hierarchy.metrics.selective import risk_coverage
 from hierarchy.tree import TOP
-from models.predictor import EVIDENCE, read_evidence
+from models.predictor import (
+    EVIDENCE,
+    Predictor,
+    own_calibration,
+    read_evidence,
+)
 
 #: Points of a curve that a page is sent: more cannot be told apart on a screen.
 POINTS = 120
@@ -43,9 +49,9 @@ class Record:
     """What a version keeps of the pictures that it was checked on.
 
     Attributes:
-        seen: each level's best node's probability, and whether it was right.
+        seen: of each decision level's best node the probability, and whether it was right.
         truth: ``(n,)`` deepest node known; None in versions of releases that did not keep it.
-        nodes: ``(n, L)`` each level's best node; None likewise.
+        nodes: ``(n, L)`` the best node of each level of the tree; None likewise.
         labels: ``(N,)`` labels that name exactly this node; None likewise.
     """
 
@@ -61,9 +67,9 @@ def as_tensors(*, truth: Ints, nodes: Ints, labels: Ints) -> dict[str, Tensor]:
     return {f"{EVIDENCE}{name}": torch.from_numpy(ids).int() for name, ids in kept.items()}
 
 
-def read_record(tensors: Mapping[str, Tensor]) -> Record | None:
-    """What a version's file keeps; None where it keeps no evidence at all."""
-    seen = read_evidence(dict(tensors))
+def read_record(tensors: Mapping[str, Tensor], tree: LabelTree) -> Record | None:
+    """What the file of a version of that tree keeps; None where it keeps no evidence at all."""
+    seen = read_evidence(tensors, tree)
     if seen is None:
         return None
 
@@ -72,6 +78,29 @@ def read_record(tensors: Mapping[str, Tensor]) -> Record | None:
         return None if found is None else found.long().numpy()
 
     return Record(seen, ids("truth"), ids("nodes"), ids("labels"))
+
+
+def up_to_date(
+    manifest: Mapping[str, Any], tree: LabelTree, record: Record | None, levels: int
+) -> dict[str, Any]:
+    """A manifest of any release with figures as this one defines them, or without them.
+
+    Earlier ones divided by images whose label does not reach a level, and counted levels that name
+    every image alike.
+
+    Args:
+        manifest: as it was written.
+        tree: the version's.
+        record: what it keeps of its held-out images.
+        levels: how many decision levels it has.
+    """
+    metrics = {name: value for name, value in manifest["metrics"].items() if name != "levels"}
+    figures = record_accuracy(record, tree)
+    if "by_level" not in metrics and figures is not None:
+        metrics["by_level"] = figures
+    seen = None if record is None else record.seen
+    calibration = own_calibration(manifest, seen, levels)
+    return {**manifest, "metrics": metrics, "calibration": calibration}
 
 
 # By node
@@ -84,7 +113,8 @@ class NodeFigures:
     Attributes:
         exact: labels that name exactly this node.
         below: labels that name something below it.
-        checked: held-out pictures that truly show the node, or something below it.
+        checked: held-out pictures that truly show the node, or something below it; none are
+            counted for a node without siblings, which cannot be wrong once its parent is right.
         right: how many of those had it as their level's best node.
         said: held-out pictures, known down to its level, that had it as that level's best node.
     """
@@ -115,7 +145,7 @@ def node_figures(record: Record, tree: LabelTree) -> NodeFigures:
     if record.truth is None or record.nodes is None:
         return NodeFigures(exact, below, unknown, unknown, unknown)
     truth = lines(record.truth, tree)  # (n, L)
-    known = truth != TOP
+    known = (truth != TOP) & choices(tree)[truth]
     hit = known & (truth == record.nodes)
     checked, right, said = (
         np.bincount(ids, minlength=len(tree))
@@ -173,13 +203,14 @@ def confusions(record: Record, tree: LabelTree) -> list[Confusion]:
 
 @dataclass(frozen=True)
 class LevelRow:
-    """One level's figures.
+    """One level of the tree: how right the network is there, and what is shown of it.
 
     Attributes:
         level: 1 for the top.
         nodes: on that level.
-        checked: held-out pictures whose best node there could be judged.
-        accuracy: share of those that is right; None without any.
+        checked: held-out pictures whose true label reaches it, as `accuracy_by_level` counts them;
+            None in versions of releases that did not keep what this takes.
+        right: how many of those had the true node as the level's best; None likewise.
         given: share of all held-out pictures that are answered on exactly this level.
         given_checked: those of them that could be judged.
         given_accuracy: share of those that is right; None without any.
@@ -188,80 +219,112 @@ class LevelRow:
 
     level: int
     nodes: int
-    checked: int
-    accuracy: float | None
+    checked: int | None
+    right: int | None
     given: float
     given_checked: int
     given_accuracy: float | None
     least: float | None
 
+    @property
+    def accuracy(self) -> float | None:
+        """Share that is right; None without any picture."""
+        return self.right / self.checked if self.checked and self.right is not None else None
 
-def level_rows(seen: Evidence, rule: DepthRule, tree: LabelTree) -> list[LevelRow]:
-    """How right each level is, alone and as it is shown under a rule.
 
-    The correction is that of each picture left out, as in certificates.
+def level_rows(record: Record, rule: DepthRule, decisions: Decisions) -> list[LevelRow]:
+    """How right each level of the tree is, alone and as it is shown under a rule.
+
+    The correction is that of each picture left out, as in certificates. Levels that leave no choice
+    are left out.
     """
-    levels = tree.depth
-    depth = choose_depth(_sure(seen, rule), rule) if len(seen) else np.empty(0, dtype=np.int64)
-    least = least_probabilities(rule, levels)
+    seen, tree = record.seen, decisions.tree
+    depth, at = choose_depth(_sure(seen, rule), rule, seen.at), seen.at
+    rows_ = np.arange(len(seen))
+    verdict = np.hstack([np.full((len(seen), 1), -1), seen.right])[rows_, depth]
+    shown_at = np.hstack([np.zeros((len(seen), 1), dtype=np.int64), at])[rows_, depth]
+    figures = {row["level"]: row for row in record_accuracy(record, tree) or []}
+    of_level = np.array(tree.levels)
     rows = []
-    for level in range(levels):
-        right, here = seen.right[:, level], depth == level + 1
-        known, shown = right[right >= 0], right[here & (right >= 0)]
+    for level in range(1, tree.depth + 1):
+        at_level = [ids[of_level[ids] == level - 1] for ids in decisions.levels]
+        steps = [step for step, ids in enumerate(at_level) if len(ids)]
+        if not steps:
+            continue
+        here = verdict[shown_at == level]
+        here = here[here >= 0]
+        own = figures.get(level, {"checked": 0, "right": 0})
+        known = record.truth is not None and record.nodes is not None
+        least = [_least(rule, step, level) for step in steps]
+        open_ = [one for one in least if one is not None]
         rows.append(
             LevelRow(
-                level + 1,
-                len(tree.level_nodes(level)),
-                len(known),
-                _mean(known),
-                float(here.mean()) if len(here) else 0.0,
-                len(shown),
-                _mean(shown),
-                least[level],
+                level,
+                len(tree.level_nodes(level - 1)),
+                own["checked"] if known else None,
+                own["right"] if known else None,
+                float((shown_at == level).mean()) if len(seen) else 0.0,
+                len(here),
+                _mean(here),
+                min(open_) if open_ else None,
             )
         )
     return rows
 
 
-def least_probabilities(rule: DepthRule, levels: int) -> list[float | None]:
-    """Of each level the least corrected probability that could be shown; None for a closed level.
+def record_accuracy(record: Record | None, tree: LabelTree) -> list[dict[str, Any]] | None:
+    """Accuracy by level of the held-out pictures; None where what it takes was not kept."""
+    if record is None or record.truth is None or record.nodes is None:
+        return None
+    return accuracy_by_level(record.nodes, record.truth, tree)
+
+
+def _least(rule: DepthRule, step: int, level: int) -> float | None:
+    """Least corrected probability at which a node could be shown; None where it never is.
 
     Where the level is the best of several, the price rule may want more of it than this.
+
+    Args:
+        rule: when to stop.
+        step: the node's decision level, 0 the first.
+        level: its level of the tree, 1 for the top.
     """
-    found: list[float | None] = []
     floor = min(LEAST_PROBABILITY, rule.target)
-    for level in range(levels):
-        depth = level + 1
-        closed = depth < rule.minimum or (rule.maximum is not None and depth > rule.maximum)
-        if rule.price is None or closed:
-            found.append(None)
-        elif rule.thresholds is not None:
-            least = rule.thresholds[level] if level < len(rule.thresholds) else None
-            found.append(None if least is None else max(floor, least))
-        else:
-            # depth + bonus - price * (target - P) > 0, solved for P
-            bound = rule.target - (depth + rule.bonus) / max(rule.price, 1e-12)
-            found.append(max(floor, bound) if bound < 1 else None)
-    return found
+    closed = level < rule.minimum or (rule.maximum is not None and level > rule.maximum)
+    if rule.price is None or closed:
+        return None
+    if rule.thresholds is not None:
+        least = rule.thresholds[step] if step < len(rule.thresholds) else None
+        return None if least is None else max(floor, least)
+    # depth + bonus - price * (target - P) > 0, solved for P
+    bound = rule.target - (step + 1 + rule.bonus) / max(rule.price, 1e-12)
+    return max(floor, bound) if bound < 1 else None
+
+
+def level_name(seen: Evidence, step: int) -> str:
+    """A decision level by the levels of the tree that its nodes lie on, such as "2" or "2 to 3"."""
+    at = seen.at[:, step]
+    low, high = (int(at.min()), int(at.max())) if len(at) else (step + 1, step + 1)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 @dataclass(frozen=True)
 class LevelCurve:
-    """How right a level is when only its surest pictures are answered.
+    """How right answers on a decision level are when only the surest pictures are answered.
 
     Attributes:
-        level: 1 for the top.
+        level: the level of the tree, see `level_name`.
         coverage: ascending, shares of the pictures that could be judged.
         accuracy: of what is answered there.
     """
 
-    level: int
+    level: str
     coverage: tuple[float, ...]
     accuracy: tuple[float, ...]
 
 
 def coverage_curves(seen: Evidence, rule: DepthRule, *, points: int = POINTS) -> list[LevelCurve]:
-    """Accuracy against coverage, level by level; at most so many points, evenly spaced."""
+    """Right answers against coverage, level by level; at most so many points, evenly spaced."""
     sure, curves = _sure(seen, rule), []
     for level in range(seen.right.shape[1]):
         known = seen.right[:, level] >= 0
@@ -269,7 +332,7 @@ def coverage_curves(seen: Evidence, rule: DepthRule, *, points: int = POINTS) ->
         some = _some(len(curve.coverage), points)
         curves.append(
             LevelCurve(
-                level + 1,
+                level_name(seen, level),
                 tuple(curve.coverage[some].round(4).tolist()),
                 tuple((1 - curve.risk[some]).round(4).tolist()),
             )
@@ -300,7 +363,7 @@ class Bin:
 
 
 def calibration_bins(seen: Evidence, rule: DepthRule, *, bins: int = BINS) -> list[list[Bin]]:
-    """For each level, what corrected probabilities promised and what came true."""
+    """For each decision level, what corrected probabilities promised and what came true."""
     sure, found = _sure(seen, rule), []
     for level in range(seen.right.shape[1]):
         known = seen.right[:, level] >= 0
@@ -372,7 +435,7 @@ class Twig:
     Attributes:
         node: its id.
         probability: corrected, as in answers.
-        on_path: whether it lies on the way to the best leaf.
+        on_path: whether it lies on the way down.
     """
 
     node: int
@@ -380,38 +443,62 @@ class Twig:
     on_path: bool
 
 
-def branches(  # noqa: PLR0913 - a picture's figures, and how much of them is wanted
-    log_probability: Floats,
-    best: Floats,
-    leaf: int,
-    tree: LabelTree,
-    rule: DepthRule,
-    *,
-    limit: int = 5,
-) -> list[list[Twig]]:
-    """Down to the best leaf, each step's node among its most probable siblings.
+@dataclass(frozen=True)
+class Step:
+    """One step down the tree: the most probable children of a node, and what is not among them.
+
+    Attributes:
+        twigs: the likeliest, and the one on the path.
+        others: how many more children there are.
+        other: their probabilities together.
+        none: what is left for "none of these", once the node above is what it is.
+    """
+
+    twigs: tuple[Twig, ...]
+    others: int
+    other: float
+    none: float
+
+
+def path_of(predictor: Predictor, log_p: Floats, shown: Sequence[str] | None) -> list[int]:
+    """The nodes that a picture is explained by: through what is shown, to the best leaf below it.
 
     Args:
-        log_probability: ``(N,)`` of one picture.
-        best: ``(L,)`` probability of each level's best node, before correction.
-        leaf: the best leaf.
-        tree: of the nodes.
-        rule: its correction is used.
+        predictor: the version.
+        log_p: ``(N,)`` of one picture.
+        shown: path of the pre-label; None to go to the best leaf of all.
+    """
+    tree = predictor.tree
+    leaves = np.array(tree.leaves)
+    if shown is not None:
+        node = np.array([tree.index(shown)])
+        leaves = leaves[covers(node, leaves, tree)]
+    return list(tree.ancestors(int(leaves[log_p[leaves].argmax()])))
+
+
+def branches(
+    predictor: Predictor, log_p: Floats, path: Sequence[int], *, limit: int = 5
+) -> list[Step]:
+    """Down a path, each step's node among its most probable siblings.
+
+    Args:
+        predictor: the version.
+        log_p: ``(N,)`` of one picture.
+        path: nodes from the top down, as `path_of` gives them.
         limit: siblings shown a step, the node on the path included.
     """
-    steps, above = [], TOP
-    for node in tree.ancestors(leaf):
-        siblings = tree.level_nodes(0) if above == TOP else tree.children[above]
-        ids = np.array(siblings)
-        order = ids[np.argsort(-log_probability[ids], kind="stable")].tolist()
-        shown = order[:limit] if node in order[:limit] else [*order[: limit - 1], node]
-        nodes = np.array([shown])
-        level = np.full_like(nodes, tree.levels[node])
-        sure = corrected_nodes(best[None], np.exp(log_probability[nodes]), level, rule.platt)[
-            0
-        ].tolist()
-        steps.append([Twig(n, p, n == node) for n, p in zip(shown, sure, strict=True)])
-        above = node
+    tree, steps, above, whole = predictor.tree, [], TOP, 1.0
+    for node in path:
+        ids = np.array(tree.level_nodes(0) if above == TOP else tree.children[above])
+        sure = predictor.sure(log_p[None], ids[None])[0]
+        order = np.argsort(-log_p[ids], kind="stable").tolist()
+        at = ids.tolist().index(node)
+        shown = order[:limit] if at in order[:limit] else [*order[: limit - 1], at]
+        twigs = tuple(Twig(int(ids[k]), float(sure[k]), k == at) for k in shown)
+        other = float(sure.sum() - sure[shown].sum())
+        none = max(0.0, whole - float(sure.sum()))
+        steps.append(Step(twigs, len(ids) - len(shown), max(0.0, other), none))
+        above, whole = node, float(sure[at])
     return steps
 
 
@@ -428,6 +515,7 @@ class Change:
         first: None where it is not known.
         second: likewise.
         better: whether ``more`` or ``less`` of it is better, "" if neither.
+        of: how many pictures the one and the other are a share of; None for other figures.
     """
 
     name: str
@@ -435,6 +523,7 @@ class Change:
     first: float | None
     second: float | None
     better: str
+    of: tuple[int, int] | None = None
 
     @property
     def difference(self) -> float | None:
@@ -448,18 +537,13 @@ def compare_manifests(first: Mapping[str, Any], second: Mapping[str, Any]) -> li
     """The figures of two versions side by side; each on its own held-out pictures."""
     both = (first, second)
     levels = [_level_figures(one) for one in both]
-    rows = [
-        Change(
-            f"Accuracy on level {level}",
-            "share",
-            levels[0].get(level),
-            levels[1].get(level),
-            "more",
-        )
-        for level in sorted(levels[0].keys() | levels[1].keys())
-    ]
+    rows = []
+    for level in sorted(levels[0].keys() | levels[1].keys()):
+        (before, first_of), (after, second_of) = (one.get(level, (None, 0)) for one in levels)
+        of = (first_of, second_of)
+        rows.append(Change(f"Accuracy on level {level}", "share", before, after, "more", of))
     wanted = (
-        ("Leaf accuracy", "share", ("metrics", "leaf_accuracy"), "more"),
+        ("Accuracy of the best leaf", "share", ("metrics", "leaf_accuracy"), "more"),
         ("Log-loss (nats)", "number", ("metrics", "log_loss"), "less"),
         ("Calibration error of leaves", "share", ("metrics", "leaf_ece"), "less"),
         ("Pictures that get a label", "share", ("calibration", "given"), "more"),
@@ -473,13 +557,20 @@ def compare_manifests(first: Mapping[str, Any], second: Mapping[str, Any]) -> li
     for name, kind, keys, better in wanted:
         found = [_within(one, keys) for one in both]
         if found != [None, None]:
-            rows.append(Change(name, kind, found[0], found[1], better))
+            leaves = _leaves(both) if keys[-1] == "leaf_accuracy" else None
+            rows.append(Change(name, kind, found[0], found[1], better, leaves))
     return rows
 
 
-def _level_figures(manifest: Mapping[str, Any]) -> dict[int, float | None]:
-    rows = manifest.get("metrics", {}).get("levels") or []
-    return {int(row["level"]): row["accuracy"] for row in rows}
+def _leaves(both: tuple[Mapping[str, Any], Mapping[str, Any]]) -> tuple[int, int]:
+    """Held-out pictures with a leaf label, in the one and the other."""
+    first, second = (int(_within(one, ("metrics", "leaf_checked")) or 0) for one in both)
+    return first, second
+
+
+def _level_figures(manifest: Mapping[str, Any]) -> dict[int, tuple[float, int]]:
+    rows = manifest.get("metrics", {}).get("by_level") or []
+    return {int(row["level"]): (row["accuracy"], row["checked"]) for row in rows}
 
 
 def _within(told: Any, keys: Sequence[str]) -> float | None:  # noqa: ANN401 - plain data

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from hierarchy.choice import candidates
 from models.backbone import Preparation
 from models.gallery import Gallery
-from models.heatmap import Box, HeatMap, level_heat_maps, seen_part, spread
-from models.insight import Twig, branches
+from models.heatmap import Box, HeatMap, node_heat_maps, seen_part, spread
+from models.insight import Step, branches, path_of
 from models.predictor import Answer, Predictor
 from studio.pictures import Picture
 
@@ -30,12 +29,12 @@ _COVER: Final = 0.8
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """One picture, and where the network looked for each level's best node.
+    """One image, and where the network looked for each node on its way down the tree.
 
     Attributes:
         image: RGB, upright, no larger than a panel.
         part: what of it the network was shown.
-        levels: one heat map a level, the top first.
+        levels: one heat map a node on the path, the top first.
     """
 
     image: Image.Image
@@ -45,16 +44,16 @@ class Looked:
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """Everything there is to say of one picture.
+    """Everything there is to say of one image.
 
     Attributes:
         answer: what is said of it, and why no more.
-        steps: down to the best leaf, each step's node among its likeliest siblings.
-        looked: the picture, and the heat of each level's best node.
+        steps: down the path, each step's node among its likeliest siblings.
+        looked: the image, and the heat of each node on the path.
     """
 
     answer: Answer
-    steps: Sequence[Sequence[Twig]]
+    steps: Sequence[Step]
     looked: Looked
 
 
@@ -64,7 +63,7 @@ def look(
     preparation: Preparation,
     picture: Picture,
 ) -> Sight:
-    """Look at one picture as the version does.
+    """Look at one image as the version does.
 
     Args:
         predictor: the version.
@@ -77,14 +76,13 @@ def look(
     """
     image = gallery.decoded(picture, at_least=2 * PANEL)
     maps = gallery.maps_of_picture(picture)
-    (answer,) = predictor.answer(maps)
     log_p = predictor.log_probabilities(maps)
-    found = candidates(log_p, predictor.tree)
-    steps = branches(
-        log_p[0], found.probability[0], int(found.leaf[0]), predictor.tree, predictor.rule
-    )
-    (levels,) = level_heat_maps(predictor, maps.restored())
-    return Sight(answer, steps, Looked(fitted(image), seen_part(image.size, preparation), levels))
+    (answer,) = predictor.told(log_p)
+    path = path_of(predictor, log_p[0], answer.path)
+    names = [predictor.tree.paths[node] for node in path]
+    (levels,) = node_heat_maps(predictor, maps.restored(), names)
+    looked = Looked(fitted(image), seen_part(image.size, preparation), levels)
+    return Sight(answer, branches(predictor, log_p[0], path), looked)
 
 
 def as_jpeg(image: Image.Image, *, quality: int = 88) -> bytes:

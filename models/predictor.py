@@ -6,10 +6,10 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Final, TypeVar, cast
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hierarchy import LabelTree, log_marginals
 from hierarchy.acquisition import margin
-from hierarchy.calibration import Evidence, fit_rule
+from hierarchy.calibration import Evidence, Fitted, fit_rule
 from hierarchy.choice import (
     REASONS,
     Candidates,
@@ -28,9 +28,12 @@ from hierarchy.choice import (
     Reason,
     candidates,
     corrected,
+    corrected_nodes,
     explain_depth,
     reason_text,
 )
+from hierarchy.decisions import Decisions, leading_levels
+from hierarchy.metrics.lines import facts
 from hierarchy.network import FrozenHead, ResidualHead, carry_over
 from hierarchy.quantised import QuantisedMaps, has_integer_arithmetic, joined
 from models.batching import Together
@@ -72,8 +75,9 @@ class Answer:
     """What is said of one picture.
 
     Attributes:
-        path: the node shown, from the top; None when nothing can be shown.
-        probability: of that node, corrected; of the best top node when nothing is shown.
+        path: the node shown, from the top; None when nothing can be shown. An only child of the
+            node that was chosen goes with it, where the version is sure of it.
+        probability: of that node, corrected; of the best of the first choice when nothing is shown.
         confidence: probability of the best leaf: low where a person teaches most.
         leaf: the best leaf, for people who want to know.
         reason: why it goes no deeper.
@@ -103,7 +107,7 @@ class Predictor:
         backbone: tuple[str, str],
         backbone_weights: dict[str, Tensor],
         manifest: dict[str, Any],
-        learnt: NDArray[np.bool_] | None = None,
+        decisions: Decisions | None = None,
     ) -> None:
         """Take the parts, see `load_predictor`.
 
@@ -115,7 +119,7 @@ class Predictor:
             backbone: name and fingerprint of what the head was trained on.
             backbone_weights: of a fine-tuned backbone, else empty.
             manifest: the version's.
-            learnt: ``(N,)`` whether the head was trained with the node; None for all.
+            decisions: the choices that the rule was fitted on; None for all of the tree's.
         """
         self.version = version
         self.tree = tree
@@ -124,11 +128,12 @@ class Predictor:
         self.backbone_name, self.backbone_fingerprint = backbone
         self.backbone_weights = backbone_weights
         self.manifest = manifest
-        self._learnt = np.ones(len(tree), dtype=bool) if learnt is None else learnt
+        self.decisions = Decisions.of(tree) if decisions is None else decisions
         self._together: Together[QuantisedMaps, NDArray[np.float64]] = Together(
             self._scored, join=joined
         )
-        self._ends = np.isin(np.arange(len(tree)), tree.leaves)
+        inner = [node for node, below in enumerate(tree.children) if below]
+        self._ends = ~np.isin(np.arange(len(tree)), inner)
 
     def log_probabilities(self, maps: Maps) -> NDArray[np.float64]:
         """Feature maps of n pictures -> ``(n, N)`` log P(node).
@@ -184,10 +189,33 @@ class Predictor:
         other.rule = rule
         return other
 
-    def guesses(self, maps: Maps) -> tuple[Candidates, NDArray[np.bool_]]:
-        """Each level's best node, before any rule, and ``(n, L)`` whether the head learnt it."""
-        found = candidates(self.log_probabilities(maps), self.tree)
-        return found, self._learnt[found.nodes]
+    def guesses(self, maps: Maps) -> Candidates:
+        """Each decision level's best node that the head has learnt, before any rule."""
+        return candidates(self.log_probabilities(maps), self.tree, self.decisions.levels)
+
+    def sure(self, log_p: NDArray[np.float64], nodes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """``(n, K)`` probabilities of any nodes, corrected as in answers; 0 of nodes not learnt.
+
+        An only child is as probable as the choice that it goes with, times its share of that.
+        """
+        of, rows = self.decisions, np.arange(len(log_p))[:, None]
+        known = of.stands[nodes] >= 0
+        choice = np.where(known, of.stands[nodes], nodes)
+        result = np.exp(log_p[rows, nodes])
+        if of.levels:
+            best = candidates(log_p, self.tree, of.levels).probability
+            own = corrected_nodes(
+                best, np.exp(log_p[rows, choice]), of.level[choice] * known, self.rule.platt
+            )
+            share = np.exp(log_p[rows, nodes] - log_p[rows, choice])
+            result = np.where(known, own * share, result)
+        return np.where(self._learnt[nodes], result, 0.0)
+
+    @cached_property
+    def _learnt(self) -> NDArray[np.bool_]:
+        """``(N,)`` whether the head was trained with the node."""
+        learnt = set(LabelTree.from_json(self.manifest["tree"]).paths)
+        return np.array([path in learnt for path in self.tree.paths])
 
     def answer(self, maps: Maps) -> list[Answer]:
         """One answer a map, in order."""
@@ -197,43 +225,70 @@ class Predictor:
         """One answer a row of ``(n, N)`` log-probabilities, in order."""
         if not len(log_p):
             return []
-        found = candidates(log_p, self.tree)
-        learnt, margins = self._learnt[found.nodes], margin(log_p, self.tree)
+        found = candidates(log_p, self.tree, self.decisions.levels)
+        margins = margin(log_p, self.tree)
         sure = corrected(found.probability, self.rule.platt)
-        sure[~learnt] = 0  # the correction might lift what nothing is known of
-        told = explain_depth(sure, self.rule, self._ends[found.nodes])
+        at = facts(self.tree).levels[found.nodes] + 1
+        told = explain_depth(sure, self.rule, self._ends[self.decisions.last[found.nodes]], at)
         return [
-            self._answer(
-                found, row, level, float(sure[row, max(level - 1, 0)]), told, float(margins[row])
-            )
-            for row, level in enumerate(told.depth.tolist())
+            self._answer(found, sure[row], log_p[row], told, row, float(margins[row]))
+            for row in range(len(log_p))
         ]
 
     def _answer(  # noqa: PLR0913 - a row of what is known of all of them
         self,
         found: Candidates,
-        row: int,
-        depth: int,
-        probability: float,
+        sure: NDArray[np.float64],
+        log_p: NDArray[np.float64],
         told: Explained,
+        row: int,
         lead: float,
     ) -> Answer:
-        refused = min(depth or self.rule.minimum - 1, self.tree.depth - 1)
-        left, reason = float(told.deeper[row]), REASONS[int(told.code[row])]
+        depth, refused = int(told.depth[row]), int(told.refused[row])
+        reason, left = REASONS[int(told.code[row])], float(told.deeper[row])
+        below = None if refused == 0 else int(found.nodes[row, refused - 1])
+        node, probability = None, float(sure[max(depth - 1, 0)] if len(sure) else 0.0)
+        if depth:
+            chosen = int(found.nodes[row, depth - 1])
+            node, next_ = self._with_only_children(chosen, log_p)
+            whole = probability
+            probability *= math.exp(log_p[node] - log_p[chosen])
+            if next_ is not None:  # an only child that the version is not sure of, or may not show
+                share = math.exp(log_p[next_] - log_p[chosen])
+                unsure = share < self.rule.target
+                reason, below = Reason.RISK if unsure else Reason.LIMIT, next_
+                left = whole * share
         return Answer(
-            path=self.tree.paths[int(found.nodes[row, depth - 1])] if depth else None,
+            path=None if node is None else self.tree.paths[node],
             probability=probability,
             confidence=float(found.confidence[row]),
             leaf=self.tree.paths[int(found.leaf[row])],
             reason=reason,
             why=reason_text(
                 reason,
-                deeper=None if np.isnan(left) else self.tree.names[int(found.nodes[row, refused])],
+                deeper=None if below is None else self.tree.names[below],
                 probability=None if np.isnan(left) else left,
                 target=self.rule.target,
             ),
             margin=lead,
         )
+
+    def _with_only_children(
+        self, chosen: int, log_p: NDArray[np.float64]
+    ) -> tuple[int, int | None]:
+        """The node to show for a choice, and the only child below it that is not shown, if any.
+
+        An only child cannot be wrong among the labels that there are. It says more than its parent
+        only to people who know of other kinds, so the version has to be sure of it by itself.
+        """
+        node, last = chosen, int(self.decisions.last[chosen])
+        while node != last:
+            (below,) = self.tree.children[node]
+            deep = self.rule.maximum is not None and self.tree.levels[below] >= self.rule.maximum
+            if deep or log_p[below] - log_p[chosen] < math.log(self.rule.target):
+                return node, below
+            node = below
+        return node, None
 
 
 def load_predictor(
@@ -269,21 +324,20 @@ def load_predictor(
         raise ModelStoreError(
             f"the weights of {version} do not fit its manifest: {error}"
         ) from error
-    known = None
     if tree is not None and tree != learnt:
         grown = build_head(tree, manifest["network"])
         grown.load_state_dict(carry_over(weights, learnt, tree, grown.state_dict()))
-        head, paths = grown, set(learnt.paths)
-        known = np.array([path in paths for path in tree.paths])
+        head = grown
+    decisions = decisions_of(tensors, learnt)
     return Predictor(
         version=version,
         tree=tree or learnt,
         head=head.to(device),
-        rule=rule_for(project, manifest, read_evidence(tensors)),
+        rule=rule_for(project, manifest, read_evidence(tensors, learnt), len(decisions.levels)),
         backbone=(manifest["backbone"]["name"], manifest["backbone"]["fingerprint"]),
         backbone_weights=own_backbone,
         manifest=manifest,
-        learnt=known,
+        decisions=decisions.within(tree or learnt),
     )
 
 
@@ -299,38 +353,82 @@ def build_head(tree: LabelTree, network: dict[str, Any]) -> nn.Module:
     )
 
 
-def rule_for(project: Project, manifest: dict[str, Any], seen: Evidence | None) -> DepthRule:
-    """The version's own rule, refitted from its evidence if the project asks for something else.
+def own_calibration(
+    manifest: Mapping[str, Any], seen: Evidence | None, levels: int
+) -> dict[str, Any]:
+    """What the version was calibrated to; fitted again where a release counted more levels.
+
+    A level that names every image alike had counted as a label that is always right.
+
+    Args:
+        manifest: the version's.
+        seen: its evidence, as `read_evidence` gives it.
+        levels: how many decision levels it has.
+    """
+    own: dict[str, Any] = manifest["calibration"]
+    rule = DepthRule.from_json(own["rule"])
+    if len(rule.platt) <= levels:
+        return own
+    if seen is None:
+        as_is = replace(rule, price=None, platt=((1.0, 0.0),) * levels, thresholds=None)
+        return _nothing(as_is)
+    return _fitted(seen, rule, strict=rule.strict)
+
+
+def calibration_for(
+    project: Project, manifest: Mapping[str, Any], seen: Evidence | None, levels: int
+) -> dict[str, Any]:
+    """The version's own calibration, refitted from its evidence if the project asks something else.
 
     What holds for labels on all levels need not hold for those that other depth limits leave, so
     new limits need another fit just as a new target does. Without evidence nothing can be promised
     for another target, and nothing is shown.
+
+    Args:
+        project: what it asks for.
+        manifest: the version's.
+        seen: its evidence, as `read_evidence` gives it.
+        levels: how many decision levels it has.
     """
-    rule = DepthRule.from_json(manifest["calibration"]["rule"])
+    own = own_calibration(manifest, seen, levels)
+    rule = DepthRule.from_json(own["rule"])
     target = project.target_accuracy or rule.target
     asked = replace(
         rule, target=target, minimum=project.minimum_depth, maximum=project.maximum_depth
     )
     if asked == rule and project.strict == rule.strict:
-        return rule
+        return own
     if seen is not None:
-        fitted = fit_rule(
-            seen,
-            target=target,
-            minimum=asked.minimum,
-            maximum=asked.maximum,
-            strict=project.strict,
-        )
-        return fitted.rule
-    kept = target <= rule.target and project.strict <= rule.strict
-    return asked if kept else replace(asked, price=None)
+        return _fitted(seen, asked, strict=project.strict)
+    if target <= rule.target and project.strict <= rule.strict:
+        return {**own, "rule": asked.to_json()}
+    return _nothing(replace(asked, price=None))
+
+
+def _fitted(seen: Evidence, asked: DepthRule, *, strict: bool) -> dict[str, Any]:
+    fitted = fit_rule(
+        seen, target=asked.target, minimum=asked.minimum, maximum=asked.maximum, strict=strict
+    )
+    return fitted.to_json()
+
+
+def _nothing(rule: DepthRule) -> dict[str, Any]:
+    return Fitted(rule, "none", 0, 0, 0.0, 0.0).to_json()
+
+
+def rule_for(
+    project: Project, manifest: Mapping[str, Any], seen: Evidence | None, levels: int
+) -> DepthRule:
+    """The rule of `calibration_for`."""
+    return DepthRule.from_json(calibration_for(project, manifest, seen, levels)["rule"])
 
 
 def followed_rule(store: ModelStore, key: str, version: str, own: DepthRule) -> DepthRule:
     """The rule that feedback has led to, the version's own where there is none.
 
     Also the own one where feedback was followed under another target or other depth limits than the
-    project asks for now: what held for those is no promise for these.
+    project asks for now, or by a release that counted more levels: what held for those is no
+    promise for these.
     """
     try:
         kept = (store.read_following(key, version) or {}).get("rule")
@@ -338,7 +436,8 @@ def followed_rule(store: ModelStore, key: str, version: str, own: DepthRule) -> 
     except (ModelStoreError, KeyError, TypeError, ValueError, AttributeError) as error:
         log.warning("the version's own rule holds project=%s version=%s: %s", key, version, error)
         return own
-    return rule if asks(rule) == asks(own) else own
+    same = asks(rule) == asks(own) and len(rule.platt) <= len(own.platt)
+    return rule if same else own
 
 
 def asks(rule: DepthRule) -> tuple[object, ...]:
@@ -346,14 +445,44 @@ def asks(rule: DepthRule) -> tuple[object, ...]:
     return rule.target, rule.minimum, rule.maximum, rule.strict
 
 
-def read_evidence(tensors: dict[str, Tensor]) -> Evidence | None:
-    """What the held-out pictures said, as the version keeps it."""
+def read_evidence(tensors: Mapping[str, Tensor], tree: LabelTree) -> Evidence | None:
+    """What the held-out pictures said, as the version keeps it; None where it keeps nothing.
+
+    Of a version that counted all levels of the tree, those that name every image alike are dropped.
+
+    Args:
+        tensors: the version's.
+        tree: the one that it was trained with.
+    """
     if f"{EVIDENCE}probability" not in tensors:
         return None
-    return Evidence(
-        tensors[f"{EVIDENCE}probability"].double().numpy(),
-        tensors[f"{EVIDENCE}right"].long().numpy(),
-    )
+    probability = tensors[f"{EVIDENCE}probability"].double().numpy()
+    right = tensors[f"{EVIDENCE}right"].long().numpy()
+    if f"{EVIDENCE}depth" in tensors:
+        return Evidence(probability, right, tensors[f"{EVIDENCE}depth"].long().numpy())
+    first = leading_levels(tree)
+    depth = np.broadcast_to(np.arange(1, right.shape[1] + 1), right.shape)
+    return Evidence(probability[:, first:], right[:, first:], depth[:, first:])
+
+
+def evidence_tensors(seen: Evidence) -> dict[str, Tensor]:
+    """How a version's file keeps its evidence."""
+    return {
+        f"{EVIDENCE}probability": torch.from_numpy(seen.probability).float(),
+        f"{EVIDENCE}right": torch.from_numpy(seen.right).to(torch.int8),
+        f"{EVIDENCE}depth": torch.from_numpy(seen.at).to(torch.int16),
+    }
+
+
+def decisions_of(tensors: Mapping[str, Tensor], tree: LabelTree) -> Decisions:
+    """The choices that a version's evidence and rule are about.
+
+    Args:
+        tensors: the version's.
+        tree: the one that it was trained with.
+    """
+    by_choice = f"{EVIDENCE}depth" in tensors
+    return Decisions.of(tree) if by_choice else Decisions.by_level(tree)
 
 
 def _split(tensors: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

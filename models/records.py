@@ -8,8 +8,18 @@ from typing import Any
 
 from hierarchy import LabelTree
 from hierarchy.choice import DepthRule
-from models.insight import Confusion, NodeFigures, Record, confusions, node_figures, read_record
-from models.store import ModelStore
+from hierarchy.decisions import Decisions
+from models.insight import (
+    Confusion,
+    NodeFigures,
+    Record,
+    confusions,
+    node_figures,
+    read_record,
+    up_to_date,
+)
+from models.predictor import calibration_for, decisions_of
+from models.store import ModelStore, Project
 
 #: Manifests kept without their trees, some kilobytes each.
 SUMMARIES = 500
@@ -21,20 +31,27 @@ class Known:
 
     Attributes:
         version: its name.
-        manifest: without the tree.
+        manifest: without the tree, its figures as this release defines them.
         tree: the one it was trained with.
         record: what its held-out pictures said; None if it kept nothing.
+        decisions: the choices that its evidence and rule are about.
     """
 
     version: str
     manifest: dict[str, Any]
     tree: LabelTree
     record: Record | None
+    decisions: Decisions
 
     @property
     def rule(self) -> DepthRule:
         """As it was certified."""
         return DepthRule.from_json(self.manifest["calibration"]["rule"])
+
+    def calibration(self, project: Project) -> dict[str, Any]:
+        """The rule under what the project asks for now, and what it rests on."""
+        seen = None if self.record is None else self.record.seen
+        return calibration_for(project, self.manifest, seen, len(self.decisions.levels))
 
     @property
     def by_node(self) -> bool:
@@ -70,17 +87,16 @@ class Records:
         """
         with self._lock:  # one read at a time: two would read the same file twice
             if (key, version) not in self._known:
-                manifest = self._store.manifest(key, version)
-                tree = LabelTree.from_json(manifest.pop("tree"))
-                record = read_record(self._store.weights(key, version))
-                self._known[key, version] = Known(version, manifest, tree, record)
+                self._known[key, version] = self._read(key, version)
             self._known.move_to_end((key, version))
             while len(self._known) > self._keep:
                 self._known.popitem(last=False)
             return self._known[key, version]
 
     def summary(self, key: str, version: str) -> dict[str, Any]:
-        """The manifest without its tree.
+        """The manifest without its tree, its figures as this release defines them.
+
+        For that, the first look at a version of an earlier release reads all of it.
 
         Raises:
             UnknownVersionError, ModelStoreError: it is not there, or cannot be read.
@@ -88,9 +104,32 @@ class Records:
         with self._lock:
             if (key, version) not in self._summaries:
                 manifest = self._store.manifest(key, version)
+                if "by_level" not in manifest["metrics"]:
+                    manifest = self._read(key, version).manifest
                 manifest.pop("tree", None)
                 self._summaries[key, version] = manifest
             self._summaries.move_to_end((key, version))
             while len(self._summaries) > SUMMARIES:
                 self._summaries.popitem(last=False)
             return self._summaries[key, version]
+
+    def calibration(self, project: Project, version: str) -> dict[str, Any]:
+        """See `Known.calibration`; reads no more than the manifest where the project asks for that.
+
+        Raises:
+            UnknownVersionError, ModelStoreError: it is not there, or not whole.
+        """
+        own: dict[str, Any] = self.summary(project.key, version)["calibration"]
+        rule = DepthRule.from_json(own["rule"])
+        asked = (project.target_accuracy or rule.target, project.minimum_depth)
+        limits = (project.maximum_depth, project.strict)
+        if (*asked, *limits) == (rule.target, rule.minimum, rule.maximum, rule.strict):
+            return own
+        return self.get(project.key, version).calibration(project)
+
+    def _read(self, key: str, version: str) -> Known:
+        manifest, tensors = self._store.manifest(key, version), self._store.weights(key, version)
+        tree = LabelTree.from_json(manifest.pop("tree"))
+        record, decisions = read_record(tensors, tree), decisions_of(tensors, tree)
+        manifest = up_to_date(manifest, tree, record, len(decisions.levels))
+        return Known(version, manifest, tree, record, decisions)

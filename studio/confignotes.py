@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from hierarchy import LabelTree
+from hierarchy.decisions import leading_levels
 from studio.controls import Choice, Row, describe, is_conditional, read_choices
 from studio.errors import LabelConfigError
 from studio.labelxml import Tag
@@ -72,6 +74,20 @@ def taxonomy_notes(control: Tag, choices: Sequence[Choice], rows: Sequence[Row])
             'name only. Set showFullPath="true".'
         )
     yield from _preselected(name, choices)
+
+
+def tree_notes(tree: LabelTree) -> Iterator[str]:
+    """Notes on the labels themselves."""
+    first = leading_levels(tree)
+    if first == tree.depth:
+        yield "The labels leave no choice, so nothing can be pre-labelled: add a second one."
+    elif first:
+        (last,) = tree.level_nodes(first - 1)
+        names = " > ".join(f"'{name}'" for name in tree.path(last))
+        yield (
+            f"{names} stands above all other labels and names every image alike: it is never "
+            "pre-labelled, and levels that hold it alone are not counted as right."
+        )
 
 
 def choices_notes(control: Tag, place: int) -> Iterator[str]:

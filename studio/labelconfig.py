@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Final, Literal
 
 from hierarchy.tree import LabelTree
-from studio.confignotes import choices_notes, path_separator, taxonomy_notes
+from studio.confignotes import choices_notes, path_separator, taxonomy_notes, tree_notes
 from studio.controls import (
     Row,
     cascade_rows,
@@ -151,7 +151,11 @@ def parse_label_config(xml: str) -> LabelConfig:
         image_name=image.name,
         controls=tuple(row.control for row in ordered),
         titles=tuple(row.title for row in ordered),
-        notes=(*notes, *(f"{describe(control)} is not pre-labelled." for control in others)),
+        notes=(
+            *notes,
+            *(f"{describe(control)} is not pre-labelled." for control in others),
+            *tree_notes(tree),
+        ),
         separator=separator,
     )
 

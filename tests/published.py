@@ -29,7 +29,7 @@ def manifest(
     """What a training would write."""
     rule = DepthRule(0.9, price, ((1.0, 0.0),) * tree.depth)
     levels = [
-        {"level": level + 1, "accuracy": 0.9, "checked": 10, "nodes": 2}
+        {"level": level + 1, "checked": 10, "right": 9, "accuracy": 0.9}
         for level in range(tree.depth)
     ]
     return {
@@ -38,7 +38,7 @@ def manifest(
         "network": {"kind": "frozen", "channels": 1280, "reduced": 8, "width": 8, "hidden": 8},
         "backbone": {"name": "tf_efficientnet_lite0", "fingerprint": fingerprint},
         "calibration": Fitted(rule, "estimated", 20, 1, 0.8, 1.5).to_json(),
-        "metrics": {"levels": levels, "leaf_accuracy": 0.8, "leaf_checked": 10},
+        "metrics": {"by_level": levels, "leaf_accuracy": 0.8, "leaf_checked": 10},
         "labels": {"labels": 20, "digest": "none"},
         "trained_through": trained_through,
         "parent": None,

@@ -6,6 +6,7 @@ Here, below the command and the console, so that both do the same; loads no trai
 import logging
 from dataclasses import replace
 
+from hierarchy import LabelTree
 from hierarchy.feedback import Preview, preview
 from models.predictor import read_evidence
 from models.store import Project
@@ -109,8 +110,11 @@ def depth_preview(parts: Parts, asked: Project) -> tuple[str, Preview] | None:
     None without a live version that keeps its evidence.
     """
     live = parts.store.current(asked.key)
-    seen = read_evidence(parts.store.weights(asked.key, live)) if live else None
-    if live is None or seen is None:
+    if live is None:
+        return None
+    tree = LabelTree.from_json(parts.store.manifest(asked.key, live)["tree"])
+    seen = read_evidence(parts.store.weights(asked.key, live), tree)
+    if seen is None:
         return None
     return live, preview(
         seen,

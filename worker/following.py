@@ -16,12 +16,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hierarchy import LabelTree
-from hierarchy.calibration import evidence
+from hierarchy.calibration import Evidence, evidence
 from hierarchy.choice import Candidates, DepthRule, choose_depth, corrected, correction
 from hierarchy.feedback import KEEP, REFIT_FROM, Feedback, Follower, begin, follow
+from hierarchy.tree import TOP
 from models.errors import ModelStoreError
 from models.gallery import Gallery, Item
 from models.predictor import EVIDENCE, Predictor
@@ -58,12 +58,13 @@ class Row:
         task: its task.
         updated_at: when it was last changed.
         submitted: when it was first sent, by which rows are ordered.
-        depth: of the pre-label shown, 0 where nothing was.
+        depth: level of the tree of the pre-label shown, 0 where nothing was.
         verdict: 1 right, 0 wrong, -1 not known or nothing shown.
         why: reason for a verdict that is not known.
         said: digest of picture, pre-label and answer: an unchanged row is not scored again.
-        probability: of each level's best node, before correction.
-        right: of each level's best node: 1, 0 or -1 not known.
+        probability: of each decision level's best node, before correction.
+        right: of each of those nodes: 1, 0 or -1 not known.
+        levels: of each of those nodes the level of the tree.
     """
 
     annotation: int
@@ -76,11 +77,12 @@ class Row:
     said: str
     probability: tuple[float, ...]
     right: tuple[int, ...]
+    levels: tuple[int, ...]
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The row that was kept."""
-        lists = {name: tuple(data[name]) for name in ("probability", "right")}
+        lists = {name: tuple(data[name]) for name in ("probability", "right", "levels")}
         return cls(**{**data, **lists})
 
 
@@ -157,7 +159,7 @@ def follow_version(key: str, version: str, parts: Parts) -> dict[str, Any]:
     if notes.rows or fresh:
         predictor = parts.predictors.get(project, version, config.tree)
         notes = _scored(parts, project, predictor, notes, fresh)
-        own = _of_levels(predictor.own_rule, config.tree.depth)
+        own = _of_levels(predictor.own_rule, len(predictor.decisions.levels))
         state = _followed(saved, own, notes, before)
         kept = {
             "told": _told(state, notes),
@@ -217,7 +219,8 @@ def _kept(parts: Parts, key: str, version: str, tree: LabelTree) -> tuple[Notes,
 
 
 def _tree_digest(tree: LabelTree) -> str:
-    return hashlib.sha256(repr(tree.paths).encode()).hexdigest()[:16]
+    told = "decision levels", tree.paths  # rows of releases that counted the tree's are of no use
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 # Reading
@@ -314,38 +317,37 @@ def _rows(gallery: Gallery, predictor: Predictor, part: Sequence[Submission]) ->
     if not at:
         return rows
     readable = [one for one in maps if not isinstance(one, PictureError)]
-    found, learnt = predictor.guesses(np.stack(readable))
-    right = _right(found, [part[i].label.nodes for i in at], predictor.tree)
-    right[~learnt] = -1  # never shown, whatever the rule
+    found = predictor.guesses(np.stack(readable))
+    seen = _seen(found, [part[i].label.nodes for i in at], predictor.tree)
     for row, i in enumerate(at):
-        rows[i] = _row(part[i], predictor.tree, found.probability[row], right[row])
+        rows[i] = _row(part[i], predictor, seen, row)
     return rows
 
 
-def _row(
-    one: Submission, tree: LabelTree, probability: NDArray[np.float64], right: NDArray[np.int64]
-) -> Row:
-    verdict, why = -1, "nothing was shown"
+def _row(one: Submission, predictor: Predictor, seen: Evidence, row: int) -> Row:
+    tree, choice = predictor.tree, TOP
     if one.shown is not None:
+        choice = int(predictor.decisions.stands[one.shown])
+    verdict, why = -1, "nothing was shown"
+    if choice != TOP and one.shown is not None:  # a label that all images have is none
         verdict, why = judge(one.shown, one.label.nodes, tree)
     return Row(
         annotation=one.label.annotation_id,
         task=one.label.task_id,
         updated_at=one.label.updated_at,
         submitted=one.submitted,
-        depth=0 if one.shown is None else tree.levels[one.shown] + 1,
+        depth=0 if choice == TOP else tree.levels[choice] + 1,
         verdict=verdict,
         why=why,
         said=_said(one),
-        probability=tuple(round(float(p), 6) for p in probability),
-        right=tuple(int(r) for r in right),
+        probability=tuple(round(float(p), 6) for p in seen.probability[row]),
+        right=tuple(seen.right[row].tolist()),
+        levels=tuple(seen.at[row].tolist()),
     )
 
 
-def _right(
-    found: Candidates, answers: Sequence[Sequence[int]], tree: LabelTree
-) -> NDArray[np.int64]:
-    """``(B, L)`` is each level's best node right; what an answer of several leaves open is -1."""
+def _seen(found: Candidates, answers: Sequence[Sequence[int]], tree: LabelTree) -> Evidence:
+    """Is each level's best node right; what an answer of several leaves open is -1."""
     counts = np.array([len(answer) for answer in answers])
     rows = np.repeat(np.arange(len(answers)), counts)
     targets = np.array([node for answer in answers for node in answer], dtype=np.int64)
@@ -355,11 +357,10 @@ def _right(
         ),
         targets,
         tree,
-    ).right  # (sum of counts, L)
+    )
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    low, high = (f.reduceat(each, starts, axis=0) for f in (np.minimum, np.maximum))
-    result: NDArray[np.int64] = np.where(low == high, low, -1)
-    return result
+    low, high = (f.reduceat(each.right, starts, axis=0) for f in (np.minimum, np.maximum))
+    return Evidence(found.probability, np.where(low == high, low, -1), each.at[starts])
 
 
 # The rule
@@ -374,7 +375,8 @@ def _moved(  # noqa: PLR0913 - two rules, and what they are compared on
     if not notes.rows or shown == rule:
         return 0.0
     probability = np.array([row.probability for row in notes.ordered])
-    before, after = (choose_depth(corrected(probability, r.platt), r) for r in (shown, rule))
+    at = np.array([row.levels for row in notes.ordered])
+    before, after = (choose_depth(corrected(probability, r.platt), r, at) for r in (shown, rule))
     return float((before != after).mean())
 
 
@@ -397,7 +399,7 @@ def _followed(saved: Follower | None, own: DepthRule, notes: Notes, before: Note
 
 
 def _feedback(row: Row) -> Feedback:
-    return Feedback(row.annotation, row.probability, row.right, row.depth, row.verdict)
+    return Feedback(row.annotation, row.probability, row.right, row.depth, row.verdict, row.levels)
 
 
 def _of_levels(own: DepthRule, levels: int) -> DepthRule:
@@ -414,10 +416,13 @@ def _of_levels(own: DepthRule, levels: int) -> DepthRule:
 
 def _told(state: Follower, notes: Notes) -> dict[str, Any]:
     """For people: what the answers say of the labels that were shown."""
-    count = len(state.ids)
-    grounds = f"the version's own rule holds until {REFIT_FROM} answers, {count} so far"
     if state.refitted is not None:
-        grounds = f"how deep to answer follows from the newest {count} answers"
+        grounds = f"how deep to answer follows from the newest {len(state.ids)} answers"
+    else:
+        so_far = f"from {REFIT_FROM} answers on, {state.useful} so far"
+        grounds = f"how deep to answer is fitted to annotators' answers alone {so_far}"
+        if state.rule != state.own:
+            grounds += "; until then each answer to a pre-label moves it a little"
     return {"levels": [asdict(one) for one in state.accuracy], "grounds": grounds, **_counts(notes)}
 
 

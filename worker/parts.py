@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from models.files import BucketFiles
 from models.galleries import Galleries
 from models.predictor import Predictors
+from models.records import Records
 from models.store import ModelStore
 from studio.apart import Decoders
 from studio.client import LabelStudio
@@ -128,6 +129,11 @@ class Parts:
             device=ours.device,
             decode=self.decoders,
         )
+
+    @cached_property
+    def records(self) -> Records:
+        """What versions keep of their own checking."""
+        return Records(self.store)
 
     @cached_property
     def predictors(self) -> Predictors:

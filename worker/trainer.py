@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hierarchy import LabelTree, log_marginals
 from hierarchy.calibration import Evidence, Fitted, evidence, fit_rule
 from hierarchy.choice import candidates
+from hierarchy.decisions import Decisions
 from hierarchy.metrics import accuracy_by_level, expected_calibration_error
 from hierarchy.network import Features, FrozenHead, Reduction, ResidualHead
 from hierarchy.quantised import in_bytes
@@ -330,14 +331,14 @@ def judge(
         held_out: ``(P, N)`` log-probabilities, NaN rows for pictures that were not held out.
     """
     pictures = judged(examples, held_out)
-    targets = examples.truth[pictures]
-    found = candidates(held_out[pictures], tree)
-    seen = evidence(found, targets, tree)
+    targets, log_p = examples.truth[pictures], held_out[pictures]
+    found = candidates(log_p, tree)
+    seen = evidence(candidates(log_p, tree, Decisions.of(tree).levels), targets, tree)
     deepest = np.isin(targets, tree.leaves)
     leaf_right = (found.leaf == targets)[deepest]
     metrics: dict[str, Any] = {
         "held_out": len(pictures),
-        "levels": accuracy_by_level(seen.right),
+        "by_level": accuracy_by_level(found.nodes, targets, tree),
         "leaf_checked": int(deepest.sum()),
         "leaf_accuracy": _mean(leaf_right),
         "leaf_ece": expected_calibration_error(found.confidence[deepest], leaf_right),

@@ -16,7 +16,7 @@ from hierarchy.choice import candidates
 from models import insight
 from models.errors import ModelError
 from models.gallery import Gallery
-from models.predictor import BACKBONE, EVIDENCE, Predictor
+from models.predictor import BACKBONE, EVIDENCE, Predictor, evidence_tensors
 from models.store import Project
 from models.views import PLAIN
 from studio.annotations import read_task
@@ -281,8 +281,7 @@ def _tensors(tree: LabelTree, gathered: Gathered, made: Made) -> dict[str, Tenso
             f"{BACKBONE}{name}": value.detach().cpu()
             for name, value in made.backbone_weights.items()
         },
-        f"{EVIDENCE}probability": torch.from_numpy(seen.probability).float(),
-        f"{EVIDENCE}right": torch.from_numpy(seen.right).to(torch.int8),
+        **evidence_tensors(seen),
         f"{EVIDENCE}pictures": torch.from_numpy(gathered.marks),
         **insight.as_tensors(
             truth=examples.truth[judged],

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,7 +17,7 @@ from backend.console.picking import asked_version
 from backend.services import services
 from hierarchy import LabelTree
 from models.errors import ModelError
-from models.insight import Twig
+from models.insight import Step
 from models.looking import Sight, as_jpeg, framed, in_words, look, overlaid
 from models.store import Project
 from studio.errors import PictureError, StudioError
@@ -40,7 +39,7 @@ class LookError(Exception):
 
 @dataclass(frozen=True)
 class Panel:
-    """The heat of one level's best node.
+    """The heat of one node on the way down.
 
     Attributes:
         level: 1 for the top.
@@ -108,6 +107,7 @@ def _page(
         "look",
         sight=sight,
         steps=[_step(tree, step) for step in sight.steps],
+        above=["", *(names[-1] for names in (level.path for level in sight.looked.levels))],
         source=_source(as_jpeg(framed(sight.looked.image, sight.looked.part))),
         panels=_panels(sight),
         **words,
@@ -156,9 +156,10 @@ def _seen(project: Project, version: str, config: LabelConfig, picture: Picture)
         own.looks.release()
 
 
-def _step(tree: LabelTree, step: Sequence[Twig]) -> list[tuple[str, float, bool]]:
-    """Names, probabilities and whether on the path, likeliest first."""
-    return [(tree.names[twig.node], twig.probability, twig.on_path) for twig in step]
+def _step(tree: LabelTree, step: Step) -> dict[str, Any]:
+    """Names, probabilities and whether on the path, likeliest first; and what is left."""
+    twigs = [(tree.names[twig.node], twig.probability, twig.on_path) for twig in step.twigs]
+    return {"twigs": twigs, "others": step.others, "other": step.other, "none": step.none}
 
 
 def _panels(sight: Sight) -> list[Panel]:

@@ -29,8 +29,8 @@ STAGES: Mapping[str, str] = {
 
 #: Which pictures the accuracy of a stage is of.
 ON: Mapping[str, str] = {
-    "fitting": "Right, of pictures held out",
-    "fine-tuning": "Right, of pictures it learns from",
+    "fitting": "Right on the level that was answered, of images held out",
+    "fine-tuning": "Right on the level that was answered, of images it learns from",
 }
 
 
@@ -110,7 +110,8 @@ class Standing:
         project: its record.
         version: the live one, None while untrained.
         labels: that the live version has learnt from.
-        accuracy: of the deepest level that could be checked, and its number.
+        accuracy: the deepest level that could be checked, how many of its held-out images were
+            right there, and how many reach it.
         coverage: share of pictures that get a label.
         training: what Redis knows.
         problems: what is wrong, each with its mend.
@@ -119,7 +120,7 @@ class Standing:
     project: Project
     version: str | None
     labels: int | None
-    accuracy: tuple[int, float] | None
+    accuracy: tuple[int, int, int] | None
     coverage: float | None
     training: Training
     problems: Sequence[tuple[str, str]] = field(default=())
@@ -152,7 +153,9 @@ def standing(parts: Parts, project: Project) -> Standing:
     manifest: Mapping[str, Any] = {}
     try:
         version = parts.store.current(project.key)
-        manifest = parts.store.manifest(project.key, version) if version else {}
+        if version:
+            calibration = parts.records.calibration(project, version)
+            manifest = {**parts.records.summary(project.key, version), "calibration": calibration}
     except ModelError as error:
         mend = "Promote another version under Versions, or train anew."
         problems.append((plain(str(error)), mend))
@@ -185,13 +188,9 @@ def _put_off(training: Training) -> tuple[str, str]:
     return f"A training was put off: {why}", f"It is tried again in {span(seconds)} by itself."
 
 
-def _deepest(manifest: Mapping[str, Any]) -> tuple[int, float] | None:
-    rows = [
-        (int(row["level"]), float(row["accuracy"]))
-        for row in manifest.get("metrics", {}).get("levels", ())
-        if row.get("accuracy") is not None
-    ]
-    return rows[-1] if rows else None
+def _deepest(manifest: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    rows = manifest.get("metrics", {}).get("by_level", ())
+    return (rows[-1]["level"], rows[-1]["right"], rows[-1]["checked"]) if rows else None
 
 
 def sentence(told: Standing, every: int, after: float, *, brief: bool = False) -> str:
@@ -269,7 +268,7 @@ def figures_of(training: Training) -> str:
     """The last figures told, in words."""
     curve = list((training.progress or {}).get("curve", ()))
     words = []
-    for name, form in (("loss", "loss {:.3f} nats"), ("accuracy", "accuracy {}")):
+    for name, form in (("loss", "loss {:.3f} nats"), ("accuracy", "right so far {}")):
         last = next((point[name] for point in reversed(curve) if name in point), None)
         if last is not None:
             words.append(form.format(share(last, 1) if name == "accuracy" else last))

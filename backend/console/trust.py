@@ -14,6 +14,8 @@ from backend.console.blueprint import bp
 from backend.console.layout import page, tell, the_project
 from backend.console.picking import chosen
 from backend.services import services
+from hierarchy.choice import DepthRule
+from hierarchy.decisions import Decisions, leading_levels
 from hierarchy.feedback import Preview, preview
 from models.errors import ModelStoreError
 from models.insight import (
@@ -23,11 +25,11 @@ from models.insight import (
     Running,
     calibration_bins,
     coverage_curves,
-    least_probabilities,
+    level_name,
     level_rows,
     running,
 )
-from models.predictor import followed_rule, rule_for
+from models.predictor import followed_rule
 from models.records import Known
 from models.store import Project
 from worker import choosing
@@ -93,18 +95,23 @@ def trust(key: str) -> ResponseReturnValue:
     }
     if known is None or known.record is None:
         return page("trust", **words, depth=1 if known is None else known.tree.depth)
-    seen = known.record.seen
+    seen, in_force = known.record.seen, _in_force(project, known)
+    rule = in_force["rule"]
     return page(
         "trust",
         **words,
         depth=known.tree.depth,
-        levels=level_rows(seen, known.rule, known.tree),
-        in_force=_in_force(project, known),
+        in_force=in_force,
+        levels=level_rows(known.record, rule, known.decisions),
+        uncounted=uncounted(known.decisions),
         told=_told(project, known),
         before=_previewed(known, now),
         after=_previewed(known, asked) if asked != now and not problem else None,
-        coverage_chart=coverage_data(coverage_curves(seen, known.rule)),
-        calibration_chart=calibration_data(calibration_bins(seen, known.rule)),
+        coverage_chart=coverage_data(coverage_curves(seen, rule)),
+        calibration_chart=calibration_data(
+            calibration_bins(seen, rule),
+            [level_name(seen, step) for step in range(seen.right.shape[1])],
+        ),
         running_chart=_running(project, known),
     )
 
@@ -154,16 +161,38 @@ def _previewed(known: Known, asked: Asked) -> Preview:
 
 
 def _in_force(project: Project, known: Known) -> dict[str, Any]:
-    """The rule that answers follow now, and where it comes from."""
-    store, record = services().parts.store, known.record
-    own = rule_for(project, known.manifest, None if record is None else record.seen)
-    rule = followed_rule(store, project.key, known.version, own)
-    return {
-        "rule": rule,
-        "followed": rule != own,
-        "own": least_probabilities(own, known.tree.depth),
-        "least": least_probabilities(rule, known.tree.depth),
+    """The rule that answers follow now, and in words where it comes from."""
+    calibration = known.calibration(project)
+    own = DepthRule.from_json(calibration["rule"])
+    rule = followed_rule(services().parts.store, project.key, known.version, own)
+    grounds = {
+        "certified": "certified on held-out images",
+        "estimated": "an estimate from held-out images",
+        "none": "too little evidence: nothing is shown",
     }
+    words = grounds[calibration["standing"]]
+    if calibration != known.manifest["calibration"]:
+        words = f"fitted to these settings: {words}"
+    return {"rule": rule, "followed": rule != own, "words": words}
+
+
+def uncounted(decisions: Decisions) -> str:
+    """Which levels and labels the figures leave out since they cannot be wrong, "" if none."""
+    tree, first = decisions.tree, leading_levels(decisions.tree)
+    if first >= tree.depth:
+        return "This tree leaves no choice: every image has the same labels."
+    alone = decisions.stands != np.arange(len(tree))
+    single = sum(level > first for level in np.array(tree.levels)[alone].tolist())
+    words = []
+    if first:
+        levels = "Level 1 names" if first == 1 else f"Levels 1 to {first} name"
+        words.append(f"{levels} every image alike and {'is' if first == 1 else 'are'} not counted.")
+    if single:
+        words.append(
+            "A label without a sibling cannot be wrong once the label above it is right: it is "
+            "shown with that one where the version is sure of it, and not counted."
+        )
+    return " ".join(words)
 
 
 def _kept(project: Project, known: Known) -> dict[str, Any]:
@@ -205,7 +234,9 @@ def coverage_data(curves: Sequence[LevelCurve], *, steps: int = 50) -> dict[str,
     return {"x": grid.round(4).tolist(), "series": series, **names, **shares}
 
 
-def calibration_data(levels: Sequence[Sequence[Bin]]) -> dict[str, Any] | None:
+def calibration_data(
+    levels: Sequence[Sequence[Bin]], names: Sequence[str]
+) -> dict[str, Any] | None:
     """What came true against what was stated, level by level; None where too little is known."""
     levels = [[one for one in level if one.count >= LEAST_IN_BIN] for level in levels]
     stated = sorted({round(one.stated, 3) for level in levels for one in level})
@@ -213,14 +244,14 @@ def calibration_data(levels: Sequence[Sequence[Bin]]) -> dict[str, Any] | None:
         return None
     stated = sorted({0.0, *stated, 1.0})
     series = []
-    for number, level in enumerate(levels, start=1):
+    for name, level in zip(names, levels, strict=True):
         there = {round(one.stated, 3): round(one.came_true, 4) for one in level}
         values = [there.get(x) for x in stated]
-        series.append({"name": f"level {number}", "values": values, "points": True})
+        series.append({"name": f"level {name}", "values": values, "points": True})
     series.append({"name": "as promised", "values": stated, "soft": True})
     shares = {"x_share": True, "y_share": True, "x_range": [0, 1], "y_range": [0, 1]}
-    names = {"x_name": "stated probability", "y_name": "came true"}
-    return {"x": stated, "series": series, **names, **shares}
+    axes = {"x_name": "stated probability", "y_name": "came true"}
+    return {"x": stated, "series": series, **axes, **shares}
 
 
 def running_data(told: Running) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Row:
         note: a person's.
         needed: why it may not be deleted, "" if it may.
         shown: what annotators' answers say of what it showed, None if nothing.
+        levels: accuracy on each level of the held-out images whose label reaches it, by level.
     """
 
     version: str
@@ -44,6 +45,7 @@ class Row:
     note: str
     needed: str
     shown: dict[str, Any] | None
+    levels: dict[int, dict[str, Any]]
 
 
 @bp.get("/projects/<key>/versions")
@@ -56,7 +58,7 @@ def versions(key: str) -> ResponseReturnValue:
     number = min(max(1, request.args.get("page", 1, type=int)), pages)
     shown = names[(number - 1) * PER_PAGE : number * PER_PAGE]
     rows = rows_of(project, shown)
-    levels = max((len(_levels(row.manifest)) for row in rows), default=0)
+    levels = sorted({level for row in rows for level in row.levels})
     return page(
         "versions",
         title="Versions",
@@ -87,7 +89,8 @@ def rows_of(project: Project, names: list[str]) -> list[Row]:
         except ModelError as error:
             manifest, problem = {}, str(error)
         told = (name, name == live, manifest, problem, store.note(project.key, name))
-        rows.append(Row(*told, needed.get(name, ""), _shown(project, name)))
+        levels = {row["level"]: row for row in manifest.get("metrics", {}).get("by_level", [])}
+        rows.append(Row(*told, needed.get(name, ""), _shown(project, name), levels))
     return rows
 
 
@@ -100,11 +103,6 @@ def _shown(project: Project, version: str) -> dict[str, Any] | None:
     levels = (told or {}).get("levels") or [{}]
     found: dict[str, Any] = levels[0]
     return found if found.get("checked") else None
-
-
-def _levels(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = manifest.get("metrics", {}).get("levels") or []
-    return found
 
 
 @bp.get("/projects/<key>/versions/compare")

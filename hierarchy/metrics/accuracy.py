@@ -8,26 +8,44 @@ from typing import Any
 import numpy as np
 
 from hierarchy.choice import candidates
+from hierarchy.decisions import choices
 from hierarchy.metrics.lines import Flags, Floats, Ints, lines
 from hierarchy.tree import TOP, LabelTree
 
 
-def accuracy_by_level(right: Ints) -> list[dict[str, Any]]:
-    """Accuracy of each level's best node over the pictures where it can be judged.
+def accuracy_by_level(answers: Ints, targets: Ints, tree: LabelTree) -> list[dict[str, Any]]:
+    """Accuracy on each level: of the pictures whose target reaches it, the share answered right.
+
+    A picture counts on a level where its target, or the node above it there, has siblings: a node
+    without any cannot be wrong once its parent is right. Levels on which none counts are left out.
 
     Args:
-        right: ``(n, L)`` 1 right, 0 wrong, -1 not known.
+        answers: ``(n, L)`` of each level the node answered, -1 for none.
+        targets: ``(n,)`` deepest node known.
+        tree: gives the ancestors.
 
     Example:
-        >>> accuracy_by_level(np.array([[1], [1], [0], [-1]]))
-        [{'level': 1, 'checked': 3, 'accuracy': 0.6667}]
+        >>> tree = LabelTree.from_paths([("Fruit", "Pear"), ("Fruit", "Fig"), ("Milk",)])
+        >>> answers = np.array([[0, 2], [0, 3], [1, 2], [0, 2]])
+        >>> rows = accuracy_by_level(answers, np.array([2, 2, 1, 0]), tree)
+        >>> [(row["level"], row["right"], row["checked"]) for row in rows]
+        [(1, 4, 4), (2, 1, 2)]
     """
-    levels = []
-    for level in range(right.shape[1]):
-        known = right[right[:, level] >= 0, level]
-        accuracy = round(float(known.mean()), 4) if len(known) else None
-        levels.append({"level": level + 1, "checked": len(known), "accuracy": accuracy})
-    return levels
+    truth = lines(targets, tree)
+    counts = (truth != TOP) & choices(tree)[truth]
+    hits = counts & (answers == truth)
+    return [
+        {
+            "level": level + 1,
+            "checked": int(checked),
+            "right": int(right),
+            "accuracy": round(int(right) / int(checked), 4),
+        }
+        for level, (checked, right) in enumerate(
+            zip(counts.sum(axis=0), hits.sum(axis=0), strict=True)
+        )
+        if checked
+    ]
 
 
 def right_by_level(answers: Ints, targets: Ints, tree: LabelTree) -> Ints:

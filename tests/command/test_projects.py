@@ -87,7 +87,7 @@ def test_the_status_of_a_project_in_training(parts: Parts, known: Project, board
     words = projects.describe(told)
     assert "shown labels are 90% right by estimate" in words
     assert "1 of 20 shown labels were wrong" in words
-    assert "level 1 90% of 10, level 2 90% of 10 right" in words
+    assert "whose label reaches it, right on level 1 90% of 10, level 2 90% of 10" in words
     assert "training: queued" in words
     assert "1 annotation events since labels were last read" in words
     assert "last training: refused" in words

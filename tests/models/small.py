@@ -16,7 +16,7 @@ from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, fit_rule
 from models.backbone import RandomWeights, load_backbone
 from models.galleries import Galleries
-from models.predictor import BACKBONE, EVIDENCE, build_head
+from models.predictor import BACKBONE, EVIDENCE, build_head, evidence_tensors
 from models.store import ModelStore, Project
 from studio.errors import PictureError
 from studio.pictures import Picture
@@ -119,6 +119,8 @@ def publish(  # noqa: D417 - the rest is what its name says
     tensors = dict(head.state_dict())
     tensors |= {f"{BACKBONE}{name}": value for name, value in (backbone_weights or {}).items()}
     if known is not None:
-        tensors[f"{EVIDENCE}probability"] = torch.from_numpy(known.probability).float()
-        tensors[f"{EVIDENCE}right"] = torch.from_numpy(known.right).to(torch.int8)
+        kept = evidence_tensors(known)
+        if known.depth is None:  # as releases wrote it that counted each level of the tree
+            del kept[f"{EVIDENCE}depth"]
+        tensors |= kept
     return store.publish(owner.key, manifest, tensors)

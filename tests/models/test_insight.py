@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from hierarchy import LabelTree, log_marginals
 from hierarchy.calibration import Evidence, evidence, fit_rule
 from hierarchy.choice import DepthRule, candidates, choose_depth, corrected
+from hierarchy.decisions import Decisions
+from hierarchy.network import FrozenHead
 from models.insight import (
     Record,
     as_tensors,
@@ -20,14 +22,14 @@ from models.insight import (
     compare_manifests,
     confusions,
     coverage_curves,
-    least_probabilities,
     level_rows,
     node_changes,
     node_figures,
+    path_of,
     read_record,
     running,
 )
-from models.predictor import EVIDENCE
+from models.predictor import EVIDENCE, Predictor, evidence_tensors
 from tests.published import TREE, manifest
 from tests.strategies import trees
 
@@ -42,9 +44,9 @@ def cases(draw: st.DrawFn) -> tuple[LabelTree, Record]:
     for row, node in enumerate(truth.tolist()):
         scores[row, list(tree.ancestors(node))] += chance.uniform(0, 4)
     log_p = log_marginals(torch.from_numpy(scores), tree).numpy()
-    found = candidates(log_p, tree)
+    seen = evidence(candidates(log_p, tree, Decisions.of(tree).levels), truth, tree)
     labels = chance.integers(0, 5, len(tree))
-    return tree, Record(evidence(found, truth, tree), truth, found.nodes, labels)
+    return tree, Record(seen, truth, candidates(log_p, tree).nodes, labels)
 
 
 def flat(levels: int, price: float = 20.0) -> DepthRule:
@@ -52,26 +54,31 @@ def flat(levels: int, price: float = 20.0) -> DepthRule:
     return DepthRule(0.9, price, ((1.0, 0.0),) * levels)
 
 
+def has_siblings(tree: LabelTree, node: int) -> bool:
+    """Can it be wrong where its parent is right?"""
+    return tree.parents.count(tree.parents[node]) > 1
+
+
 # --- what is kept ---
 
 
 @given(cases())
 def test_what_was_kept_comes_back(case: tuple[LabelTree, Record]) -> None:
-    _, record = case
+    tree, record = case
     assert record.truth is not None
     assert record.nodes is not None
     assert record.labels is not None
     tensors = {
-        f"{EVIDENCE}probability": torch.from_numpy(record.seen.probability),
-        f"{EVIDENCE}right": torch.from_numpy(record.seen.right),
+        **evidence_tensors(record.seen),
         **as_tensors(truth=record.truth, nodes=record.nodes, labels=record.labels),
     }
-    again = read_record(tensors)
+    again = read_record(tensors, tree)
     assert again is not None
     for name in ("truth", "nodes", "labels"):
         assert np.array_equal(getattr(again, name), getattr(record, name))
         assert tensors[f"{EVIDENCE}{name}"].dtype == torch.int32
     assert np.array_equal(again.seen.right, record.seen.right)
+    assert np.array_equal(again.seen.at, record.seen.at)
 
 
 def test_an_older_version_has_nothing_recorded_by_node() -> None:
@@ -80,14 +87,15 @@ def test_an_older_version_has_nothing_recorded_by_node() -> None:
         {
             f"{EVIDENCE}probability": torch.from_numpy(seen.probability),
             f"{EVIDENCE}right": torch.from_numpy(seen.right),
-        }
+        },
+        TREE,
     )
     assert old is not None
     figures = node_figures(old, TREE)
     assert set(figures.exact.tolist()) == set(figures.checked.tolist()) == {-1}
     assert figures.accuracy(0) is None
     assert confusions(old, TREE) == []
-    assert read_record({"weight": torch.zeros(1)}) is None
+    assert read_record({"weight": torch.zeros(1)}, TREE) is None
 
 
 # --- by node ---
@@ -104,8 +112,13 @@ def test_node_figures_agree_with_counting(case: tuple[LabelTree, Record]) -> Non
         level = tree.levels[node]
         below = [other for other in range(len(tree)) if other != node and tree.covers(node, other)]
         mine = [row for row, true in enumerate(record.truth.tolist()) if tree.covers(node, true)]
+        mine = mine if has_siblings(tree, node) else []
         hits = sum(int(record.nodes[row, level]) == node for row in mine)
-        deep = [row for row, true in enumerate(record.truth.tolist()) if tree.levels[true] >= level]
+        deep = [
+            row
+            for row, true in enumerate(record.truth.tolist())
+            if tree.levels[true] >= level and has_siblings(tree, tree.ancestors(true)[level])
+        ]
         assert figures.exact[node] == record.labels[node]
         assert figures.below[node] == sum(int(record.labels[other]) for other in below)
         assert figures.checked[node] == len(mine)
@@ -136,26 +149,40 @@ def test_confusions_agree_with_counting(case: tuple[LabelTree, Record]) -> None:
 @given(cases(), st.floats(0.5, 100))
 def test_levels_agree_with_counting(case: tuple[LabelTree, Record], price: float) -> None:
     tree, record = case
-    rule = flat(tree.depth, price)
-    depth = choose_depth(corrected(record.seen.probability, rule.platt), rule)
-    for row in level_rows(record.seen, rule, tree):
-        right = record.seen.right[:, row.level - 1].tolist()
-        shown = [one for one, at in zip(right, depth.tolist(), strict=True) if at == row.level]
-        known = [one for one in right if one >= 0]
+    assert record.nodes is not None
+    assert record.truth is not None
+    seen, decisions = record.seen, Decisions.of(tree)
+    rule = flat(len(decisions.levels), price)
+    depth = choose_depth(corrected(seen.probability, rule.platt), rule, seen.at)
+    rows = level_rows(record, rule, decisions)
+    at_choice = [tree.levels[node] + 1 for node in range(len(tree)) if has_siblings(tree, node)]
+    assert [row.level for row in rows] == sorted(set(at_choice))
+    for row in rows:
+        shown = [
+            int(seen.right[at, deep - 1])
+            for at, deep in enumerate(depth.tolist())
+            if deep and seen.at[at, deep - 1] == row.level
+        ]
+        lines = [tree.ancestors(true) for true in record.truth.tolist()]
+        reach = [
+            int(record.nodes[at, row.level - 1] == line[row.level - 1])
+            for at, line in enumerate(lines)
+            if len(line) >= row.level and has_siblings(tree, line[row.level - 1])
+        ]
         assert row.nodes == sum(level + 1 == row.level for level in tree.levels)
-        assert row.checked == len(known)
-        assert row.accuracy == (pytest.approx(sum(known) / len(known)) if known else None)
-        assert row.given == (pytest.approx(len(shown) / len(right)) if right else 0)
+        assert (row.checked, row.right) == (len(reach), sum(reach))
+        assert row.accuracy == (pytest.approx(sum(reach) / len(reach)) if reach else None)
+        assert row.given == (pytest.approx(len(shown) / len(seen)) if len(seen) else 0)
         assert row.given_checked == sum(one >= 0 for one in shown)
+    assert sum(row.given for row in rows) == pytest.approx((depth > 0).mean() if len(seen) else 0)
 
 
 @given(cases())
 def test_curves_agree_with_answering_the_surest(case: tuple[LabelTree, Record]) -> None:
     tree, record = case
-    rule = flat(tree.depth)
+    rule = flat(len(Decisions.of(tree).levels))
     sure = corrected(record.seen.probability, rule.platt)
-    for curve in coverage_curves(record.seen, rule):
-        column = curve.level - 1
+    for column, curve in enumerate(coverage_curves(record.seen, rule)):
         known = record.seen.right[:, column] >= 0
         p, right = sure[known, column], record.seen.right[known, column]
         assert list(curve.coverage) == sorted(curve.coverage)
@@ -211,7 +238,9 @@ def test_a_level_is_shown_from_its_least_probability_on(
         0.5,
         None if thresholds is None else tuple(thresholds),
     )
-    least = least_probabilities(rule, 3)[level]
+    tree = LabelTree.from_paths([("a", "c", "e"), ("a", "c", "f"), ("a", "d"), ("b",)])
+    seen = Evidence(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64))
+    least = level_rows(Record(seen), rule, Decisions.of(tree))[level].least
     alone = np.zeros((1, 3))
     if least is None:
         alone[0, level] = 1.0
@@ -229,7 +258,7 @@ def test_a_fitted_rule_is_judged_with_each_picture_left_out() -> None:
     seen = Evidence(p, (chance.random((600, 1)) < p).astype(np.int64))
     fitted = fit_rule(seen, target=0.8)
     tree = LabelTree.from_paths([("a",), ("b",)])
-    (row,) = level_rows(seen, fitted.rule, tree)
+    (row,) = level_rows(Record(seen), fitted.rule, Decisions.of(tree))
     assert row.given == pytest.approx(fitted.given)
     assert row.given_checked == fitted.checked
     assert row.given_accuracy == pytest.approx(1 - fitted.wrong / fitted.checked)
@@ -256,24 +285,45 @@ def test_the_running_accuracy_is_that_of_the_newest_answers(
 # --- one picture ---
 
 
-@given(cases(), st.integers(2, 6))
-def test_branches_show_the_way_to_the_leaf_among_the_likeliest_siblings(
-    case: tuple[LabelTree, Record], limit: int
+def knowing(tree: LabelTree) -> Predictor:
+    """A version of that tree whose probabilities need no correction; its head is not asked."""
+    return Predictor(
+        version="v1",
+        tree=tree,
+        head=FrozenHead(tree, 4, reduced=2, width=2, hidden=2),
+        rule=flat(len(Decisions.of(tree).levels)),
+        backbone=("none", "none"),
+        backbone_weights={},
+        manifest={"tree": tree.to_json()},
+    )
+
+
+@given(cases(), st.integers(2, 6), st.sampled_from(["answered", "nothing shown"]))
+def test_branches_show_the_way_through_the_answer_and_what_is_left(
+    case: tuple[LabelTree, Record], limit: int, answered: str
 ) -> None:
+    """Every step's bars, with what is hidden and "none of these", are the node above."""
     tree, _ = case
-    log_p = log_marginals(
-        torch.from_numpy(np.random.default_rng(len(tree)).normal(0, 3, (1, len(tree)))), tree
-    ).numpy()
-    found = candidates(log_p, tree)
-    leaf = int(found.leaf[0])
-    told = branches(log_p[0], found.probability[0], leaf, tree, flat(tree.depth), limit=limit)
-    assert [next(t.node for t in step if t.on_path) for step in told] == list(tree.ancestors(leaf))
-    for step in told:
-        assert len({tree.parents[twig.node] for twig in step}) == 1
-        siblings = [n for n in range(len(tree)) if tree.parents[n] == tree.parents[step[0].node]]
-        assert len(step) == min(limit, len(siblings))
-        for twig in step:
+    chance = np.random.default_rng(len(tree))
+    log_p = log_marginals(torch.from_numpy(chance.normal(0, 3, (1, len(tree)))), tree).numpy()
+    predictor = knowing(tree)
+    shown = tree.paths[int(chance.integers(len(tree)))] if answered == "answered" else None
+    path = path_of(predictor, log_p[0], shown)
+    assert tree.paths[path[-1]][: len(shown or ())] == (shown or ())
+    below = [leaf for leaf in tree.leaves if shown is None or tree.covers(tree.index(shown), leaf)]
+    assert path == list(tree.ancestors(max(below, key=lambda leaf: log_p[0, leaf])))
+    whole = 1.0
+    steps = branches(predictor, log_p[0], path, limit=limit)
+    assert [next(t.node for t in step.twigs if t.on_path) for step in steps] == path
+    for node, step in zip(path, steps, strict=True):
+        siblings = [n for n in range(len(tree)) if tree.parents[n] == tree.parents[node]]
+        assert {tree.parents[twig.node] for twig in step.twigs} == {tree.parents[node]}
+        assert len(step.twigs) + step.others == len(siblings)
+        for twig in step.twigs:
             assert twig.probability == pytest.approx(float(np.exp(log_p[0, twig.node])), abs=1e-6)
+        bars = sum(twig.probability for twig in step.twigs) + step.other
+        assert bars + step.none == pytest.approx(whole, abs=1e-6)
+        whole = float(np.exp(log_p[0, node]))
 
 
 # --- two versions ---
@@ -285,7 +335,8 @@ def test_manifests_are_compared_figure_by_figure() -> None:
     second["metrics"] = {**second["metrics"], "leaf_accuracy": 0.9}
     rows = {row.name: row for row in compare_manifests(first, second)}
     assert rows["Accuracy on level 1"].difference == 0
-    assert rows["Leaf accuracy"].difference == pytest.approx(0.1)
+    assert rows["Accuracy on level 1"].of == (10, 10)
+    assert rows["Accuracy of the best leaf"].difference == pytest.approx(0.1)
     assert rows["Labels learnt from"].difference == 30
     assert rows["Size in bytes"].first is None
     assert rows["Size in bytes"].difference is None

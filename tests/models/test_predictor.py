@@ -17,7 +17,7 @@ from hierarchy.choice import DepthRule, Reason, candidates, choose_depth, correc
 from hierarchy.network import UNSEEN_SCORE
 from hierarchy.quantised import QuantisedMaps
 from models.errors import ModelStoreError, UnknownVersionError
-from models.predictor import Predictors, build_head, load_predictor, read_evidence
+from models.predictor import Predictor, Predictors, build_head, load_predictor, read_evidence
 from models.store import ModelStore
 from tests.models.small import CHANNELS, FROZEN, head_of, project, publish, seen
 
@@ -97,6 +97,93 @@ def test_projects_with_other_trees_share_a_server(
     assert predictors.get(first, "v1").log_probabilities(maps).shape == (len(maps), len(TREE))
     assert predictors.get(second, "v1").log_probabilities(maps).shape == (len(maps), len(OTHER))
     assert {answer.leaf for answer in predictors.get(second, "v1").answer(maps)} <= set(OTHER.paths)
+
+
+# Nodes that cannot be wrong
+
+LIFE = LabelTree.from_paths(
+    [("Life", "Bird", "Owl"), ("Life", "Fish", "Cod"), ("Life", "Fish", "Ray")]
+)
+
+
+def below_life(store: ModelStore, **asked: Any) -> Predictor:
+    """A version below one root that shows what it is told, and its rule on choices."""
+    right = np.ones((300, 2), dtype=np.int64)
+    known = Evidence(np.full((300, 2), 0.9), right, np.tile([2, 3], (300, 1)))
+    version = publish(store, project(), LIFE, head_of(LIFE, FROZEN), known=known)
+    predictor = load_predictor(store, project(**asked), version)
+    return predictor.under(replace(predictor.rule, price=20.0, platt=((1.0, 0.0),) * 2))
+
+
+def log_p(**probability: float) -> NDArray[np.float64]:
+    """One image's; nodes that are not named have next to none."""
+    image = np.array([[probability.get(name, 1e-6) for name in LIFE.names]])
+    return np.asarray(np.log(image))
+
+
+def test_a_root_above_everything_is_never_the_answer(store: ModelStore) -> None:
+    """As sure as can be that it is alive, and of nothing else: nothing is shown."""
+    predictor = below_life(store)
+    (answer,) = predictor.told(log_p(Life=0.9999, Bird=0.4, Owl=0.3, Fish=0.5, Cod=0.3))
+    assert (answer.path, answer.reason) == (None, Reason.UNSURE)
+    assert "'Fish' would be right in about 50 %" in answer.why
+    (sure,) = predictor.told(log_p(Life=0.9999, Fish=0.99, Cod=0.6, Ray=0.3))
+    assert sure.path == ("Life", "Fish")
+    assert sure.probability == pytest.approx(0.99)
+
+
+def test_an_only_child_is_shown_where_the_version_is_sure_of_it(store: ModelStore) -> None:
+    """`Bird` holds `Owl` alone: whether it is an owl too is not a choice among the labels."""
+    predictor = below_life(store)
+    (sure,) = predictor.told(log_p(Life=0.999, Bird=0.98, Owl=0.97))
+    assert (sure.path, sure.reason) == (("Life", "Bird", "Owl"), Reason.DEEPEST)
+    assert sure.probability == pytest.approx(0.97)
+    (unsure,) = predictor.told(log_p(Life=0.999, Bird=0.98, Owl=0.6))
+    assert (unsure.path, unsure.reason) == (("Life", "Bird"), Reason.RISK)
+    assert "'Owl' would be right in about 60 %" in unsure.why
+    assert unsure.probability == pytest.approx(0.98)
+    # It does not make its parent any more likely to be shown.
+    (none,) = predictor.told(log_p(Life=0.999, Bird=0.7, Owl=0.69))
+    assert none.path is None
+
+
+def test_an_only_child_deeper_than_is_wanted_stays_away(store: ModelStore) -> None:
+    predictor = below_life(store, maximum_depth=2)
+    (answer,) = predictor.told(log_p(Life=0.999, Bird=0.98, Owl=0.97))
+    assert (answer.path, answer.reason) == (("Life", "Bird"), Reason.LIMIT)
+    (fish,) = predictor.told(log_p(Life=0.999, Fish=0.98, Cod=0.97))
+    assert fish.path == ("Life", "Fish")
+
+
+def test_depths_are_those_of_the_tree(store: ModelStore) -> None:
+    predictor = below_life(store, minimum_depth=3)
+    (fish,) = predictor.told(log_p(Life=0.999, Fish=0.99, Cod=0.6, Ray=0.3))
+    assert (fish.path, fish.reason) == (None, Reason.MINIMUM)
+    (cod,) = predictor.told(log_p(Life=0.999, Fish=0.99, Cod=0.97))
+    assert cod.path == ("Life", "Fish", "Cod")
+
+
+def test_any_node_has_the_probability_that_answers_state(store: ModelStore) -> None:
+    predictor = below_life(store)
+    predictor = predictor.under(replace(predictor.rule, platt=((2.0, 0.1), (0.5, -0.1))))
+    image = log_p(Life=0.999, Bird=0.98, Owl=0.97, Fish=0.01)
+    nodes = np.array([[LIFE.index(path) for path in LIFE.paths]])
+    by_path = dict(zip(LIFE.paths, predictor.sure(image, nodes)[0].tolist(), strict=True))
+    (answer,) = predictor.told(image)
+    assert answer.path == ("Life", "Bird", "Owl")
+    assert by_path[answer.path] == pytest.approx(answer.probability)
+    assert by_path[("Life",)] == pytest.approx(0.999)  # no correction is about it
+    assert by_path[answer.path] < by_path[("Life", "Bird")]
+
+
+def test_a_tree_without_a_choice_answers_nothing(store: ModelStore) -> None:
+    tree = LabelTree.from_paths([("Life", "Animal")])
+    nothing = np.empty((9, 0), dtype=np.int64)
+    none = Evidence(np.empty((9, 0)), nothing, nothing)
+    version = publish(store, project(), tree, head_of(tree, FROZEN), known=none)
+    predictor = load_predictor(store, project(), version)
+    (answer,) = predictor.told(np.log([[0.99, 0.98]]))
+    assert (answer.path, answer.reason, answer.leaf) == (None, Reason.NOTHING, ("Life", "Animal"))
 
 
 # The tree changed since training
@@ -236,7 +323,7 @@ def test_a_kind_of_network_of_another_release_is_refused() -> None:
 def test_evidence_survives_the_file(store: ModelStore) -> None:
     known = seen(100)
     version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=known)
-    found = read_evidence(store.weights(project().key, version))
+    found = read_evidence(store.weights(project().key, version), TREE)
     assert found is not None
     assert found.right.tolist() == known.right.tolist()
     np.testing.assert_allclose(found.probability, known.probability, atol=1e-7)
@@ -313,7 +400,7 @@ def test_the_refused_label_and_its_probability_are_named(
     version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
     own = load_predictor(store, project(), version)
     own = own.under(replace(own.rule, price=300.0))
-    found, _ = own.guesses(maps)
+    found = own.guesses(maps)
     sure = corrected(found.probability, own.rule.platt)
     refused = [
         (row, answer) for row, answer in enumerate(own.answer(maps)) if answer.reason == Reason.RISK

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hierarchy import LabelTree
 from studio import configwriter
+from studio.confignotes import tree_notes
 from studio.configwriter import (
     MAX_CASCADE,
     MAX_LEVELS,
@@ -66,7 +67,7 @@ def test_a_tree_comes_back_from_its_cascade_as_it_was(tree: LabelTree) -> None:
     read = parse_label_config(choices_config(tree))
     assert read.tree == tree
     assert read.kind == ("cascade" if tree.depth > 1 else "choices")
-    assert read.notes == ()
+    assert read.notes == tuple(tree_notes(tree))
 
 
 @given(any_trees(max_nodes=20))

@@ -419,7 +419,18 @@ def test_what_hurts_in_a_taxonomy_is_noted(attribute: str, words: str) -> None:
 
 def test_a_plain_taxonomy_has_no_note() -> None:
     plain = 'leafsOnly="false" maxUsages="3" required="false"'
-    assert notes(view(taxonomy(choice("A", choice("B")), more=plain))) == ""
+    assert notes(view(taxonomy(choice("A", choice("B")), choice("C"), more=plain))) == ""
+
+
+def test_a_root_above_everything_is_noted() -> None:
+    tops = choice("Bird", choice("Owl")) + choice("Fish")
+    rooted = view(taxonomy(choice("Life", choice("Animal", tops))))
+    assert notes(rooted) == (
+        "'Life' > 'Animal' stands above all other labels and names every image alike: it is never "
+        "pre-labelled, and levels that hold it alone are not counted as right."
+    )
+    assert notes(view(taxonomy(tops))) == ""
+    assert "leave no choice" in notes(view(taxonomy(choice("Life", choice("Animal")))))
 
 
 def test_an_ambiguous_chip_is_noted_unless_full_paths_are_shown() -> None:

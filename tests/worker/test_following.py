@@ -184,7 +184,7 @@ def test_every_level_is_judged_as_one_pre_label_is() -> None:
         [judge(int(node), answer, TREE)[0] for node in nodes]
         for nodes, answer in zip(found.nodes, answers, strict=True)
     ]
-    assert following._right(found, answers, TREE).tolist() == expected
+    assert following._seen(found, answers, TREE).right.tolist() == expected
 
 
 # --- a project ---
@@ -209,6 +209,46 @@ def test_right_wrong_and_unknown_pre_labels_are_told_by_level(
     together, first, _ = told["levels"]
     assert (together["shown"], together["checked"], together["right"]) == (6, 5, 3)
     assert first["low"] < first["accuracy"] == 2 / 3 < first["high"]
+
+
+def test_what_holds_now_is_told_and_not_what_held_before(
+    served: Parts, known: Project, people: Annotators
+) -> None:
+    """The rule moves with each answer to a pre-label, long before it is fitted to them alone."""
+    publish(served, known)
+    for _ in range(3):
+        people.answer(None, ["Milk"], origin="manual")
+    follow_version(known.key, "v1", served)
+    own = served.predictors.get(known, "v1").own_rule
+    assert kept(served, known)["rule"] == own.to_json()
+    grounds = "how deep to answer is fitted to annotators' answers alone from 50 answers on, "
+    assert kept(served, known)["told"]["grounds"] == f"{grounds}3 so far"
+    people.answer(["Fruit"], ["Milk"])
+    follow_version(known.key, "v1", served)
+    assert kept(served, known)["rule"] != own.to_json()
+    moved = "; until then each answer to a pre-label moves it a little"
+    assert kept(served, known)["told"]["grounds"] == f"{grounds}4 so far{moved}"
+
+
+def test_a_root_above_everything_was_no_pre_label(
+    served: Parts, known: Project, people: Annotators, stand: Stand
+) -> None:
+    """A version of an earlier release had shown it: nobody could have found it wrong."""
+    rooted = LabelTree.from_paths([("Life", *path) for path in TREE.paths if path != ("Fruit",)])
+    stand.label_config = taxonomy_xml(rooted)
+    backbone = served.galleries.backbone()
+    every = Evidence(np.full((300, 3), 0.6), np.ones((300, 3), dtype=np.int64))
+    named = (backbone.name, backbone.fingerprint)
+    head = small.head_of(rooted, small.FROZEN, 0)
+    version = small.publish(served.store, known, rooted, head, backbone=named, known=every)
+    served.store.point(known.key, version, reason="test")
+    people.answer(["Life"], ["Life", "Milk"])
+    people.answer(["Life", "Milk"], ["Life", "Milk"], origin="prediction")
+    people.answer(["Life", "Fruit", "Pear"], ["Life", "Milk"])
+    follow_version(known.key, version, served)
+    assert figures(served, known) == {2: (1, 1), 3: (0, 1)}
+    assert kept(served, known)["told"]["nothing_shown"] == 1
+    assert all(row["levels"] == [2, 3] for row in kept(served, known)["rows"])
 
 
 def test_rows_hold_the_probabilities_of_the_version(
@@ -372,7 +412,7 @@ def test_a_tree_that_changed_has_everything_judged_anew(
     stand.label_config = taxonomy_xml(today)
     assert follow_version(known.key, "v1", served)["answers"] == 1
     (row,) = kept(served, known)["rows"]
-    assert len(row["probability"]) == today.depth
+    assert (row["levels"], len(row["probability"])) == ([1, 2], 2)  # what the version has learnt
     assert figures(served, known) == {1: (1, 1)}
 
 

@@ -55,7 +55,7 @@ def surest(parts: Parts, known: Project, pictures: int, count: int) -> DepthRule
     """A rule that shows the surest so many of the pictures, on the top level."""
     predictor = parts.predictors.get(known, "v1", TREE)
     maps = parts.galleries.of(predictor).maps([(f"{n}.png", n) for n in range(1, pictures + 1)])
-    found, _ = predictor.guesses(np.stack([one for one in maps if isinstance(one, np.ndarray)]))
+    found = predictor.guesses(np.stack([one for one in maps if isinstance(one, np.ndarray)]))
     sure = np.sort(logits(found.probability[:, 0]))
     least = (sure[-count] + sure[-count - 1]) / 2 if count < pictures else sure[0] - 1
     offset = float(logits(np.array(0.9)) - least)

@@ -129,7 +129,7 @@ def test_what_can_be_learnt_is_learnt(trained: Trained) -> None:
 def test_held_out_figures_are_those_of_new_pictures(trained: Trained) -> None:
     assert trained.metrics["held_out"] == trained.metrics["leaf_checked"] == 120
     assert trained.metrics["leaf_accuracy"] == pytest.approx(accuracy(trained, level=1), abs=0.05)
-    assert [level["level"] for level in trained.metrics["levels"]] == [1, 2]
+    assert [level["level"] for level in trained.metrics["by_level"]] == [1, 2]
 
 
 def test_the_rule_shows_what_it_can_stand_behind(trained: Trained) -> None:
@@ -160,7 +160,7 @@ def test_coarse_labels_teach_their_level() -> None:
     more = train(TREE, examples(maps, coarse), SMALL, target=0.9, report=silent)
     gain = accuracy(more, level=0, noise=6) - accuracy(few, level=0, noise=6)
     assert gain > 0.03
-    assert more.metrics["levels"][0]["checked"] == 100
+    assert more.metrics["by_level"][0]["checked"] == 100
     assert more.metrics["leaf_checked"] == 8
 
 

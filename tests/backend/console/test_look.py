@@ -1,6 +1,7 @@
 """The page of one picture: what it says agrees with /predict; what cannot be looked at is told."""
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from html import unescape
 
@@ -14,10 +15,12 @@ from models.store import Project
 from studio.client import LabelStudio
 from studio.errors import PictureError
 from tests.backend.conftest import asking, go_live, jpeg
+from tests.backend.console import trained
 from tests.backend.console.conftest import token
 from tests.backend.test_predict import huge_png
 from tests.studio.picture_server import PictureServer
 from tests.studio.servers import Reply, Request, serving
+from worker import training
 from worker.parts import Parts
 
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
@@ -71,12 +74,38 @@ def test_an_uploaded_picture_is_answered_as_annotators_see_it(
     path = body["results"][0]["result"][0]["value"]["taxonomy"][0]
     page = upload(admin, known, jpeg(0)).text
     assert f'class="said">{" / ".join(path)}<' in page
-    assert page.count("data:image/jpeg;base64,") == 3  # the picture, and both levels
+    assert page.count("data:image/jpeg;base64,") == 3  # the image, and both levels
     predictor = parts.predictors.get(known, "v1")
     (maps,) = parts.galleries.of(predictor).maps([("/data/upload/1/0.jpg", 1)])
     assert not isinstance(maps, PictureError)
     assert predictor.answer(maps[None])[0].why in unescape(page)
     assert "Down the tree" in page
+
+
+def test_maps_and_bars_are_of_the_way_down_and_of_nothing_else(
+    admin: FlaskClient, parts: Parts, pictures: PictureServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leaf on level 1 has one map; what fits no label has a bar, and bars make up the whole."""
+    monkeypatch.setattr(training, "Recipe", lambda: trained.QUICK)
+    known = trained.train(parts, pictures, 914, named=[("Milk",), ("Fruit", "Apple")])
+    ways = set()
+    for seed in range(12):
+        page = upload(admin, known, jpeg(seed)).text
+        said = unescape(page.split('class="said">')[1].split("<")[0]).split(" / ")
+        said = [] if said == ["Nothing is shown"] else said
+        page = unescape(page)
+        maps = re.findall(r'<figcaption><span class="break">(.*?)</span> <small>', page)
+        steps = re.findall(r"<h3>Level \d</h3>(.*?)</ul>", page, re.DOTALL)
+        on = r'class="on"><span class="twig break">(.*?)<span class="visually'
+        on_path = [re.findall(on, step)[0] for step in steps]
+        assert maps == on_path
+        assert maps[: len(said)] == said
+        assert parts.predictors.get(known, "v1").tree.index(maps) >= 0  # one path, down to a leaf
+        ways.add(len(maps))
+        assert ">none of these<" in steps[0]
+        whole = sum(map(float, re.findall(r'class="part" width="([\d.]+)"', steps[0])))
+        assert whole == pytest.approx(100, abs=0.05)
+    assert ways == {1, 2}
 
 
 @pytest.mark.usefixtures("with_tasks")

@@ -100,8 +100,8 @@ def test_progress_is_told_with_stage_time_and_curves(
     assert state["loss"]["x"] == [round(epoch / 10, 4) for epoch in range(1, 11)]
     assert state["loss"]["series"][0]["values"][-1] == 0.1
     assert state["accuracy"]["y_range"] == [0, 1]
-    assert state["accuracy"]["y_name"] == "Right, of pictures held out"
-    assert state["figures"].startswith("loss 0.100 nats, accuracy 90.9")
+    assert state["accuracy"]["y_name"] == "Right on the level that was answered, of images held out"
+    assert state["figures"].startswith("loss 0.100 nats, right so far 90.9")
     text = page_of(admin, known)
     assert "Cancel training" in text
     assert "Accuracy as it learns" in text

@@ -3,16 +3,21 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from flask.testing import FlaskClient
 
 from backend.console.trust import calibration_data, coverage_data
+from command import projects
+from models.answers import answers
 from models.insight import Bin, LevelCurve
+from models.predictor import Answer
 from models.store import Project
 from tests.backend.conftest import go_live
 from tests.backend.console import trained
 from tests.backend.console.conftest import Post
+from tests.studio.configs import tree_of
 from tests.studio.picture_server import PictureServer
 from worker import training
 from worker.parts import Parts
@@ -40,6 +45,112 @@ def test_levels_curves_and_thresholds_are_told(admin: FlaskClient, known: Projec
     assert len(chart["series"]) == trained.TREE.depth
     assert all(len(one["values"]) == len(chart["x"]) for one in chart["series"])
     assert "No annotator has answered" in page
+
+
+# --- a tree below one root ---
+
+#: The same tree below one root, with a label that has no sibling.
+ROOTED = tree_of(
+    [("Life", *path) for path in trained.TREE.paths if len(path) > 1] + [("Life", "Milk", "Cow")]
+)
+
+
+@pytest.fixture(scope="module")
+def rooted(parts: Parts, pictures: PictureServer) -> Project:
+    """A version that was trained below one root, with a coarse answer for each leaf."""
+    named = [("Life", *path) for path in trained.NAMED]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "Recipe", lambda: trained.QUICK)
+        return trained.train(parts, pictures, 913, tree=ROOTED, named=[*named, ("Life",)])
+
+
+def table(page: str, caption: str) -> list[list[str]]:
+    """A table's rows, each cell in words."""
+    inside = re.search(rf"<caption[^>]*>{caption}</caption>(.*?)</table>", page, re.DOTALL)
+    assert inside is not None
+    rows = re.findall(r"<tr>(.*?)</tr>", inside[1], re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    return [[" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in row] for row in cells]
+
+
+def test_a_root_above_everything_has_no_figures(
+    admin: FlaskClient, parts: Parts, rooted: Project
+) -> None:
+    """Not on this page, nor on Versions, Tree, the card, nor in what the commands say."""
+    page = admin.get(address(rooted)).text
+    rows = table(page, "Levels")[1:]
+    assert [row[0] for row in rows] == ["2", "3"]
+    assert "Level 1 names every image alike and is not counted." in page
+    assert "A label without a sibling" in page
+    manifest = parts.store.manifest(rooted.key, "v1")
+    by_level = {row["level"]: row for row in manifest["metrics"]["by_level"]}
+    assert by_level.keys() == {2, 3}
+    assert manifest["metrics"]["held_out"] == 24  # every fifth says "Life" alone, no level's
+    assert by_level[2]["checked"] == 20
+    for row in rows:
+        figures = by_level[int(row[0])]
+        share = f"{100 * figures['right'] / figures['checked']:.0f} %"
+        assert row[2] == f"{share} of {figures['checked']}"
+    version = table(admin.get(f"/console/projects/{rooted.key}/versions").text, "All versions.*?")
+    assert version[0][2:4] == ["Accuracy on level Level 2", "Accuracy on level 3"]
+    assert version[1][2:4] == [row[2] for row in rows]
+    tree = table(admin.get(f"/console/projects/{rooted.key}/tree?show=all").text, "Labels")[1:]
+    recognised = {row[0].split(" / ")[-1].split(" ")[0]: row[3] for row in tree}
+    assert (recognised["Life"], recognised["Cow"]) == ("–", "–")  # noqa: RUF001 - a dash
+    deepest = by_level[3]
+    assert recognised["Apple"].endswith(" of 5")
+    cards = admin.get("/console").text
+    (own,) = re.findall(rf'id="p-{rooted.key}".*?</article>', cards, re.DOTALL)
+    words = " ".join(re.sub(r"<[^>]+>", " ", own).split())
+    share = f"{100 * deepest['right'] / deepest['checked']:.0f} %"
+    assert f"Right on level 3 {share} of {deepest['checked']}" in words
+    said = projects.describe(projects.project_status(parts, rooted))
+    assert f"level 3 {deepest['accuracy']:.0%} of {deepest['checked']}" in said
+    assert "level 1" not in said
+    shares = projects.limit_depth(parts, rooted, None, None, None, None)
+    assert shares["levels"] == [2, 3]
+    assert re.findall(r"depth (\d) \d+%", projects.depth_text(shares)) == ["2", "3"]
+
+
+def test_no_pre_label_of_a_trained_version_is_the_root(parts: Parts, rooted: Project) -> None:
+    predictor = parts.predictors.get(rooted, "v1")
+    bold = predictor.under(replace(predictor.rule, price=0.5))
+    items = [(f"/data/upload/9/{at}.jpg", at) for at in range(12)]
+    found = answers(parts.galleries.of(predictor), bold, items)
+    paths = {one.path for one in found if isinstance(one, Answer)}
+    assert ("Life",) not in paths
+    assert any(len(path) > 1 for path in paths if path)
+
+
+# --- which rule is in force ---
+
+
+def test_what_is_in_force_says_where_it_comes_from(
+    admin: FlaskClient, parts: Parts, known: Project
+) -> None:
+    """Neither settings made by hand nor a version that certifies nothing are "as certified"."""
+    own = parts.store.manifest(known.key, "v1")["calibration"]["standing"]
+    words = {
+        "certified": "certified on held-out images",
+        "estimated": "an estimate from held-out images",
+        "none": "too little evidence: nothing is shown",
+    }
+    page = admin.get(address(known)).text
+    assert f">{words[own]}<" in page
+    before = parts.store.project(known.key)
+    assert before is not None
+    try:
+        asked = replace(before, target_accuracy=0.25, maximum_depth=1)
+        parts.store.save_project(asked)
+        page = admin.get(address(known)).text
+        standing = parts.records.calibration(asked, "v1")["standing"]
+        assert f">fitted to these settings: {words[standing]}<" in page
+        first, second = table(page, "Levels")[1:]
+        assert standing != "none"
+        assert first[5] != "never"
+        assert (second[3], second[5]) == ("0 %", "never")  # one rule in all columns
+    finally:
+        parts.store.save_project(before)
 
 
 def test_a_preview_changes_nothing(admin: FlaskClient, parts: Parts, known: Project) -> None:
@@ -141,7 +252,9 @@ def test_an_untrained_project_can_be_given_settings(
 
 
 def test_a_curve_is_read_at_even_steps() -> None:
-    told = coverage_data([LevelCurve(1, (0.5, 1.0), (1.0, 0.8)), LevelCurve(2, (), ())], steps=4)
+    told = coverage_data(
+        [LevelCurve("1", (0.5, 1.0), (1.0, 0.8)), LevelCurve("2", (), ())], steps=4
+    )
     assert told is not None
     assert told["x"] == [0.25, 0.5, 0.75, 1.0]
     assert [(one["name"], one["values"]) for one in told["series"]] == [
@@ -151,9 +264,10 @@ def test_a_curve_is_read_at_even_steps() -> None:
 
 
 def test_bins_of_a_few_pictures_are_not_drawn() -> None:
-    told = calibration_data([[Bin(2, 0.1, 1.0), Bin(5, 0.5, 0.4)], [Bin(9, 0.7, 0.8)]])
+    told = calibration_data([[Bin(2, 0.1, 1.0), Bin(5, 0.5, 0.4)], [Bin(9, 0.7, 0.8)]], ["2", "3"])
     assert told is not None
     assert told["x"] == [0.0, 0.5, 0.7, 1.0]
     assert told["series"][0]["values"] == [None, 0.4, None, None]
     assert told["series"][-1]["values"] == told["x"]
-    assert calibration_data([[Bin(1, 0.1, 1.0)]]) is None
+    assert [one["name"] for one in told["series"]] == ["level 2", "level 3", "as promised"]
+    assert calibration_data([[Bin(1, 0.1, 1.0)]], ["1"]) is None

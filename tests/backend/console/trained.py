@@ -1,5 +1,8 @@
 """A version that was really trained, on pictures of a real server, in seconds."""
 
+from collections.abc import Sequence
+
+from hierarchy import LabelTree
 from models.store import Project
 from studio.annotations import Label, TaskLabels
 from studio.labelconfig import parse_label_config
@@ -34,18 +37,26 @@ PICTURES = 24
 QUICK = Recipe(views=(0,), reduced=8, width=8, hidden=8, epochs=2, least_steps=20, folds=3)
 
 
-def train(parts: Parts, pictures: PictureServer, number: int, *, count: int = PICTURES) -> Project:
+def train(
+    parts: Parts,
+    pictures: PictureServer,
+    number: int,
+    *,
+    count: int = PICTURES,
+    tree: LabelTree = TREE,
+    named: Sequence[tuple[str, ...]] = NAMED,
+) -> Project:
     """A project of this number, whose next version has learnt so many labels."""
     for seed in range(PICTURES):
         pictures.answers.setdefault(f"/data/upload/9/{seed}.jpg", jpeg(seed))
-    xml = taxonomy_xml(TREE)
+    xml = taxonomy_xml(tree)
     config = parse_label_config(xml)
     known = parts.store.register(
         project(parts.settings.label_studio_url, f"{number}.1795440233", xml)
     )
     tasks = []
     for at in range(count):
-        node = config.tree.index(NAMED[at % len(NAMED)])
+        node = config.tree.index(named[at % len(named)])
         when = f"2026-11-23T14:00:{at:02d}.000001Z"
         label = Label(at, at, node, (node,), 7, when, False, None, None)  # noqa: FBT003
         tasks.append(TaskLabels(at, f"/data/upload/9/{at}.jpg", (label,), (), {}))

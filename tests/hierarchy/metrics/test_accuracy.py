@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from hierarchy.choice import candidates
 from hierarchy.metrics.accuracy import (
@@ -15,7 +13,6 @@ from hierarchy.metrics.accuracy import (
     share,
     whole_path,
 )
-from hierarchy.metrics.lines import Ints
 from tests.hierarchy.metrics.cases import (
     APPLE,
     FRUIT,
@@ -32,17 +29,27 @@ from tests.hierarchy.metrics.cases import (
 )
 
 
-@given(
-    arrays(np.int64, st.tuples(st.integers(0, 9), st.integers(1, 4)), elements=st.integers(-1, 1))
-)
-def test_accuracy_counts_only_what_can_be_judged(right: Ints) -> None:
-    for level, told in enumerate(accuracy_by_level(right)):
-        known = [value for value in right[:, level].tolist() if value != -1]
-        assert (told["level"], told["checked"]) == (level + 1, len(known))
-        if known:
-            assert told["accuracy"] == pytest.approx(sum(known) / len(known), abs=1e-4)
-        else:
-            assert told["accuracy"] is None
+@given(raw())
+def test_accuracy_on_a_level_is_over_the_images_whose_label_reaches_it(case: Case) -> None:
+    """An image counts where its label names a node with siblings, on no deeper level."""
+    tree, scores, targets = case
+    nodes = candidates(scores, tree).nodes
+    expected = {}
+    for level in range(tree.depth):
+        hits = []
+        for row, target in enumerate(targets.tolist()):
+            above = tree.ancestors(target)
+            if len(above) > level:
+                siblings = [
+                    n for n, p in enumerate(tree.parents) if p == tree.parents[above[level]]
+                ]
+                hits += [nodes[row, level] == above[level]] if len(siblings) > 1 else []
+        if hits:
+            expected[level + 1] = (sum(hits), len(hits))
+    figures = accuracy_by_level(nodes, targets, tree)
+    assert {row["level"]: (row["right"], row["checked"]) for row in figures} == expected
+    for one in figures:
+        assert one["accuracy"] == pytest.approx(one["right"] / one["checked"], abs=1e-4)
 
 
 @given(raw())
