@@ -7,6 +7,7 @@ than the target"; stop at the first that does not reject. Letters: n pictures, L
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +42,16 @@ PULL = 4.0
 #: The same for the weights of the other levels' logits, towards 0.
 PULL_ACROSS = 16.0
 
+#: Images drawn at random from which on they alone decide: a certificate of so many costs little depth.
+DRAWN_ALONE = 200
+
+#: With fewer, they may contradict what all images say: chance of that where all of them are right.
+CONTRADICTION = 0.05
+
+#: How far a rule may loosen from one version to the next, as a share of the way in steps of `PRICES`:
+#: one lucky draw of labels does not show everything, to take it back in the next version.
+LOOSEN = 0.5
+
 #: A level's weights add up to at least this; less would turn the order of pictures around.
 LEAST_SLOPE = 0.05
 
@@ -56,10 +67,12 @@ class Evidence:
     Attributes:
         probability: ``(n, L)`` of each level's best node, before correction.
         right: ``(n, L)`` 1 right, 0 wrong, -1 not known (the annotator's answer is coarser).
+        drawn: ``(n,)`` which images chance chose to be asked about; None where that is not known.
     """
 
     probability: Floats
     right: Ints
+    drawn: Bools | None = None
 
     def __len__(self) -> int:
         return len(self.probability)
@@ -81,6 +94,8 @@ class Fitted:
         wrong: how many of those were wrong.
         given: share of held-out pictures that get a label.
         mean_depth: over all held-out pictures, nothing shown counting 0.
+        drawn: of ``checked``, how many are of images drawn at random.
+        drawn_wrong: how many of those were wrong.
     """
 
     rule: DepthRule
@@ -89,6 +104,8 @@ class Fitted:
     wrong: int
     given: float
     mean_depth: float
+    drawn: int = 0
+    drawn_wrong: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a manifest."""
@@ -99,6 +116,8 @@ class Fitted:
             "wrong": self.wrong,
             "given": round(self.given, 4),
             "mean_depth": round(self.mean_depth, 3),
+            "drawn": self.drawn,
+            "drawn_wrong": self.drawn_wrong,
         }
 
 
@@ -204,8 +223,14 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
     minimum: int = 1,
     maximum: int | None = None,
     strict: bool = False,
+    former: DepthRule | None = None,
 ) -> Fitted:
     """The loosest rule whose accuracy of shown labels is certified, else cautiously estimated.
+
+    Images drawn at random are the fair sample. From ``DRAWN_ALONE`` of them on they alone decide;
+    before, a rule also ends where more of them are wrong than the target can explain.
+
+    A former rule is kept where the evidence bears it, and loosened by half of the way at most.
 
     Args:
         seen: held-out evidence.
@@ -215,12 +240,15 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
         maximum: deepest depth to show, None for all.
         strict: the target holds for what is shown on each level separately, not only on average; a
             level that cannot keep it is not shown.
+        former: the version before's rule; one that was made for other settings says nothing.
 
     Raises:
         ValueError: ``target`` or ``delta`` outside (0, 1).
     """
     if not 0 < target < 1 or not 0 < delta < 1:
         raise ValueError(f"target and delta must lie in (0, 1), got {target} and {delta}")
+    if seen.drawn is not None and seen.drawn.sum() >= DRAWN_ALONE:
+        seen = Evidence(seen.probability[seen.drawn], seen.right[seen.drawn], seen.drawn[seen.drawn])
     platt = fit_platt(seen)
     levels = seen.probability.shape[1]
     closed = (None,) * levels if strict else None
@@ -230,28 +258,69 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
     sure = left_out(seen, platt)
     if strict:  # Bonferroni: each level has a walk of its own
         certified = _loosest_thresholds(
-            seen.right, sure, rule, lambda n: _certain(n, 1 - target, delta / levels), powerful=True
+            seen.right,
+            sure,
+            rule,
+            lambda n: _certain(n, 1 - target, delta / levels),
+            powerful=True,
+            drawn=seen.drawn,
         )
     else:
-        certified = _loosest_price(seen.right, sure, rule, lambda n: _certain(n, 1 - target, delta))
+        certified = _loosest_price(
+            seen.right,
+            sure,
+            rule,
+            lambda n: _certain(n, 1 - target, delta),
+            drawn=seen.drawn,
+            former=_comparable(former, rule),
+        )
     if certified is not None:
         return replace(tried(seen, sure, certified), standing="certified")
-    return estimate(seen, sure, rule) or Fitted(rule, "none", 0, 0, 0.0, 0.0)
+    found = estimate(seen, sure, rule, former=_comparable(former, rule), anywhere=True)
+    return found or Fitted(rule, "none", 0, 0, 0.0, 0.0)
 
 
-def estimate(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted | None:
+def _comparable(former: DepthRule | None, rule: DepthRule) -> float | None:
+    """The former rule's price, where it was made for the same settings."""
+    if former is None or former.strict or rule.strict:
+        return None
+    asked = ("target", "minimum", "maximum", "bonus")
+    same = all(getattr(former, name) == getattr(rule, name) for name in asked)
+    return former.price if same else None
+
+
+def estimate(
+    seen: Evidence,
+    sure: Floats,
+    rule: DepthRule,
+    *,
+    former: float | None = None,
+    anywhere: bool = False,
+) -> Fitted | None:
     """The loosest rule of the same kind whose cautious estimate of being wrong is small enough.
 
     Args:
         seen: what is known of each picture.
         sure: ``(n, L)`` corrected probabilities.
         rule: its target, limits and kind are kept, its price or thresholds replaced.
+        former: the version before's price, see `fit_rule`.
+        anywhere: of a price: also beyond one whose estimate is too high. A certificate may not look
+            there, but with few images the strictest prices show so few that one error ends the walk.
 
     Returns:
         None where nothing can be shown.
     """
-    loosest = _loosest_price if rule.thresholds is None else _loosest_thresholds
-    found = loosest(seen.right, sure, rule, lambda n: _cautious(n, 1 - rule.target))
+    right, drawn = seen.right, seen.drawn
+
+    def bears(checked: Ints) -> Ints:
+        return _cautious(checked, 1 - rule.target)
+
+    if rule.thresholds is None:
+        found = _loosest_price(
+            right, sure, rule, bears, drawn=drawn, former=former, anywhere=anywhere
+        )
+    else:
+        found = _loosest_thresholds(right, sure, rule, bears, drawn=drawn)
     return None if found is None else tried(seen, sure, found)
 
 
@@ -261,6 +330,7 @@ def tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
     shown = depth > 0
     right = seen.right[np.arange(len(seen)), np.maximum(depth - 1, 0)]
     checked = shown & (right >= 0)
+    drawn = checked & seen.drawn if seen.drawn is not None else np.zeros(len(seen), dtype=bool)
     return Fitted(
         rule,
         "estimated",
@@ -268,13 +338,47 @@ def tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
         int((checked & (right == 0)).sum()),
         float(shown.mean()),
         float(depth.mean()),
+        int(drawn.sum()),
+        int((drawn & (right == 0)).sum()),
     )
 
 
-def _loosest_price(right: Ints, sure: Floats, rule: DepthRule, bears: Bears) -> DepthRule | None:
+def _loosest_price(  # noqa: PLR0913 - the evidence, what is demanded of it, and where to look
+    right: Ints,
+    sure: Floats,
+    rule: DepthRule,
+    bears: Bears,
+    *,
+    drawn: Bools | None = None,
+    former: float | None = None,
+    anywhere: bool = False,
+) -> DepthRule | None:
     checked, wrong = _price_counts(right, sure, rule)
-    last = _walk(checked, wrong, bears(checked))
+    most = bears(checked)
+    if drawn is not None:
+        fair = _price_counts(right[drawn], sure[drawn], rule)
+        most = np.where(_contradicts(*fair, 1 - rule.target), -1, most)
+    if anywhere:
+        borne = np.flatnonzero(wrong <= most)
+        last = int(borne[-1]) if len(borne) else None
+    else:
+        last = _walk(checked, wrong, bears(checked), most)
+    if former is not None:
+        before = int(np.abs(np.log(PRICES / former)).argmin())
+        if wrong[before] <= most[before] and (last is None or last < before):
+            last = before
+        elif last is not None and last > before:
+            half = before + ceil(LOOSEN * (last - before))
+            last = half if wrong[half] <= most[half] else last
     return None if last is None else replace(rule, price=float(PRICES[last]))
+
+
+def _contradicts(checked: Ints, wrong: Ints, risk: float) -> Bools:
+    """Are so many of the images drawn at random wrong that the risk can hardly be that low?"""
+    from scipy.stats import binom  # see `_certain`
+
+    result: Bools = binom.sf(wrong - 1, checked, risk) <= CONTRADICTION
+    return result
 
 
 def _price_counts(right: Ints, sure: Floats, rule: DepthRule) -> tuple[Ints, Ints]:
@@ -324,7 +428,13 @@ def _price_ranges(sure: Floats, rule: DepthRule) -> tuple[Floats, Floats]:
 
 
 def _loosest_thresholds(
-    right: Ints, sure: Floats, rule: DepthRule, bears: Bears, *, powerful: bool = False
+    right: Ints,
+    sure: Floats,
+    rule: DepthRule,
+    bears: Bears,
+    *,
+    powerful: bool = False,
+    drawn: Bools | None = None,
 ) -> DepthRule | None:
     """Each level's own walk, the deepest first, over the pictures that are shown nothing deeper."""
     left = allowed_levels(sure, rule)
@@ -336,7 +446,13 @@ def _loosest_thresholds(
         checked = np.searchsorted(order, -THRESHOLDS, side="right")
         wrong = np.searchsorted(np.sort(-p[known & (right[:, level] == 0)]), -THRESHOLDS, "right")
         expected = np.concatenate([[0.0], (1 + order).cumsum()])[checked]
-        last = _walk(checked, wrong, bears(checked), expected if powerful else None)
+        most = bears(checked)
+        if drawn is not None:
+            fair = known & drawn
+            one, two = np.sort(-p[fair]), np.sort(-p[fair & (right[:, level] == 0)])
+            counts = (np.searchsorted(some, -THRESHOLDS, side="right") for some in (one, two))
+            most = np.where(_contradicts(*counts, 1 - rule.target), -1, most)
+        last = _walk(checked, wrong, bears(checked), most, expected if powerful else None)
         found.insert(0, None if last is None else float(THRESHOLDS[last]))
         if last is not None:
             left[p >= THRESHOLDS[last]] = False
@@ -361,7 +477,9 @@ def _cautious(checked: Ints, risk: float) -> Ints:
     return result
 
 
-def _walk(checked: Ints, wrong: Ints, most: Ints, expected: Floats | None = None) -> int | None:
+def _walk(
+    checked: Ints, wrong: Ints, most: Ints, borne: Ints, expected: Floats | None = None
+) -> int | None:
     """The last setting that passes before the first that fails, from where passing is possible.
 
     The start is chosen by how many pictures are *shown*, and by how many errors their probabilities
@@ -370,7 +488,8 @@ def _walk(checked: Ints, wrong: Ints, most: Ints, expected: Floats | None = None
     Args:
         checked: ``(K,)`` labels that could be checked, at each setting from the strictest on.
         wrong: ``(K,)`` how many of them are wrong.
-        most: ``(K,)`` how many may be.
+        most: ``(K,)`` how many may be, by which the start is chosen.
+        borne: ``(K,)`` how many may be, none where images drawn at random contradict.
         expected: ``(K,)`` how many errors are foretold: the walk then begins where it is least
             likely to end; None for where two errors pass.
     """
@@ -382,6 +501,6 @@ def _walk(checked: Ints, wrong: Ints, most: Ints, expected: Floats | None = None
         start = int((most >= 2).argmax())
     else:  # too few pictures for two errors: the longest list there is, without error
         start = int(checked.argmax())
-    failed = wrong[start:] > most[start:]
+    failed = wrong[start:] > borne[start:]
     last = start + int(failed.argmax() if failed.any() else len(failed)) - 1
     return last if last >= start else None
