@@ -6,9 +6,9 @@ than the target"; stop at the first that does not reject. Letters: n pictures, L
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import ceil
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -42,14 +42,14 @@ PULL = 4.0
 #: The same for the weights of the other levels' logits, towards 0.
 PULL_ACROSS = 16.0
 
-#: Images drawn at random from which on they alone decide: a certificate of so many costs little depth.
+#: Images drawn at random from which on they alone decide: so many cost a certificate little depth.
 DRAWN_ALONE = 200
 
 #: With fewer, they may contradict what all images say: chance of that where all of them are right.
 CONTRADICTION = 0.05
 
-#: How far a rule may loosen from one version to the next, as a share of the way in steps of `PRICES`:
-#: one lucky draw of labels does not show everything, to take it back in the next version.
+#: How far a rule may loosen from one version to the next, as a share of the way in `PRICES`: what
+#: one lucky draw of labels would show, the next version would take back.
 LOOSEN = 0.5
 
 #: A level's weights add up to at least this; less would turn the order of pictures around.
@@ -76,6 +76,23 @@ class Evidence:
 
     def __len__(self) -> int:
         return len(self.probability)
+
+    def some(self, rows: Ints | Bools) -> Self:
+        """What is known of some of the images."""
+        columns = ((one.name, getattr(self, one.name)) for one in fields(self))
+        known: dict[str, Any] = {name: None if of is None else of[rows] for name, of in columns}
+        return replace(self, **known)
+
+    def joined(self, other: Self) -> Self:
+        """These images and others; what is known of one of both only is left out."""
+        both = {
+            one.name: (getattr(self, one.name), getattr(other, one.name)) for one in fields(self)
+        }
+        known: dict[str, Any] = {
+            name: None if any(one is None for one in of) else np.concatenate(of)
+            for name, of in both.items()
+        }
+        return replace(self, **known)
 
 
 @dataclass(frozen=True)
@@ -248,35 +265,25 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
     if not 0 < target < 1 or not 0 < delta < 1:
         raise ValueError(f"target and delta must lie in (0, 1), got {target} and {delta}")
     if seen.drawn is not None and seen.drawn.sum() >= DRAWN_ALONE:
-        seen = Evidence(seen.probability[seen.drawn], seen.right[seen.drawn], seen.drawn[seen.drawn])
+        seen = seen.some(seen.drawn)
     platt = fit_platt(seen)
     levels = seen.probability.shape[1]
     closed = (None,) * levels if strict else None
     rule = DepthRule(target, None, platt, minimum, maximum, 0.0 if strict else BONUS, closed)
     if not len(seen):
         return Fitted(rule, "none", 0, 0, 0.0, 0.0)
-    sure = left_out(seen, platt)
+    sure, before = left_out(seen, platt), _comparable(former, rule)
     if strict:  # Bonferroni: each level has a walk of its own
         certified = _loosest_thresholds(
-            seen.right,
-            sure,
-            rule,
-            lambda n: _certain(n, 1 - target, delta / levels),
-            powerful=True,
-            drawn=seen.drawn,
+            seen, sure, rule, lambda n: _certain(n, 1 - target, delta / levels), powerful=True
         )
     else:
         certified = _loosest_price(
-            seen.right,
-            sure,
-            rule,
-            lambda n: _certain(n, 1 - target, delta),
-            drawn=seen.drawn,
-            former=_comparable(former, rule),
+            seen, sure, rule, lambda n: _certain(n, 1 - target, delta), former=before
         )
     if certified is not None:
         return replace(tried(seen, sure, certified), standing="certified")
-    found = estimate(seen, sure, rule, former=_comparable(former, rule), anywhere=True)
+    found = estimate(seen, sure, rule, former=before, anywhere=True)
     return found or Fitted(rule, "none", 0, 0, 0.0, 0.0)
 
 
@@ -305,22 +312,19 @@ def estimate(
         rule: its target, limits and kind are kept, its price or thresholds replaced.
         former: the version before's price, see `fit_rule`.
         anywhere: of a price: also beyond one whose estimate is too high. A certificate may not look
-            there, but with few images the strictest prices show so few that one error ends the walk.
+            there, but the strictest prices show so few of few images that one error ends the walk.
 
     Returns:
         None where nothing can be shown.
     """
-    right, drawn = seen.right, seen.drawn
 
     def bears(checked: Ints) -> Ints:
         return _cautious(checked, 1 - rule.target)
 
     if rule.thresholds is None:
-        found = _loosest_price(
-            right, sure, rule, bears, drawn=drawn, former=former, anywhere=anywhere
-        )
+        found = _loosest_price(seen, sure, rule, bears, former=former, anywhere=anywhere)
     else:
-        found = _loosest_thresholds(right, sure, rule, bears, drawn=drawn)
+        found = _loosest_thresholds(seen, sure, rule, bears)
     return None if found is None else tried(seen, sure, found)
 
 
@@ -344,19 +348,18 @@ def tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
 
 
 def _loosest_price(  # noqa: PLR0913 - the evidence, what is demanded of it, and where to look
-    right: Ints,
+    seen: Evidence,
     sure: Floats,
     rule: DepthRule,
     bears: Bears,
     *,
-    drawn: Bools | None = None,
     former: float | None = None,
     anywhere: bool = False,
 ) -> DepthRule | None:
-    checked, wrong = _price_counts(right, sure, rule)
+    checked, wrong = _price_counts(seen, sure, rule)
     most = bears(checked)
-    if drawn is not None:
-        fair = _price_counts(right[drawn], sure[drawn], rule)
+    if seen.drawn is not None:
+        fair = _price_counts(seen.some(seen.drawn), sure[seen.drawn], rule)
         most = np.where(_contradicts(*fair, 1 - rule.target), -1, most)
     if anywhere:
         borne = np.flatnonzero(wrong <= most)
@@ -377,18 +380,18 @@ def _contradicts(checked: Ints, wrong: Ints, risk: float) -> Bools:
     """Are so many of the images drawn at random wrong that the risk can hardly be that low?"""
     from scipy.stats import binom  # see `_certain`
 
-    result: Bools = binom.sf(wrong - 1, checked, risk) <= CONTRADICTION
+    result: Bools = np.asarray(binom.sf(wrong - 1, checked, risk) <= CONTRADICTION)
     return result
 
 
-def _price_counts(right: Ints, sure: Floats, rule: DepthRule) -> tuple[Ints, Ints]:
+def _price_counts(seen: Evidence, sure: Floats, rule: DepthRule) -> tuple[Ints, Ints]:
     """``(K,)`` how many shown labels each price leaves to check, and how many are wrong.
 
     What a level is worth falls in a straight line with the price, so each picture shows each level
     between two prices, which follow from comparing levels two by two.
     """
     low, high = _price_ranges(sure, rule)
-    return _counted(low, high, right >= 0), _counted(low, high, right == 0)
+    return _counted(low, high, seen.right >= 0), _counted(low, high, seen.right == 0)
 
 
 def _counted(low: Floats, high: Floats, which: Bools) -> Ints:
@@ -428,16 +431,10 @@ def _price_ranges(sure: Floats, rule: DepthRule) -> tuple[Floats, Floats]:
 
 
 def _loosest_thresholds(
-    right: Ints,
-    sure: Floats,
-    rule: DepthRule,
-    bears: Bears,
-    *,
-    powerful: bool = False,
-    drawn: Bools | None = None,
+    seen: Evidence, sure: Floats, rule: DepthRule, bears: Bears, *, powerful: bool = False
 ) -> DepthRule | None:
     """Each level's own walk, the deepest first, over the pictures that are shown nothing deeper."""
-    left = allowed_levels(sure, rule)
+    left, right = allowed_levels(sure, rule), seen.right
     found: list[float | None] = []
     for level in reversed(range(sure.shape[1])):
         p = sure[:, level]
@@ -447,11 +444,13 @@ def _loosest_thresholds(
         wrong = np.searchsorted(np.sort(-p[known & (right[:, level] == 0)]), -THRESHOLDS, "right")
         expected = np.concatenate([[0.0], (1 + order).cumsum()])[checked]
         most = bears(checked)
-        if drawn is not None:
-            fair = known & drawn
-            one, two = np.sort(-p[fair]), np.sort(-p[fair & (right[:, level] == 0)])
-            counts = (np.searchsorted(some, -THRESHOLDS, side="right") for some in (one, two))
-            most = np.where(_contradicts(*counts, 1 - rule.target), -1, most)
+        if seen.drawn is not None:
+            fair = known & seen.drawn
+            counts = [
+                np.searchsorted(np.sort(-p[which]), -THRESHOLDS, side="right")
+                for which in (fair, fair & (right[:, level] == 0))
+            ]
+            most = np.where(_contradicts(counts[0], counts[1], 1 - rule.target), -1, most)
         last = _walk(checked, wrong, bears(checked), most, expected if powerful else None)
         found.insert(0, None if last is None else float(THRESHOLDS[last]))
         if last is not None:

@@ -350,9 +350,11 @@ def read_evidence(tensors: dict[str, Tensor]) -> Evidence | None:
     """What the held-out pictures said, as the version keeps it."""
     if f"{EVIDENCE}probability" not in tensors:
         return None
+    drawn = tensors.get(f"{EVIDENCE}drawn")
     return Evidence(
         tensors[f"{EVIDENCE}probability"].double().numpy(),
         tensors[f"{EVIDENCE}right"].long().numpy(),
+        drawn=None if drawn is None else drawn.numpy(),
     )
 
 

@@ -186,7 +186,8 @@ class _Batch:
     ) -> None:
         """Choose at random first, as nothing may sway that; then typical ones, then doubtful."""
         by_chance = min(count, int(random * count + self._rng.random()))
-        self._kinds["random"] = self._rng.choice(self.fresh, by_chance, replace=False)
+        # Out of all that are open, near-duplicates too: they are images that get a pre-label.
+        self._kinds["random"] = self._rng.choice(self._pool, by_chance, replace=False)
         by_variety = round(varied * (count - by_chance))
         self._kinds["varied"] = self._typical(by_variety)
         in_doubt = count - by_chance - by_variety
