@@ -43,9 +43,9 @@ PULL = 4.0
 PULL_ACROSS = 16.0
 
 #: Images drawn at random from which on they alone decide: so many cost a certificate little depth.
-DRAWN_ALONE = 200
+DRAWN_ALONE = 100
 
-#: With fewer, they may contradict what all images say: chance of that where all of them are right.
+#: With very few, chance of speaking against a rule that keeps the target.
 CONTRADICTION = 0.05
 
 #: How far a rule may loosen from one version to the next, as a share of the way in `PRICES`: what
@@ -245,7 +245,7 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
     """The loosest rule whose accuracy of shown labels is certified, else cautiously estimated.
 
     Images drawn at random are the fair sample. From ``DRAWN_ALONE`` of them on they alone decide;
-    before, a rule also ends where more of them are wrong than the target can explain.
+    before, nothing may be shown that they speak against.
 
     A former rule is kept where the evidence bears it, and loosened by half of the way at most.
 
@@ -360,7 +360,7 @@ def _loosest_price(  # noqa: PLR0913 - the evidence, what is demanded of it, and
     most = bears(checked)
     if seen.drawn is not None:
         fair = _price_counts(seen.some(seen.drawn), sure[seen.drawn], rule)
-        most = np.where(_contradicts(*fair, 1 - rule.target), -1, most)
+        most = np.where(_unfair(*fair, 1 - rule.target), -1, most)
     if anywhere:
         borne = np.flatnonzero(wrong <= most)
         last = int(borne[-1]) if len(borne) else None
@@ -376,11 +376,17 @@ def _loosest_price(  # noqa: PLR0913 - the evidence, what is demanded of it, and
     return None if last is None else replace(rule, price=float(PRICES[last]))
 
 
-def _contradicts(checked: Ints, wrong: Ints, risk: float) -> Bools:
-    """Are so many of the images drawn at random wrong that the risk can hardly be that low?"""
+def _unfair(checked: Ints, wrong: Ints, risk: float) -> Bools:
+    """Do images drawn at random speak against a rule?
+
+    Where two of them may be wrong they must pass the cautious estimate too; fewer speak against it
+    only where so many are wrong that the target can hardly hold.
+    """
     from scipy.stats import binom  # see `_certain`
 
-    result: Bools = np.asarray(binom.sf(wrong - 1, checked, risk) <= CONTRADICTION)
+    most = _cautious(checked, risk)
+    hardly = binom.sf(wrong - 1, checked, risk) <= CONTRADICTION
+    result: Bools = np.where(most >= 2, wrong > most, hardly)
     return result
 
 
@@ -450,7 +456,7 @@ def _loosest_thresholds(
                 np.searchsorted(np.sort(-p[which]), -THRESHOLDS, side="right")
                 for which in (fair, fair & (right[:, level] == 0))
             ]
-            most = np.where(_contradicts(counts[0], counts[1], 1 - rule.target), -1, most)
+            most = np.where(_unfair(counts[0], counts[1], 1 - rule.target), -1, most)
         last = _walk(checked, wrong, bears(checked), most, expected if powerful else None)
         found.insert(0, None if last is None else float(THRESHOLDS[last]))
         if last is not None:
@@ -488,7 +494,7 @@ def _walk(
         checked: ``(K,)`` labels that could be checked, at each setting from the strictest on.
         wrong: ``(K,)`` how many of them are wrong.
         most: ``(K,)`` how many may be, by which the start is chosen.
-        borne: ``(K,)`` how many may be, none where images drawn at random contradict.
+        borne: ``(K,)`` how many may be, -1 where images drawn at random speak against it.
         expected: ``(K,)`` how many errors are foretold: the walk then begins where it is least
             likely to end; None for where two errors pass.
     """
