@@ -31,7 +31,7 @@ RECENT = 5
 
 #: Share of images that may lose their pre-label, and levels of mean depth that may be lost, until a
 #: version is refused. Versions that are as good differ by less (docs/results.md).
-LESS_SHOWN = 0.1
+LESS_SHOWN = 0.12
 LESS_DEEP = 0.25
 
 #: With fewer images than this nothing is said of that.
