@@ -3,9 +3,9 @@
     python -m benchmarks.fair_sample
 
 Drawn data: images of two kinds, of which one is right more often than its stated probability says
-and the other less often. All answers but one in twenty are asked about by kind, as an order of work
-may do; the rule is fitted with and without knowing which ones were drawn at random, and judged on the
-whole project. No photos, some seconds.
+and the other less often. All answers but one in twenty are asked about by kind, as an order may do;
+the rule is fitted with and without knowing which ones were drawn at random, and judged on the whole
+project. No photos, some seconds.
 """
 
 import argparse

@@ -83,8 +83,8 @@ def ask(  # noqa: PLR0913 - a pool, what is known of it, and what is wanted
     from each other and from all answered ones. The kinds are spread evenly over the batch, so any
     part of it is a mix. Behind the batch the others follow by margin.
 
-    A near-duplicate of an answered or earlier picture comes after all pictures that are none, unless
-    it was drawn at random.
+    A near-duplicate of an answered or earlier picture comes after all pictures that are none; one
+    that was drawn at random keeps its place.
 
     Args:
         features: ``(B, C)`` pooled features of the pictures without an answer; one that was

@@ -107,14 +107,18 @@ def test_a_few_new_labels_leave_the_others_where_they_were() -> None:
 def test_a_group_stays_where_it_was() -> None:
     groups: list[str | None] = ["a", "a", "b", "b", "c", "c"]
     before = np.array([2, 2, 0, 0, -1, -1])
-    found = assign_folds(points(6), np.zeros(6), groups, folds=3, seed=0, before=before)
+    found = assign_folds(
+        points(6), np.zeros(6, dtype=np.int64), groups, folds=3, seed=0, before=before
+    )
     assert found.tolist() == [2, 2, 0, 0, 1, 1]
 
 
 def test_folds_of_another_number_of_parts_are_forgotten() -> None:
     """A backbone that learns has five parts, a head on its own four."""
     before = np.array([4] * 20)
-    found = assign_folds(points(20), np.zeros(20), [None] * 20, folds=4, seed=0, before=before)
+    found = assign_folds(
+        points(20), np.zeros(20, dtype=np.int64), [None] * 20, folds=4, seed=0, before=before
+    )
     assert set(found.tolist()) == {0, 1, 2, 3}
 
 
