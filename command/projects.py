@@ -166,6 +166,8 @@ def promise(calibration: dict[str, Any]) -> str:
     grounds = (
         f"{calibration['wrong']} of {calibration['checked']} shown labels were wrong when held out"
     )
+    if drawn := calibration.get("drawn"):
+        grounds += f", {calibration['drawn_wrong']} of the {drawn} drawn at random"
     if calibration["standing"] == "certified":
         return f"shown labels are {target} right, certified ({grounds}); {given}"
     if calibration["standing"] == "estimated":

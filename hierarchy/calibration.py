@@ -6,8 +6,9 @@ than the target"; stop at the first that does not reject. Letters: n pictures, L
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from math import ceil
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -41,6 +42,16 @@ PULL = 4.0
 #: The same for the weights of the other levels' logits, towards 0.
 PULL_ACROSS = 16.0
 
+#: Images drawn at random from which on they alone decide: so many cost a certificate little depth.
+DRAWN_ALONE = 100
+
+#: With very few, chance of speaking against a rule that keeps the target.
+CONTRADICTION = 0.05
+
+#: How far a rule may loosen from one version to the next, as a share of the way in `PRICES`: what
+#: one lucky draw of labels would show, the next version would take back.
+LOOSEN = 0.5
+
 #: A level's weights add up to at least this; less would turn the order of pictures around.
 LEAST_SLOPE = 0.05
 
@@ -58,11 +69,13 @@ class Evidence:
         right: ``(n, L)`` 1 right, 0 wrong, -1 not known (the annotator's answer is coarser).
         depth: ``(n, L)`` the level of the tree that each of those nodes lies on, 1 for the top;
             None where the levels are the tree's own.
+        drawn: ``(n,)`` which images chance chose to be asked about; None where that is not known.
     """
 
     probability: Floats
     right: Ints
     depth: Ints | None = None
+    drawn: Bools | None = None
 
     def __len__(self) -> int:
         return len(self.probability)
@@ -73,6 +86,23 @@ class Evidence:
         if self.depth is not None:
             return self.depth
         return np.tile(np.arange(1, self.right.shape[1] + 1), (len(self), 1))
+
+    def some(self, rows: Ints | Bools) -> Self:
+        """What is known of some of the images."""
+        columns = ((one.name, getattr(self, one.name)) for one in fields(self))
+        known: dict[str, Any] = {name: None if of is None else of[rows] for name, of in columns}
+        return replace(self, **known)
+
+    def joined(self, other: Self) -> Self:
+        """These images and others; which are drawn is known where it is known of both."""
+        known = self.drawn is not None and other.drawn is not None
+        return replace(
+            self,
+            probability=np.concatenate([self.probability, other.probability]),
+            right=np.concatenate([self.right, other.right]),
+            depth=np.concatenate([self.at, other.at]),
+            drawn=np.concatenate([self.drawn, other.drawn]) if known else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -91,6 +121,8 @@ class Fitted:
         wrong: how many of those were wrong.
         given: share of held-out pictures that get a label.
         mean_depth: over all held-out pictures, in decision levels, nothing shown counting 0.
+        drawn: of ``checked``, how many are of images drawn at random.
+        drawn_wrong: how many of those were wrong.
     """
 
     rule: DepthRule
@@ -99,6 +131,8 @@ class Fitted:
     wrong: int
     given: float
     mean_depth: float
+    drawn: int = 0
+    drawn_wrong: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a manifest."""
@@ -109,6 +143,8 @@ class Fitted:
             "wrong": self.wrong,
             "given": round(self.given, 4),
             "mean_depth": round(self.mean_depth, 3),
+            "drawn": self.drawn,
+            "drawn_wrong": self.drawn_wrong,
         }
 
 
@@ -214,8 +250,14 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
     minimum: int = 1,
     maximum: int | None = None,
     strict: bool = False,
+    former: DepthRule | None = None,
 ) -> Fitted:
     """The loosest rule whose accuracy of shown labels is certified, else cautiously estimated.
+
+    Images drawn at random are the fair sample. From ``DRAWN_ALONE`` of them on they alone decide;
+    before, nothing may be shown that they speak against.
+
+    A former rule is kept where the evidence bears it, and loosened by half of the way at most.
 
     Args:
         seen: held-out evidence.
@@ -225,44 +267,75 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
         maximum: deepest level of the tree to show, None for all.
         strict: the target holds for what is shown on each level separately, not only on average; a
             level that cannot keep it is not shown.
+        former: the version before's rule; one that was made for other settings says nothing.
 
     Raises:
         ValueError: ``target`` or ``delta`` outside (0, 1).
     """
     if not 0 < target < 1 or not 0 < delta < 1:
         raise ValueError(f"target and delta must lie in (0, 1), got {target} and {delta}")
+    if seen.drawn is not None and seen.drawn.sum() >= DRAWN_ALONE:
+        seen = seen.some(seen.drawn)
     platt = fit_platt(seen)
     levels = seen.probability.shape[1]
     closed = (None,) * levels if strict else None
     rule = DepthRule(target, None, platt, minimum, maximum, 0.0 if strict else BONUS, closed)
     if not len(seen):
         return Fitted(rule, "none", 0, 0, 0.0, 0.0)
-    sure = left_out(seen, platt)
+    sure, before = left_out(seen, platt), _comparable(former, rule)
     if strict:  # Bonferroni: each level has a walk of its own
         each = delta / max(1, levels)
         certified = _loosest_thresholds(
             seen, sure, rule, lambda n: _certain(n, 1 - target, each), powerful=True
         )
     else:
-        certified = _loosest_price(seen, sure, rule, lambda n: _certain(n, 1 - target, delta))
+        certified = _loosest_price(
+            seen, sure, rule, lambda n: _certain(n, 1 - target, delta), former=before
+        )
     if certified is not None:
         return replace(tried(seen, sure, certified), standing="certified")
-    return estimate(seen, sure, rule) or Fitted(rule, "none", 0, 0, 0.0, 0.0)
+    found = estimate(seen, sure, rule, former=before, anywhere=True)
+    return found or Fitted(rule, "none", 0, 0, 0.0, 0.0)
 
 
-def estimate(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted | None:
+def _comparable(former: DepthRule | None, rule: DepthRule) -> float | None:
+    """The former rule's price, where it was made for the same settings."""
+    if former is None or former.strict or rule.strict:
+        return None
+    asked = ("target", "minimum", "maximum", "bonus")
+    same = all(getattr(former, name) == getattr(rule, name) for name in asked)
+    return former.price if same else None
+
+
+def estimate(
+    seen: Evidence,
+    sure: Floats,
+    rule: DepthRule,
+    *,
+    former: float | None = None,
+    anywhere: bool = False,
+) -> Fitted | None:
     """The loosest rule of the same kind whose cautious estimate of being wrong is small enough.
 
     Args:
         seen: what is known of each picture.
         sure: ``(n, L)`` corrected probabilities.
         rule: its target, limits and kind are kept, its price or thresholds replaced.
+        former: the version before's price, see `fit_rule`.
+        anywhere: of a price: also beyond one whose estimate is too high. A certificate may not look
+            there, but the strictest prices show so few of few images that one error ends the walk.
 
     Returns:
         None where nothing can be shown.
     """
-    loosest = _loosest_price if rule.thresholds is None else _loosest_thresholds
-    found = loosest(seen, sure, rule, lambda n: _cautious(n, 1 - rule.target))
+
+    def bears(checked: Ints) -> Ints:
+        return _cautious(checked, 1 - rule.target)
+
+    if rule.thresholds is None:
+        found = _loosest_price(seen, sure, rule, bears, former=former, anywhere=anywhere)
+    else:
+        found = _loosest_thresholds(seen, sure, rule, bears)
     return None if found is None else tried(seen, sure, found)
 
 
@@ -272,6 +345,7 @@ def tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
     shown = depth > 0
     right = seen.right[np.arange(len(seen)), np.maximum(depth - 1, 0)]
     checked = shown & (right >= 0)
+    drawn = checked & seen.drawn if seen.drawn is not None else np.zeros(len(seen), dtype=bool)
     return Fitted(
         rule,
         "estimated",
@@ -279,13 +353,52 @@ def tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
         int((checked & (right == 0)).sum()),
         float(shown.mean()),
         float(depth.mean()),
+        int(drawn.sum()),
+        int((drawn & (right == 0)).sum()),
     )
 
 
-def _loosest_price(seen: Evidence, sure: Floats, rule: DepthRule, bears: Bears) -> DepthRule | None:
+def _loosest_price(  # noqa: PLR0913 - the evidence, what is demanded of it, and where to look
+    seen: Evidence,
+    sure: Floats,
+    rule: DepthRule,
+    bears: Bears,
+    *,
+    former: float | None = None,
+    anywhere: bool = False,
+) -> DepthRule | None:
     checked, wrong = _price_counts(seen, sure, rule)
-    last = _walk(checked, wrong, bears(checked))
+    most = bears(checked)
+    if seen.drawn is not None:
+        fair = _price_counts(seen.some(seen.drawn), sure[seen.drawn], rule)
+        most = np.where(_unfair(*fair, 1 - rule.target), -1, most)
+    if anywhere:
+        borne = np.flatnonzero(wrong <= most)
+        last = int(borne[-1]) if len(borne) else None
+    else:
+        last = _walk(checked, wrong, bears(checked), most)
+    if former is not None:
+        before = int(np.abs(np.log(PRICES / former)).argmin())
+        if wrong[before] <= most[before] and (last is None or last < before):
+            last = before
+        elif last is not None and last > before:
+            half = before + ceil(LOOSEN * (last - before))
+            last = half if wrong[half] <= most[half] else last
     return None if last is None else replace(rule, price=float(PRICES[last]))
+
+
+def _unfair(checked: Ints, wrong: Ints, risk: float) -> Bools:
+    """Do images drawn at random speak against a rule?
+
+    Where two of them may be wrong they must pass the cautious estimate too; fewer speak against it
+    only where so many are wrong that the target can hardly hold.
+    """
+    from scipy.stats import binom  # see `_certain`
+
+    most = _cautious(checked, risk)
+    hardly = binom.sf(wrong - 1, checked, risk) <= CONTRADICTION
+    result: Bools = np.where(most >= 2, wrong > most, hardly)
+    return result
 
 
 def _price_counts(seen: Evidence, sure: Floats, rule: DepthRule) -> tuple[Ints, Ints]:
@@ -347,7 +460,15 @@ def _loosest_thresholds(
         checked = np.searchsorted(order, -THRESHOLDS, side="right")
         wrong = np.searchsorted(np.sort(-p[known & (right[:, level] == 0)]), -THRESHOLDS, "right")
         expected = np.concatenate([[0.0], (1 + order).cumsum()])[checked]
-        last = _walk(checked, wrong, bears(checked), expected if powerful else None)
+        most = bears(checked)
+        if seen.drawn is not None:
+            fair = known & seen.drawn
+            counts = [
+                np.searchsorted(np.sort(-p[which]), -THRESHOLDS, side="right")
+                for which in (fair, fair & (right[:, level] == 0))
+            ]
+            most = np.where(_unfair(counts[0], counts[1], 1 - rule.target), -1, most)
+        last = _walk(checked, wrong, bears(checked), most, expected if powerful else None)
         found.insert(0, None if last is None else float(THRESHOLDS[last]))
         if last is not None:
             left[p >= THRESHOLDS[last]] = False
@@ -372,7 +493,9 @@ def _cautious(checked: Ints, risk: float) -> Ints:
     return result
 
 
-def _walk(checked: Ints, wrong: Ints, most: Ints, expected: Floats | None = None) -> int | None:
+def _walk(
+    checked: Ints, wrong: Ints, most: Ints, borne: Ints, expected: Floats | None = None
+) -> int | None:
     """The last setting that passes before the first that fails, from where passing is possible.
 
     The start is chosen by how many pictures are *shown*, and by how many errors their probabilities
@@ -381,7 +504,8 @@ def _walk(checked: Ints, wrong: Ints, most: Ints, expected: Floats | None = None
     Args:
         checked: ``(K,)`` labels that could be checked, at each setting from the strictest on.
         wrong: ``(K,)`` how many of them are wrong.
-        most: ``(K,)`` how many may be.
+        most: ``(K,)`` how many may be, by which the start is chosen.
+        borne: ``(K,)`` how many may be, -1 where images drawn at random speak against it.
         expected: ``(K,)`` how many errors are foretold: the walk then begins where it is least
             likely to end; None for where two errors pass.
     """
@@ -393,6 +517,6 @@ def _walk(checked: Ints, wrong: Ints, most: Ints, expected: Floats | None = None
         start = int((most >= 2).argmax())
     else:  # too few pictures for two errors: the longest list there is, without error
         start = int(checked.argmax())
-    failed = wrong[start:] > most[start:]
+    failed = wrong[start:] > borne[start:]
     last = start + int(failed.argmax() if failed.any() else len(failed)) - 1
     return last if last >= start else None

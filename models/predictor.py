@@ -458,11 +458,14 @@ def read_evidence(tensors: Mapping[str, Tensor], tree: LabelTree) -> Evidence | 
         return None
     probability = tensors[f"{EVIDENCE}probability"].double().numpy()
     right = tensors[f"{EVIDENCE}right"].long().numpy()
+    found = tensors.get(f"{EVIDENCE}drawn")
+    drawn = None if found is None else found.numpy()
     if f"{EVIDENCE}depth" in tensors:
-        return Evidence(probability, right, tensors[f"{EVIDENCE}depth"].long().numpy())
+        depth = tensors[f"{EVIDENCE}depth"].long().numpy()
+        return Evidence(probability, right, depth, drawn)
     first = leading_levels(tree)
     depth = np.broadcast_to(np.arange(1, right.shape[1] + 1), right.shape)
-    return Evidence(probability[:, first:], right[:, first:], depth[:, first:])
+    return Evidence(probability[:, first:], right[:, first:], depth[:, first:], drawn)
 
 
 def evidence_tensors(seen: Evidence) -> dict[str, Tensor]:

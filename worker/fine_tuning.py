@@ -8,6 +8,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from hierarchy import LabelTree
 from hierarchy.calibration import fit_rule
+from hierarchy.choice import DepthRule
 from hierarchy.network import ResidualHead
 from models.backbone import Backbone
 from models.galleries import tuned_fingerprint
@@ -27,7 +29,6 @@ from studio.pictures import PictureLimits
 from worker import checkpoints, trainer
 from worker.checkpoints import Checkpoints
 from worker.fitting import Report
-from worker.folds import assign_folds
 from worker.gathering import Gathered
 from worker.making import Made
 from worker.parts import Parts
@@ -57,6 +58,21 @@ def device_of(settings: Settings) -> str:
     return "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What the depth rule is fitted from.
+
+    Attributes:
+        log_p: ``(P, N)`` log-probabilities of the images held out, NaN rows for the others.
+        folds: ``(P,)`` the part that each image is in; the first is held out.
+        former: the version before's depth rule.
+    """
+
+    log_p: NDArray[np.float64]
+    folds: NDArray[np.int64]
+    former: DepthRule | None
+
+
 def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
     tree: LabelTree,
     gathered: Gathered,
@@ -64,6 +80,7 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
     project: Project,
     progress: Report,
     recipe: TuneRecipe | None = None,
+    former: DepthRule | None = None,
 ) -> Made:
     """Fine-tune on all pictures but one part, which calibrates and judges.
 
@@ -77,6 +94,7 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
         project: its target accuracy and depth limits are obeyed.
         progress: told of every step; may raise to stop.
         recipe: the settings; None for those that suit the device.
+        former: the version before's depth rule.
 
     Raises:
         TooFewLabelsError: as for the head alone, or all pictures are one group.
@@ -87,7 +105,8 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
     device = device_of(parts.settings)
     recipe = recipe or TuneRecipe.for_device(device)
     base = parts.galleries.backbone()
-    held = _held_out(examples, recipe)
+    folds = _dealt(examples, recipe)
+    held = folds == 0
     with _shelf(gathered, held, parts, base) as shelf:
         there = _filled(shelf, gathered, progress)
         learn = (there & ~held)[examples.picture]
@@ -123,7 +142,8 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
             tuner = Tuner(network, aim, lessons, recipe, device=device, checkpoints=saved)
             tuner.run(progress)
         log_p = _judged(network, aim, shelf, held & there, base, len(tree), device)
-    return _made(tree, gathered, parts, project, recipe, (network.cpu(), head.eval()), log_p)
+    judged = Judged(log_p, folds, former)
+    return _made(tree, gathered, parts, project, recipe, (network.cpu(), head.eval()), judged)
 
 
 def forget(settings: Settings, key: str) -> None:
@@ -142,7 +162,7 @@ def _folder(settings: Settings) -> Path:
     return settings.home / "tuning"
 
 
-def _held_out(examples: trainer.Examples, recipe: TuneRecipe) -> NDArray[np.bool_]:
+def _dealt(examples: trainer.Examples, recipe: TuneRecipe) -> NDArray[np.int64]:
     pooled = np.concatenate(
         [
             examples.read(range(at, min(at + trainer.CHUNK, examples.pictures)), PLAIN)
@@ -151,11 +171,7 @@ def _held_out(examples: trainer.Examples, recipe: TuneRecipe) -> NDArray[np.bool
             for at in range(0, examples.pictures, trainer.CHUNK)
         ]
     )
-    folds = assign_folds(
-        pooled, examples.truth, examples.groups, folds=recipe.folds, seed=recipe.seed
-    )
-    held: NDArray[np.bool_] = folds == 0
-    return held
+    return trainer.deal(examples, pooled, recipe)
 
 
 def _shelf(gathered: Gathered, held: NDArray[np.bool_], parts: Parts, base: Backbone) -> Shelf[int]:
@@ -231,21 +247,22 @@ def _made(  # noqa: PLR0913 - everything that a version is made of
     project: Project,
     recipe: TuneRecipe,
     trained: tuple[Network, ResidualHead],
-    log_p: NDArray[np.float64],
+    judged: Judged,
 ) -> Made:
-    seen, metrics = trainer.judge(tree, gathered.examples, log_p)
+    seen, metrics = trainer.judge(tree, gathered.examples, judged.log_p)
     fitted = fit_rule(
         seen,
         target=project.target_accuracy or parts.settings.target_accuracy,
         minimum=project.minimum_depth,
         maximum=project.maximum_depth,
         strict=project.strict,
+        former=judged.former,
     )
     base, (network, head) = parts.galleries.backbone(), trained
     module = network.backbone.module
     sizes = {"inner": recipe.inner, "features": recipe.features}
     return Made(
-        trainer.Trained(head, fitted, seen, metrics, log_p),
+        trainer.Trained(head, fitted, seen, metrics, judged.log_p, judged.folds),
         {"kind": "residual", "channels": base.channels, **sizes},
         {"name": base.name, "fingerprint": tuned_fingerprint(base, module)},
         recipe.to_json(),

@@ -1,16 +1,45 @@
-"""Is a new version worse than the live one? Only pictures neither was trained on may say so."""
+"""May a new version take the live one's place? Only images neither was trained on may say so.
 
+Three questions: is it right as often on images labelled since; is it right as often as each of the
+versions before on images that both held out, and on those among them drawn at random; and would it
+pre-label as many images as deep. Letters: n images.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest
+from torch import Tensor
 
-#: With fewer pictures than this the comparison says nothing.
+from hierarchy import LabelTree
+from hierarchy.calibration import Evidence, Fitted
+from models.predictor import EVIDENCE, read_evidence
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+#: With fewer images than this a comparison says nothing.
 LEAST = 10
 
 #: Chance of refusing a version that is as good.
 DELTA = 0.05
+
+#: Versions before that a new one is compared with.
+RECENT = 5
+
+#: Share of images that may lose their pre-label, and levels of mean depth that may be lost, until a
+#: version is refused. Versions that are as good differ by less (docs/results.md).
+LESS_SHOWN = 0.12
+LESS_DEEP = 0.25
+
+#: With fewer images than this nothing is said of that.
+LEAST_SHOWN = 50
+
+#: Fewer images than this are called few.
+FEW = 100
 
 
 @dataclass(frozen=True)
@@ -21,8 +50,72 @@ class Verdict:
     why: str
 
 
-def compare(new_right: NDArray[np.bool_], live_right: NDArray[np.bool_], live: str) -> Verdict:
-    """McNemar's exact one-sided test on pictures labelled since the live version was trained.
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """A version's answers on images that it was not trained on.
+
+    Attributes:
+        marks: ``(n,)`` which images.
+        truth: ``(n,)`` the node that the annotators named.
+        right: ``(n,)`` was the best node of that node's level the node?
+        seen: what they say of each level's best node, and which were drawn at random.
+    """
+
+    marks: Ints
+    truth: Ints
+    right: Bools
+    seen: Evidence
+
+    def __len__(self) -> int:
+        return len(self.marks)
+
+    @property
+    def drawn(self) -> Bools:
+        """``(n,)`` which images were drawn at random."""
+        none = np.zeros(len(self), dtype=bool)
+        return none if self.seen.drawn is None else self.seen.drawn
+
+    def drawn_figures(self) -> dict[str, int]:
+        """How many images were drawn at random, and how many of those were right as named."""
+        return {"checked": int(self.drawn.sum()), "right": int(self.right[self.drawn].sum())}
+
+    def some(self, rows: Ints) -> "HeldOut":
+        """Some of the images."""
+        return HeldOut(self.marks[rows], self.truth[rows], self.right[rows], self.seen.some(rows))
+
+    def shared_with(self, other: "HeldOut") -> tuple["HeldOut", "HeldOut"]:
+        """The images, in one order, that both held out and that are labelled alike."""
+        _, ours, theirs = np.intersect1d(self.marks, other.marks, return_indices=True)
+        alike = self.truth[ours] == other.truth[theirs]
+        return self.some(ours[alike]), other.some(theirs[alike])
+
+    def joined(self, other: "HeldOut") -> "HeldOut":
+        """These images and others."""
+        return HeldOut(
+            np.concatenate([self.marks, other.marks]),
+            np.concatenate([self.truth, other.truth]),
+            np.concatenate([self.right, other.right]),
+            self.seen.joined(other.seen),
+        )
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """How a version's file keeps what does not stand there already."""
+        kept = {"marks": self.marks, "right_as_named": self.right, "drawn": self.drawn}
+        return {f"{EVIDENCE}{name}": torch.from_numpy(one) for name, one in kept.items()}
+
+
+def read_held_out(tensors: Mapping[str, Tensor], tree: LabelTree) -> HeldOut | None:
+    """What the file of a version of this tree keeps; None where an earlier release wrote it."""
+    seen = read_evidence(tensors, tree)
+    names = [f"{EVIDENCE}{name}" for name in ("marks", "truth", "right_as_named")]
+    if seen is None or any(name not in tensors for name in names):
+        return None
+    marks, truth, right = (tensors[name].numpy() for name in names)
+    return HeldOut(marks, truth.astype(np.int64), right, seen)
+
+
+def compare(new_right: Bools, live_right: Bools, live: str) -> Verdict:
+    """McNemar's exact one-sided test on images labelled since the live version was trained.
 
     The live version has not seen them, and the new version's answers come from cross-fitting. What
     remains in the live one's favour is that annotators saw its pre-labels.
@@ -32,27 +125,78 @@ def compare(new_right: NDArray[np.bool_], live_right: NDArray[np.bool_], live: s
         live_right: ``(n,)`` the same of the live version.
         live: its name.
     """
-    checked = len(new_right)
-    won = int((new_right & ~live_right).sum())
-    lost = int((live_right & ~new_right).sum())
-    if checked < LEAST:
-        return Verdict(
-            passed=True, why=f"only {checked} pictures are new since {live}: not compared"
-        )
-    figures = (
-        f"on {checked} pictures labelled since {live}: {new_right.mean():.1%} right against "
-        f"{live_right.mean():.1%}"
+    if len(new_right) < LEAST:
+        why = f"only {len(new_right)} images are new since {live}: not compared"
+        return Verdict(passed=True, why=why)
+    return _held_against(new_right, live_right, f"{live} on images labelled since")
+
+
+def compare_held_out(new: HeldOut, former: HeldOut, name: str) -> Verdict:
+    """The same test on images that both held out, and on those among them drawn at random.
+
+    Each version is compared with several before it, so a slide that is too slow for any one step
+    shows. The former one had fewer labels to learn from, which is in the new one's favour.
+    """
+    ours, theirs = new.shared_with(former)
+    verdict = Verdict(passed=True, why=f"nothing to compare with {name}")
+    for where, which in (
+        ("images drawn at random", ours.drawn),
+        ("images that both held out", np.ones(len(ours), dtype=bool)),
+    ):
+        if verdict.passed and which.sum() >= LEAST:
+            verdict = _held_against(ours.right[which], theirs.right[which], f"{name} on {where}")
+    return verdict
+
+
+def _held_against(new: Bools, former: Bools, whose: str) -> Verdict:
+    checked = len(new)
+    won, lost = int((new & ~former).sum()), int((former & ~new).sum())
+    why = (
+        f"{int(new.sum())} of {checked} right against {int(former.sum())} of {checked} for {whose}"
     )
-    if lost > won and binomtest(lost, lost + won, 0.5, alternative="greater").pvalue < DELTA:
-        return Verdict(passed=False, why=f"worse than {live} {figures}")
-    return Verdict(passed=True, why=f"not worse {figures}")
+    if lost <= won:
+        return Verdict(passed=True, why=why)
+    if binomtest(lost, lost + won, 0.5, alternative="greater").pvalue < DELTA:
+        return Verdict(passed=False, why=f"{why}: worse by more than chance explains")
+    close = "few" if checked < FEW else "close"
+    return Verdict(passed=True, why=f"{why}: too {close} to tell apart, so the newer one goes live")
+
+
+def compare_shown(new: Fitted, former: Fitted, checked: int, name: str) -> Verdict:
+    """Would annotators get fewer or shallower pre-labels?
+
+    Args:
+        new: the new version's depth rule, fitted on some images that it held out.
+        former: the other version's, fitted anew on the same images with the same settings: the rule
+            that it was published with may owe its depth to luck.
+        checked: how many images those are.
+        name: the other version's.
+    """
+    if checked < LEAST_SHOWN:
+        return Verdict(passed=True, why="")
+    shown = (
+        f"it would pre-label {100 * new.given:.0f} of 100 images, "
+        f"{name} {100 * former.given:.0f} of 100"
+    )
+    deep = (
+        f"its pre-labels would be {new.mean_depth:.2f} levels deep on average, "
+        f"those of {name} {former.mean_depth:.2f}"
+    )
+    if former.given - new.given > LESS_SHOWN:
+        return Verdict(passed=False, why=shown)
+    if former.mean_depth - new.mean_depth > LESS_DEEP:
+        return Verdict(passed=False, why=deep)
+    return Verdict(passed=True, why=shown)
 
 
 def compare_figures(new: float | None, live: float | None, checked: int, name: str) -> Verdict:
-    """Without new pictures: each version's own held-out leaf accuracy, within two errors."""
+    """Without new images: each version's own held-out leaf accuracy, within two errors."""
     if new is None or live is None or checked < LEAST:
         return Verdict(passed=True, why=f"nothing to compare with {name}")
     margin = 2 * float(np.sqrt(max(live * (1 - live), 0.01) * 2 / checked))
+    why = f"{100 * new:.0f} of 100 leaves right when held out against {100 * live:.0f} for {name}"
     if new < live - margin:
-        return Verdict(passed=False, why=f"held-out leaf accuracy {new:.1%}, {name} had {live:.1%}")
-    return Verdict(passed=True, why=f"held-out leaf accuracy {new:.1%}, {name} had {live:.1%}")
+        return Verdict(passed=False, why=f"{why}: worse by more than chance explains")
+    if new < live:
+        why = f"{why}: too few images to tell apart, so the newer one goes live"
+    return Verdict(passed=True, why=why)

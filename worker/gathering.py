@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,15 +35,31 @@ class Gathered:
     newest: Sequence[str]
     skipped: dict[str, int]
 
+    @property
+    def drawn(self) -> NDArray[np.bool_]:
+        """``(P,)`` which images chance chose to be asked about."""
+        none = np.zeros(self.examples.pictures, dtype=bool)
+        return none if self.examples.drawn is None else self.examples.drawn
 
-def gather(
+
+def gather(  # noqa: PLR0913 - labels, where features come from, and what is known beside them
     snapshot: Snapshot,
     gallery: Gallery,
     group_field: str,
     progress: Report,
     views: tuple[int, ...] = LEARNT_FROM,
+    drawn: Collection[int] = (),
 ) -> Gathered:
-    """Fetch every labelled picture and see to its features; skip what fails, with its reason."""
+    """Fetch every labelled picture and see to its features; skip what fails, with its reason.
+
+    Args:
+        snapshot: the labels.
+        gallery: where features come from.
+        group_field: of a task's data, says what is held out together; empty for none.
+        progress: told of each image.
+        views: which features are needed.
+        drawn: tasks that chance chose to be asked about.
+    """
     tasks = [task for task in snapshot.tasks if task.picture is not None]
     items = [(str(task.picture), task.task_id) for task in tasks]
     skipped = Counter[str]()
@@ -82,6 +98,7 @@ def gather(
         weight=np.array([1 / len(tasks[at].labels) for at, _ in rows], dtype=np.float32),
         truth=np.array([agreed(task, snapshot.tree) for task in tasks], dtype=np.int64),
         groups=[group(task.data) for task in tasks],
+        drawn=np.array([task.task_id in drawn for task in tasks], dtype=bool),
     )
     return Gathered(
         examples,

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hierarchy import LabelTree
+from hierarchy.choice import DepthRule
 from models.store import Project
 from worker import trainer
 from worker.fitting import Report
@@ -41,6 +42,7 @@ def fit_head(  # noqa: PLR0913 - what fine-tuning takes, and the recipe
     project: Project,
     progress: Report,
     recipe: Recipe | None = None,
+    former: DepthRule | None = None,
 ) -> Made:
     """The frozen backbone's head; on the CPU, where its maps are and it takes seconds."""
     recipe = recipe or Recipe()
@@ -52,6 +54,7 @@ def fit_head(  # noqa: PLR0913 - what fine-tuning takes, and the recipe
         minimum=project.minimum_depth,
         maximum=project.maximum_depth,
         strict=project.strict,
+        former=former,
         report=progress,
     )
     backbone = parts.galleries.backbone()

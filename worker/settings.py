@@ -224,7 +224,7 @@ _REDIS = "redis://, rediss:// or unix:// (in a password / # ? @ are written %2F 
 
 
 #: Variables HRN_... that compose.yaml and the tests read, and no server.
-_NO_SETTINGS = {"HRN_LISTEN", "HRN_SHARED", "HRN_FAULTS"}
+_NO_SETTINGS = {"HRN_LISTEN", "HRN_SHARED"}
 
 
 class _Reader:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hierarchy import LabelTree, log_marginals
 from hierarchy.calibration import Evidence, Fitted, evidence, fit_rule
-from hierarchy.choice import candidates
+from hierarchy.choice import DepthRule, candidates
 from hierarchy.decisions import Decisions
 from hierarchy.metrics import accuracy_by_level, expected_calibration_error
 from hierarchy.network import Features, FrozenHead, Reduction, ResidualHead
@@ -27,6 +27,7 @@ from models.views import PLAIN
 from worker.fitting import Report, Rows, Tally, fit, shared_out, side_by_side
 from worker.folds import assign_folds
 from worker.recipe import Recipe
+from worker.tune_recipe import TuneRecipe
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class Examples:
         truth: ``(P,)`` what a picture's annotators agree on, -1 where they agree on nothing.
         groups: for each picture the group it may not be parted from (a session, a store), or None.
         means: like ``read``, but ``(len, C)`` means of the maps; None to take them from the maps.
+        drawn: ``(P,)`` which images chance chose to be asked about; None where that is not known.
+        before: ``(P,)`` folds in the version before, -1 for none; None for the first version.
     """
 
     read: ReadMaps
@@ -76,6 +79,8 @@ class Examples:
     truth: NDArray[np.int64]
     groups: Sequence[str | None]
     means: ReadMeans | None = None
+    drawn: NDArray[np.bool_] | None = None
+    before: NDArray[np.int64] | None = None
 
     @property
     def named(self) -> set[int]:
@@ -101,6 +106,7 @@ class Trained:
         seen: the evidence it was fitted on.
         metrics: from pictures each judged by a head that had not seen it.
         held_out: ``(P, N)`` their log-probabilities; NaN rows for pictures not held out.
+        folds: ``(P,)`` the part that each image is in, whether or not that part was held out.
     """
 
     head: FrozenHead | ResidualHead
@@ -108,6 +114,7 @@ class Trained:
     seen: Evidence
     metrics: dict[str, Any]
     held_out: NDArray[np.float64]
+    folds: NDArray[np.int64]
 
 
 class TooFewLabelsError(Exception):
@@ -123,6 +130,7 @@ def train(  # noqa: PLR0913 - the examples, and each choice that a project may m
     minimum: int = 1,
     maximum: int | None = None,
     strict: bool = False,
+    former: DepthRule | None = None,
     report: Report,
     device: str = "cpu",
 ) -> Trained:
@@ -135,7 +143,9 @@ def train(  # noqa: PLR0913 - the examples, and each choice that a project may m
     check_enough(examples.pictures, examples.named)
     reduction = fit_reduction(examples, recipe, report)
     views = reduce_all(examples, reduction, report)
-    folds = _folds(examples, views[PLAIN].means.numpy(), recipe)
+    dealt = deal(examples, views[PLAIN].means.numpy(), recipe)
+    # With many images one part is enough to judge by, and the others are learnt from.
+    folds = np.where(dealt == 0, 0, -1) if examples.pictures > recipe.cross_fit_up_to else dealt
     parts = [
         part for part in sorted(set(folds.tolist()) - {-1}) if _learnable(part, folds, examples)
     ]
@@ -153,9 +163,11 @@ def train(  # noqa: PLR0913 - the examples, and each choice that a project may m
     head = heads[-1]
     report("calibrating", 0, 1)
     seen, metrics = judge(tree, examples, held_out)
-    fitted = fit_rule(seen, target=target, minimum=minimum, maximum=maximum, strict=strict)
+    fitted = fit_rule(
+        seen, target=target, minimum=minimum, maximum=maximum, strict=strict, former=former
+    )
     report("calibrating", 1, 1)
-    return Trained(head.cpu(), fitted, seen, metrics, held_out)
+    return Trained(head.cpu(), fitted, seen, metrics, held_out, dealt)
 
 
 def check_enough(pictures: int, named: Collection[int]) -> None:
@@ -334,6 +346,8 @@ def judge(
     targets, log_p = examples.truth[pictures], held_out[pictures]
     found = candidates(log_p, tree)
     seen = evidence(candidates(log_p, tree, Decisions.of(tree).levels), targets, tree)
+    if examples.drawn is not None:
+        seen = replace(seen, drawn=examples.drawn[pictures])
     deepest = np.isin(targets, tree.leaves)
     leaf_right = (found.leaf == targets)[deepest]
     metrics: dict[str, Any] = {
@@ -351,13 +365,18 @@ def _mean(values: NDArray[Any]) -> float | None:
     return round(float(values.mean()), 4) if len(values) else None
 
 
-def _folds(examples: Examples, means: NDArray[np.float32], recipe: Recipe) -> NDArray[np.int64]:
-    folds = assign_folds(
-        means, examples.truth, examples.groups, folds=recipe.folds, seed=recipe.seed
+def deal(
+    examples: Examples, means: NDArray[np.float32], recipe: Recipe | TuneRecipe
+) -> NDArray[np.int64]:
+    """``(P,)`` the part that each image is in."""
+    return assign_folds(
+        means,
+        examples.truth,
+        examples.groups,
+        folds=recipe.folds,
+        seed=recipe.seed,
+        before=examples.before,
     )
-    if examples.pictures > recipe.cross_fit_up_to:
-        folds = np.where(folds == 0, 0, -1)
-    return folds
 
 
 def _learnable(part: int, folds: NDArray[np.int64], examples: Examples) -> bool:

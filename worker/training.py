@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hierarchy import LabelTree
-from hierarchy.choice import candidates
+from hierarchy.calibration import Evidence, fit_rule
+from hierarchy.choice import DepthRule, candidates
 from models import insight
 from models.errors import ModelError
 from models.gallery import Gallery
@@ -23,10 +24,21 @@ from studio.annotations import read_task
 from studio.errors import PictureError
 from studio.labelconfig import LabelConfig, parse_label_config
 from worker import fine_tuning, trainer
+from worker.asking import asked_at_random
 from worker.choosing import go_live
 from worker.errors import MisconfiguredError
 from worker.fitting import Report
-from worker.gate import LEAST, Verdict, compare, compare_figures
+from worker.gate import (
+    LEAST,
+    RECENT,
+    HeldOut,
+    Verdict,
+    compare,
+    compare_figures,
+    compare_held_out,
+    compare_shown,
+    read_held_out,
+)
 from worker.gathering import Gathered, gather
 from worker.identity import check_same
 from worker.making import Made, fit_head
@@ -114,23 +126,30 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
     recipe = Recipe.fast() if order.fast else Recipe()
     tune = fine_tuning.wanted(order.fine_tune, parts.settings) and not order.fast
     views = (PLAIN,) if tune else recipe.views  # a backbone that learns sees pictures, not features
-    gathered = gather(snapshot, gallery, parts.settings.group_field, progress, views)
+    drawn = asked_at_random(parts.store, project.key)
+    gathered = gather(snapshot, gallery, parts.settings.group_field, progress, views, drawn)
     _check_pictures(gathered, len(snapshot.tasks))
+    gathered, former = _going_on(parts, project, live, gathered)
     if tune:
-        made = fine_tuning.fit(config.tree, gathered, parts, project, progress)
+        made = fine_tuning.fit(config.tree, gathered, parts, project, progress, former=former)
     else:
-        made = fit_head(config.tree, gathered, parts, project, progress, recipe)
-    verdict = _gate(parts, project, live, config, gathered, made.trained)
+        made = fit_head(config.tree, gathered, parts, project, progress, recipe, former)
+    trained = made.trained
+    ours = _held_out(config.tree, gathered, trained.held_out, trained.seen)
+    verdict = _gate(order, parts, project, live, config, gathered, trained, ours, former)
     progress("publishing", 0, 1)
     manifest = _manifest(project, live, config, snapshot, gathered, made, verdict, started)
-    version = parts.store.publish(project.key, manifest, _tensors(config.tree, gathered, made))
+    manifest["metrics"] = {**trained.metrics, "drawn": ours.drawn_figures()}
+    tensors = {**_tensors(config.tree, gathered, made), **ours.to_tensors()}
+    version = parts.store.publish(project.key, manifest, tensors)
     if tune:
         fine_tuning.forget(parts.settings, project.key)
     figures = {**made.trained.metrics, "calibration": made.trained.fitted.to_json()}
     if not verdict.passed:
         return Ended(
             "refused",
-            f"{version} stays in the store, {live} stays live: {verdict.why}",
+            f"{live} stays live, {version} stays in the store: {verdict.why} "
+            f"(`hrn promote {version}` makes it live all the same)",
             version,
             figures,
         )
@@ -202,13 +221,47 @@ def _same_labels(parts: Parts, project: Project, live: str, snapshot: Snapshot) 
         return False
 
 
+def _going_on(
+    parts: Parts, project: Project, live: str | None, gathered: Gathered
+) -> tuple[Gathered, DepthRule | None]:
+    """What a version goes on from: the live one's folds and its depth rule."""
+    try:
+        if live is None:
+            return gathered, None
+        tensors = parts.store.weights(project.key, live)
+        rule = DepthRule.from_json(parts.store.manifest(project.key, live)["calibration"]["rule"])
+    except ModelError as error:
+        log.info("nothing to go on from project=%s version=%s: %s", project.key, live, error)
+        return gathered, None
+    folds = tensors.get(f"{EVIDENCE}folds")
+    if folds is None:  # of an earlier release
+        return gathered, rule
+    known = dict(zip(tensors[f"{EVIDENCE}pictures"].tolist(), folds.tolist(), strict=True))
+    before = np.array([known.get(mark, -1) for mark in gathered.marks.tolist()], dtype=np.int64)
+    return replace(gathered, examples=replace(gathered.examples, before=before)), rule
+
+
+def _held_out(
+    tree: LabelTree, gathered: Gathered, log_p: NDArray[np.float64], seen: Evidence | None = None
+) -> HeldOut:
+    """A version's answers: ``(P, N)`` log-probabilities, NaN rows for what it did not hold out."""
+    examples = gathered.examples
+    rows = trainer.judged(examples, log_p)
+    seen = trainer.judge(tree, examples, log_p)[0] if seen is None else seen
+    truth = examples.truth[rows]
+    return HeldOut(gathered.marks[rows], truth, _right(log_p[rows], truth, tree), seen)
+
+
 def _gate(  # noqa: PLR0913 - both versions and what they are compared on
+    order: Order,
     parts: Parts,
     project: Project,
     live: str | None,
     config: LabelConfig,
     gathered: Gathered,
     trained: trainer.Trained,
+    ours: HeldOut,
+    former: DepthRule | None,
 ) -> Verdict:
     if live is None:
         return Verdict(passed=True, why="the first version")
@@ -218,30 +271,96 @@ def _gate(  # noqa: PLR0913 - both versions and what they are compared on
         gallery = parts.galleries.of(predictor)
     except ModelError as error:
         return Verdict(passed=True, why=f"{live} cannot be compared with: {error}")
-    seen_before = set() if known is None else set(known.tolist())
-    truth, held_out = gathered.examples.truth, trained.held_out
-    fresh = [
-        at
-        for at, number in enumerate(gathered.marks.tolist())
-        if number not in seen_before and truth[at] >= 0 and not np.isnan(held_out[at, 0])
-    ]
+    others = _recent(parts, project, live, config.tree)
+    fresh = _fresh(gathered, trained.held_out, known)
+    found, judged = _judged(predictor, gallery, gathered, fresh)
+    theirs = np.full_like(trained.held_out, np.nan)
+    theirs[[fresh[at] for at in judged]] = found
+    since = _held_out(config.tree, gathered, theirs)
+    if len(since) >= LEAST:
+        mine, its = ours.shared_with(since)
+        verdict = compare(mine.right, its.right, live)
+    elif live in others:
+        verdict = compare_held_out(ours, others[live], live)
+    else:
+        verdict = _by_figures(predictor, config.tree, trained, live)
+    held = (compare_held_out(ours, one, name) for name, one in others.items())
+    verdict = next((one for one in (verdict, *held) if not one.passed), verdict)
+    if not verdict.passed or live not in others:
+        return verdict
+    shown = _shown(parts, project, ours, others[live].joined(since), former, live)
+    if not shown.passed and not order.force:
+        return shown
+    by_hand = "" if shown.passed else "asked for by hand, so it goes live although "
+    return replace(verdict, why=f"{verdict.why}; {by_hand}{shown.why}".removesuffix("; "))
+
+
+def _recent(parts: Parts, project: Project, live: str, tree: LabelTree) -> dict[str, HeldOut]:
+    """The versions that were live last, the live one first, and what they held out."""
+    names = [str(move["to"]) for move in reversed(parts.store.history(project.key))]
+    found: dict[str, HeldOut] = {}
+    for name in list(dict.fromkeys([live, *names]))[:RECENT]:
+        try:
+            same = LabelTree.from_json(parts.store.manifest(project.key, name)["tree"]) == tree
+            one = read_held_out(parts.store.weights(project.key, name), tree) if same else None
+        except ModelError:  # deleted since
+            continue
+        if one is not None:
+            found[name] = one
+    return found
+
+
+def _fresh(
+    gathered: Gathered, held_out: NDArray[np.float64], known: Tensor | None
+) -> Sequence[int]:
+    """Positions of images that the live version has not learnt from and the new one held out."""
+    if known is None:
+        return []
+    before = set(known.tolist())
+    new = np.array([mark not in before for mark in gathered.marks.tolist()], dtype=bool)
+    held: list[int] = np.flatnonzero(
+        new & (gathered.examples.truth >= 0) & ~np.isnan(held_out[:, 0])
+    ).tolist()
+    return held
+
+
+def _by_figures(
+    predictor: Predictor, tree: LabelTree, trained: trainer.Trained, live: str
+) -> Verdict:
+    """Of a live version of an earlier release: by both versions' own figures."""
     figures = predictor.manifest.get("metrics", {})
-    if known is None or len(fresh) < LEAST:
-        checked = min(trained.metrics["leaf_checked"], figures.get("leaf_checked") or 0)
-        other_tree = LabelTree.from_json(predictor.manifest["tree"]) != config.tree
-        if other_tree or trained.metrics["leaf_checked"] > COMPARABLE * checked:
-            why = f"leaves or labels changed since {live}: not comparable"
-            return Verdict(passed=True, why=why)
-        return compare_figures(
-            trained.metrics["leaf_accuracy"], figures.get("leaf_accuracy"), checked, live
-        )
-    theirs, judged = _judged(predictor, gallery, gathered, fresh)
-    fresh = [fresh[at] for at in judged]
-    return compare(
-        _right(held_out[fresh], truth[fresh], config.tree),
-        _right(theirs, truth[fresh], config.tree),
-        live,
+    checked = min(trained.metrics["leaf_checked"], figures.get("leaf_checked") or 0)
+    other_tree = LabelTree.from_json(predictor.manifest["tree"]) != tree
+    if other_tree or trained.metrics["leaf_checked"] > COMPARABLE * checked:
+        return Verdict(passed=True, why=f"leaves or labels changed since {live}: not comparable")
+    return compare_figures(
+        trained.metrics["leaf_accuracy"], figures.get("leaf_accuracy"), checked, live
     )
+
+
+def _shown(  # noqa: PLR0913 - both versions' answers, and the settings
+    parts: Parts,
+    project: Project,
+    ours: HeldOut,
+    theirs: HeldOut,
+    former: DepthRule | None,
+    live: str,
+) -> Verdict:
+    """Both versions' depth rules, fitted to the same images under the settings of now."""
+    both = ours.shared_with(theirs)
+    target = project.target_accuracy or parts.settings.target_accuracy
+    new, old = (
+        fit_rule(
+            one.seen,
+            target=target,
+            minimum=project.minimum_depth,
+            maximum=project.maximum_depth,
+            strict=project.strict,
+            former=former,
+        )
+        for one in both
+    )
+    return compare_shown(new, old, len(both[0]), live)
 
 
 def _judged(
@@ -283,6 +402,7 @@ def _tensors(tree: LabelTree, gathered: Gathered, made: Made) -> dict[str, Tenso
         },
         **evidence_tensors(seen),
         f"{EVIDENCE}pictures": torch.from_numpy(gathered.marks),
+        f"{EVIDENCE}folds": torch.from_numpy(made.trained.folds),
         **insight.as_tensors(
             truth=examples.truth[judged],
             nodes=candidates(made.trained.held_out[judged], tree).nodes,
@@ -324,6 +444,7 @@ def _manifest(  # noqa: PLR0913 - everything there is to say of a version
         "labels": {
             **snapshot.summary(),
             "pictures": gathered.examples.pictures,
+            "drawn": int(gathered.drawn.sum()),
             "skipped": gathered.skipped,
         },
         "trained_through": snapshot.trained_through,

@@ -83,7 +83,8 @@ def ask(  # noqa: PLR0913 - a pool, what is known of it, and what is wanted
     from each other and from all answered ones. The kinds are spread evenly over the batch, so any
     part of it is a mix. Behind the batch the others follow by margin.
 
-    A near-duplicate of an answered or earlier picture comes after all pictures that are none.
+    A near-duplicate of an answered or earlier picture comes after all pictures that are none; one
+    that was drawn at random keeps its place.
 
     Args:
         features: ``(B, C)`` pooled features of the pictures without an answer; one that was
@@ -186,7 +187,8 @@ class _Batch:
     ) -> None:
         """Choose at random first, as nothing may sway that; then typical ones, then doubtful."""
         by_chance = min(count, int(random * count + self._rng.random()))
-        self._kinds["random"] = self._rng.choice(self.fresh, by_chance, replace=False)
+        # Out of all that are open, near-duplicates too: they are images that get a pre-label.
+        self._kinds["random"] = self._rng.choice(self._pool, by_chance, replace=False)
         by_variety = round(varied * (count - by_chance))
         self._kinds["varied"] = self._typical(by_variety)
         in_doubt = count - by_chance - by_variety

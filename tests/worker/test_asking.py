@@ -106,6 +106,18 @@ def test_some_are_asked_at_random_and_it_is_written_down() -> None:
     assert dict(made.random) == dict.fromkeys(drawn, "v1")
 
 
+def test_near_duplicates_are_drawn_at_random_as_all_open_images_are() -> None:
+    """One image of three is a scene of its own, the others are one scene seen 200 times."""
+    open_ = pool(300)
+    alike = open_.features.copy()
+    alike[100:] = alike[0] + np.random.default_rng(1).normal(scale=1e-3, size=(200, 16))
+    drawn: list[int] = []
+    for seed in range(10):
+        made = choose(replace(open_, features=alike, answered=seed), TREE, "v1", None)
+        drawn += [task for task, why in made.batch.items() if why == "random"]
+    assert sum(task > 100 for task in drawn) > 0.4 * len(drawn)
+
+
 def test_a_random_task_that_was_not_answered_is_no_fair_draw_any_more() -> None:
     first = choose(pool(300), TREE, "v1", None)
     answered = next(iter(first.random))

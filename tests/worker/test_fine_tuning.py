@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from models.answers import maps_of
-from models.predictor import load_predictor
+from models.predictor import load_predictor, read_evidence
 from models.store import Project
 from studio.annotations import Label, TaskLabels
 from studio.labelconfig import LabelConfig, parse_label_config
 from tests.models.small import NAME, png, weights_file
 from tests.studio.configs import taxonomy_xml, tree_of
-from worker import fine_tuning, trainer, training
+from worker import fine_tuning, gate, trainer, training
+from worker.asking import Places
 from worker.fine_tuning import forget, wanted
 from worker.gathering import Gathered, gather, mark
 from worker.order import Order
@@ -306,9 +308,9 @@ def test_a_version_is_learnt_published_and_compared(parts: Parts) -> None:
     again = learn(order, project, CONFIG, labelled(12), parts, silent)
     assert (again.state, again.version) == ("nothing new", None)
     second = learn(order, project, CONFIG, labelled(24), parts, silent)
-    assert "on 12 pictures labelled since v1" in second.why
+    assert "for v1 on images labelled since" in second.why
     few = learn(replace(order, force=True), project, CONFIG, labelled(24), parts, silent)
-    assert "held-out leaf accuracy" in few.why
+    assert "on images that both held out" in few.why
 
 
 @pytest.mark.usefixtures("quick")
@@ -334,6 +336,98 @@ def test_a_version_chosen_by_hand_stays_live(parts: Parts) -> None:
     assert ended.state in {"kept back", "refused"}
     assert parts.store.versions(project.key) == ["v1", "v2"]
     assert parts.store.current(project.key) == "v1"
+
+
+# What a version goes on from
+
+
+def coloured(parts: Parts, count: int) -> Snapshot:
+    """Images that anyone can tell apart: each leaf has a colour of its own."""
+    draw, leaves = np.random.default_rng(0), TREE.leaves
+    tasks = []
+    for at in range(count):
+        leaf = at % len(leaves)
+        pixels = draw.integers(0, 60, (4, 4, 3)).astype(np.uint8)
+        pixels[..., leaf] += 190
+        image = Image.fromarray(pixels).resize((180, 180), Image.Resampling.NEAREST)
+        assert parts.settings.local_files is not None
+        image.save(parts.settings.local_files / f"colour-{at}.png")
+        address = f"/data/local-files/?d=colour-{at}.png"
+        tasks.append(task(at, leaves[leaf], picture=address))
+    return take(tasks, TREE)
+
+
+@pytest.fixture
+def recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The usual recipe learns colours in a second, the fast one learns nothing."""
+    good = Recipe(views=(0,), spatial=0, pooled=1, hidden=16, epochs=8, least_steps=100, folds=3)
+    poor = replace(good, epochs=1, least_steps=1, pooled_rate=1e-9)
+    made = type("Recipes", (), {"__new__": lambda _: good, "fast": staticmethod(lambda: poor)})
+    monkeypatch.setattr(training, "Recipe", made)
+
+
+@pytest.mark.usefixtures("recipes")
+def test_answers_that_chance_asked_for_reach_calibration_and_gate(parts: Parts) -> None:
+    project = owner(parts, "drawn-1-17")
+    places = Places("v1", random={3: "untrained", 10: "v1", 17: "v1", 99: "v1"})
+    parts.store.write_order(project.key, places.to_json())
+    labels = coloured(parts, 60)
+    learn(Order(project.key, fine_tune=False), project, CONFIG, labels, parts, silent)
+    seen = read_evidence(parts.store.weights(project.key, "v1"), CONFIG.tree)
+    assert seen is not None
+    assert seen.drawn is not None
+    assert np.flatnonzero(seen.drawn).tolist() == [3, 10, 17]
+    manifest = parts.store.manifest(project.key, "v1")
+    assert manifest["labels"]["drawn"] == manifest["metrics"]["drawn"]["checked"] == 3
+    calibration = manifest["calibration"]
+    assert (calibration["standing"], calibration["drawn"]) == ("certified", 3)
+
+
+@pytest.mark.usefixtures("recipes")
+def test_a_version_goes_on_from_the_live_one_and_is_held_against_it(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folds stay; one click on Fast that would be worse changes nothing; who insists gets it."""
+    project = owner(parts, "steady-1-17")
+    order, labels = Order(project.key, fine_tune=False), coloured(parts, 64)
+    few = take([one for one in labels.tasks if one.task_id < 52], TREE)
+    learn(order, project, CONFIG, few, parts, silent)
+    second = learn(order, project, CONFIG, labels, parts, silent)
+    assert second.state == "published"
+    assert "it would pre-label 100 of 100 images, v1 100 of 100" in second.why
+    old, new = (parts.store.weights(project.key, name) for name in ("v1", "v2"))
+    stays = old["evidence.folds"] == new["evidence.folds"][:52]
+    assert stays.float().mean() > 0.75
+
+    fast = learn(replace(order, fast=True, force=True), project, CONFIG, labels, parts, silent)
+    assert fast.state == "refused"
+    assert fast.why.startswith("v2 stays live, v3 stays in the store: ")
+    assert "of 64 right against 64 of 64 for v2 on images that both held out" in fast.why
+    assert fast.why.endswith("(`hrn promote v3` makes it live all the same)")
+
+    monkeypatch.setattr(gate, "LESS_SHOWN", -1.0)  # as if all versions showed less than the last
+    less = learn(replace(order, fine_tune=False), project, CONFIG, few, parts, silent)
+    assert (less.state, parts.store.current(project.key)) == ("refused", "v2")
+    assert "it would pre-label 100 of 100 images, v2 100 of 100" in less.why
+    asked = learn(replace(order, force=True), project, CONFIG, few, parts, silent)
+    assert (asked.state, parts.store.current(project.key)) == ("published", "v5")
+    assert "asked for by hand, so it goes live although it would pre-label" in asked.why
+
+
+@pytest.mark.usefixtures("recipes")
+def test_a_live_version_of_an_earlier_release_is_compared_by_its_figures(parts: Parts) -> None:
+    project = owner(parts, "earlier-1-17")
+    order, labels = Order(project.key, fine_tune=False, force=True), coloured(parts, 60)
+    learn(order, project, CONFIG, labels, parts, silent)
+    known = parts.store.weights(project.key, "v1")
+    new = ("folds", "marks", "right_as_named", "drawn")
+    kept = {name: one for name, one in known.items() if name.removeprefix("evidence.") not in new}
+    name = parts.store.publish(project.key, parts.store.manifest(project.key, "v1"), kept)
+    parts.store.point(project.key, name, reason="test")
+    ended = learn(order, project, CONFIG, labels, parts, silent)
+    assert (ended.state, name) == ("published", "v2")
+    assert "for v2" in ended.why
+    assert "leaves right when held out" in ended.why
 
 
 def test_marks_of_pictures_do_not_change() -> None:

@@ -81,5 +81,46 @@ def test_the_same_seed_gives_the_same_folds() -> None:
     assert (one == two).all()
 
 
+def test_a_few_new_labels_leave_the_others_where_they_were() -> None:
+    """Ten images more, five times: dealt out each time, most images would change places."""
+    features, target = points(150), [at % 6 for at in range(150)]
+    moved: dict[bool, int] = {False: 0, True: 0}
+    for goes_on in moved:
+        before = folds(features[:100], target[:100])
+        for count in range(110, 151, 10):
+            known = np.full(count, -1)
+            known[: len(before)] = before
+            found = assign_folds(
+                features[:count],
+                np.array(target[:count]),
+                [None] * count,
+                folds=4,
+                seed=0,
+                before=known if goes_on else None,
+            )
+            moved[goes_on] += int((found[: len(before)] != before).sum())
+            before = found
+        assert np.bincount(before, minlength=4).min() > 20
+    assert moved[True] < 0.2 * moved[False]
+
+
+def test_a_group_stays_where_it_was() -> None:
+    groups: list[str | None] = ["a", "a", "b", "b", "c", "c"]
+    before = np.array([2, 2, 0, 0, -1, -1])
+    found = assign_folds(
+        points(6), np.zeros(6, dtype=np.int64), groups, folds=3, seed=0, before=before
+    )
+    assert found.tolist() == [2, 2, 0, 0, 1, 1]
+
+
+def test_folds_of_another_number_of_parts_are_forgotten() -> None:
+    """A backbone that learns has five parts, a head on its own four."""
+    before = np.array([4] * 20)
+    found = assign_folds(
+        points(20), np.zeros(20, dtype=np.int64), [None] * 20, folds=4, seed=0, before=before
+    )
+    assert set(found.tolist()) == {0, 1, 2, 3}
+
+
 def test_one_group_of_everything_is_one_fold() -> None:
     assert set(folds(points(9), [0, 1, 2] * 3, ["store"] * 9).tolist()) == {0}

@@ -47,6 +47,20 @@ def test_levels_curves_and_thresholds_are_told(admin: FlaskClient, known: Projec
     assert "No annotator has answered" in page
 
 
+def test_it_says_what_the_promise_rests_on(
+    admin: FlaskClient, parts: Parts, known: Project
+) -> None:
+    manifest = {**parts.store.manifest(known.key, "v1")}
+    counts = {"standing": "certified", "checked": 80, "wrong": 4, "drawn": 6, "drawn_wrong": 1}
+    manifest["calibration"] = {**manifest["calibration"], **counts}
+    version = parts.store.publish(known.key, manifest, parts.store.weights(known.key, "v1"))
+    trust = admin.get(address(known, f"?version={version}")).text
+    assert "rests on 80 shown labels that were checked when held out (4 wrong)" in trust
+    assert "6 of these images were drawn at random (1 wrong)" in trust
+    versions = admin.get(f"/console/projects/{known.key}/versions").text
+    assert "4 of 80 were wrong when held out, 1 of the 6 drawn at random." in versions
+
+
 # --- a tree below one root ---
 
 #: The same tree below one root, with a label that has no sibling.
