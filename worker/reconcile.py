@@ -269,7 +269,8 @@ class Reconciler:
 
     def _unregistered(self, project: Project) -> None:
         """Take a project that has no backend of ours for disconnected, and remove our webhook."""
-        if project.state == UNCONFIRMED and time.time() - self._absent_since(project)[0] < SETTLE:
+        since, _ = self._absent_since(project)
+        if project.state == UNCONFIRMED and time.time() - since < SETTLE:
             self._next[project.key] = time.monotonic() + RETRY
             return
         if project.state != DISCONNECTED:
