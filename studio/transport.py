@@ -301,13 +301,13 @@ def _checked_address(url: str) -> str:
     parts = urlsplit(url.strip())
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(f"Label Studio's address must be http://host or https://host, got {url!r}")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("Label Studio's address must hold no user name, password, '?' or '#'")
-    if page := PAGE.search(parts.path):
+    if parts.username is None and (page := PAGE.search(parts.path)):
         root = f"{parts.scheme}://{parts.netloc}{parts.path[: page.start()]}"
         raise ValueError(
             f"{url!r} is a page of Label Studio's: give the address without it, {root}"
         )
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("Label Studio's address must hold no user name, password, '?' or '#'")
     return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
 
 

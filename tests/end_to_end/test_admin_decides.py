@@ -229,7 +229,6 @@ def imported(label_studio: RunningLabelStudio) -> int:
 @pytest.fixture(scope="module")
 def shown(label_studio: RunningLabelStudio, imported: int) -> Callable[[], list[tuple[str, bool]]]:
     """Version of each pre-label that the next task shows, and whether it holds a label."""
-
     annotator = Annotator(label_studio)
 
     def look() -> list[tuple[str, bool]]:
