@@ -28,6 +28,21 @@ def nobody(_question: str) -> bool:
     return False
 
 
+class Yes:
+    """Somebody who agrees.
+
+    Attributes:
+        asked: the questions, in order.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, question: str) -> bool:
+        self.asked.append(question)
+        return True
+
+
 def test_connecting_needs_our_own_address(settings: Settings) -> None:
     for connecting in (
         lambda parts: connect_project(parts, 1, take_over=False, ask=nobody),
@@ -53,11 +68,9 @@ def test_an_unconnected_project_is_forgotten_after_a_yes(settings: Settings, boa
     with pytest.raises(UsageError, match="--yes"):
         forget_project(parts, "1", nobody)
     assert parts.store.versions(known.key) == ["v1"]
-    asked: list[str] = []
-    assert "is forgotten, with 1 version(s)" in forget_project(
-        parts, "1", lambda question: not asked.append(question)
-    )
-    assert known.key in asked[0]
+    somebody = Yes()
+    assert "is forgotten, with 1 version(s)" in forget_project(parts, "1", somebody)
+    assert known.key in somebody.asked[0]
     assert parts.store.projects() == []
     assert not list(board.redis.scan_iter(match=f"hrn:{known.key}:*"))
 
@@ -143,16 +156,16 @@ def test_a_person_is_asked_where_ours_would_hide_others(
 ) -> None:
     row = {"model_version": "clip", "result": fruit("Milk")}
     parts.studio.import_tasks(number, [{"data": {"image": "a.jpg"}, "predictions": [row]}])
-    asked: list[str] = []
+    somebody = Yes()
     known = called(parts, number)
-    connect_project(parts, number, take_over=False, ask=lambda text: not asked.append(text))
-    assert asked == []  # there is nothing to show yet
+    connect_project(parts, number, take_over=False, ask=somebody)
+    assert somebody.asked == []  # there is nothing to show yet
     assert parts.studio.settings(number)["model_version"] == "clip"
     backend.version = publish(parts.store, known)
     connect_project(parts, number, take_over=False, ask=nobody)
     assert parts.studio.settings(number)["model_version"] == "clip"
-    connect_project(parts, number, take_over=False, ask=lambda text: not asked.append(text))
-    assert "'clip' (1 stored)" in asked[0]
+    connect_project(parts, number, take_over=False, ask=somebody)
+    assert "'clip' (1 stored)" in somebody.asked[0]
     assert parts.studio.settings(number)["model_version"] == "v1"
 
 
