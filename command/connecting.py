@@ -38,7 +38,7 @@ def connect_project(parts: Parts, number: int, *, take_over: bool, ask: Ask) -> 
 
     Raises:
         UsageError: Label Studio has no such project.
-        StudioError, LabelConfigError: with what to mend.
+        StudioError, LabelConfigError: with the cure.
         MisconfiguredError: our own address is not known, or the server there has another password.
     """
     settings = parts.settings
@@ -68,17 +68,17 @@ def disconnect_project(parts: Parts, number: int) -> list[str]:
 
     Raises:
         UsageError: Label Studio has no such project.
-        StudioError: with what to mend.
+        StudioError: with the cure.
         MisconfiguredError: our own address is not known.
     """
     settings = parts.settings
     url = _own_address(settings)
     key = project_key(settings.label_studio_url, _project_name(parts, number))
     known, version = parts.store.project(key), parts.store.current(key) or UNTRAINED
-    told: list[str] = []
+    changes: list[str] = []
     for address in dict.fromkeys([known.backend if known else "", url]):
         if address:
-            told += connection.disconnect(
+            changes += connection.disconnect(
                 parts.studio,
                 number,
                 backend_url=address,
@@ -92,11 +92,11 @@ def disconnect_project(parts: Parts, number: int) -> list[str]:
         parts.board.cancel(key)
     count = len(parts.store.versions(key))
     if count:
-        told.append(
+        changes.append(
             f"Its versions stay ({count}): `hrn connect --project {number}` uses them again,"
             f" `hrn forget --project {number}` removes them."
         )
-    return told or [f"There was nothing of this backend in project {number}."]
+    return changes or [f"There was nothing of this backend in project {number}."]
 
 
 def forget_project(parts: Parts, wanted: str, ask: Ask) -> str:
@@ -131,7 +131,7 @@ def _is_connected(parts: Parts, project: Project) -> bool:
         return False
     except StudioError as error:
         raise UsageError(
-            f"it cannot be told whether project {project.number} is still connected: {error}; with"
+            f"it is not known whether project {project.number} is still connected: {error}; with"
             " LABEL_STUDIO_URL set to nothing it is not asked"
         ) from error
 

@@ -122,12 +122,12 @@ def connect(  # noqa: PLR0913 - the names are the command's options
     setup.tabs()
     log.info("connected project=%d backend=%d changes=%d", project_id, backend, len(setup.changes))
     notes = remarks(settings, client.known_backends(project_id), backend)
-    told = [f"{what}. {mend}" for what, mend in notes]
+    left_alone = [f"{what}. {cure}" for what, cure in notes]
     if keep is not None:
-        told.insert(0, f"{keep.stays(version)}. {keep.cure(project_id)}")
+        left_alone.insert(0, f"{keep.stays(version)}. {keep.cure(project_id)}")
     elif before is not None:
-        told.insert(0, f"{before.hidden()}.")
-    return Connected(backend, webhook, tuple(setup.changes), (*told, *config.notes))
+        left_alone.insert(0, f"{before.hidden()}.")
+    return Connected(backend, webhook, tuple(setup.changes), (*left_alone, *config.notes))
 
 
 def would_hide(

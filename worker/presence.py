@@ -24,7 +24,7 @@ class DisconnectedError(JobError):
 def registered_at(parts: Parts, project: Project) -> str | None:
     """Where this backend stands among the project's in Label Studio; None where it does not.
 
-    Empty where that cannot be told: we have no address, or were never seen at it, and the project's
+    Empty where that is not known: we have no address, or were never seen at it, and the project's
     other backends may be this one under another address, which doctor tells of.
 
     Raises:
@@ -75,7 +75,7 @@ def forget(parts: Parts, key: str) -> None:
     try:
         parts.board.forget(key)
     except (RedisError, MisconfiguredError) as error:  # hints, which nobody will read
-        log.warning("redis not told of the end of project=%s: %s", key, error)
+        log.warning("not forgotten in redis project=%s: %s", key, error)
     parts.store.forget(key)
 
 

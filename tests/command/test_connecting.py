@@ -206,5 +206,5 @@ def test_whether_it_is_connected_must_be_known(settings: Settings, board: Board)
     away = Parts(replace(settings, label_studio_url=url, label_studio_token=Secret("0" * 40)))
     away.store.register(project(url))
     vars(away)["studio"] = away.studio.__class__(url, "0" * 40, retries=0)
-    with pytest.raises(UsageError, match="cannot be told whether project 1 is still connected"):
+    with pytest.raises(UsageError, match="not known whether project 1 is still connected"):
         forget_project(away, "1", lambda _: True)
