@@ -127,6 +127,7 @@ _WORDS: Final = {
     "401": "Wrong or missing user and password, or signed out.",
     "403": "A wrong password.",
     "404": "No such page, or the console is off.",
+    "409": "The project is disconnected; what brings it back.",
     "413": "The body is too large.",
     "429": "Too many tries; `Retry-After` says how many seconds to wait.",
     "503": "Not now; why.",
@@ -187,7 +188,7 @@ def describe() -> Node:
         },
         "/setup": {"post": _taking(_SETUP, "A project introduces itself.", "200", _VERSION)},
         "/predict": {"post": _taking(_PREDICT, "One answer a task.", "200", _ANSWERS)},
-        "/webhook": {"post": _taking(_WEBHOOK, "Something happened.", "201", _OBJECT)},
+        "/webhook": {"post": _taking(_WEBHOOK, "Something happened.", "201", _OBJECT, "409")},
     }
     for path, methods in _CONSOLE.items():
         paths[path] = {method: _page(path, method) for method in methods.split()}
@@ -211,9 +212,9 @@ def _refusals(statuses: str) -> Node:
     return dict.fromkeys(statuses.split(), _DETAIL)
 
 
-def _taking(body: Node, words: str, status: str, answer: Node) -> Node:
+def _taking(body: Node, words: str, status: str, answer: Node, more: str = "") -> Node:
     return {
-        **_route(words, {status: answer, **_refusals("400 401 413 503")}),
+        **_route(words, {status: answer, **_refusals(f"400 401 413 503 {more}")}),
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "security": [{"basic": []}],
     }

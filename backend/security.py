@@ -13,6 +13,7 @@ from werkzeug.exceptions import Unauthorized
 
 from backend.console.blueprint import is_console
 from backend.services import services
+from studio.transport import OUR_REALM
 
 #: For load balancers and probes. Label Studio's own probe sends credentials, which are checked.
 OPEN = frozenset({"health.health", "health.root", "operations.ready"})
@@ -62,7 +63,7 @@ def _encoded(text: str) -> list[bytes]:
 
 def _headers(response: Response) -> Response:
     if response.status_code == HTTPStatus.UNAUTHORIZED:
-        response.headers["WWW-Authenticate"] = 'Basic realm="label-studio-hrn"'
+        response.headers["WWW-Authenticate"] = f"Basic {OUR_REALM}"
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers.setdefault("Cache-Control", "no-store")
     return response

@@ -14,7 +14,16 @@ from models.answers import SharedAnswers, answers
 from models.errors import ModelStoreError
 from models.gallery import Gallery, Item
 from models.predictor import Answer, Predictor
-from models.store import UNTRAINED, Project, project_key
+from models.records import Records
+from models.store import (
+    CONNECTED,
+    DISCONNECTED,
+    GONE,
+    UNCONFIRMED,
+    UNTRAINED,
+    Project,
+    project_key,
+)
 from studio.contract import SetupCall
 from studio.errors import PictureError
 from studio.labelconfig import LabelConfig, parse_label_config
@@ -82,8 +91,11 @@ class Services:
         """
         number = int(project.split(".", maxsplit=1)[0])
         # What it says of itself is kept and shown; a password in it would be, too.
-        address = self.parts.settings.label_studio_url or re.sub(r"//.*@", "//", hostname)
-        heard = Project(self.key(project), number, project, address, xml)
+        ours = self.parts.settings
+        address = ours.label_studio_url or re.sub(r"//.*@", "//", hostname)
+        # Where Label Studio can be asked, the reconciler confirms the project, or forgets it.
+        state = UNCONFIRMED if ours.label_studio_url and ours.label_studio_token else CONNECTED
+        heard = Project(self.key(project), number, project, address, xml, state=state)
         try:
             return self.parts.store.register(heard)
         except ModelStoreError as error:
@@ -114,7 +126,16 @@ class Services:
             LabelConfigError: the config has no usable tree; the project is remembered all the same.
         """
         project = self.remember(call.project, call.schema, call.hostname)
+        if project.state in (DISCONNECTED, GONE):  # Label Studio calls it only for a backend
+            project = self._confirm_again(project)
         return project, self.label_config(call.schema)
+
+    def _confirm_again(self, project: Project) -> Project:
+        try:
+            return self.parts.store.note_state(project.key, UNCONFIRMED) or project
+        except ModelStoreError as error:
+            log.error("state not noted: %s", error)  # noqa: TRY400 - no traceback needed
+            return project
 
 
 def services() -> Services:

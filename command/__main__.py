@@ -151,6 +151,15 @@ def _add_servers(command: _Commands) -> None:
 def _add_training(command: _Commands) -> None:
     connect = command("connect", _connect, "set a project up in Label Studio; says what it changed")
     connect.add_argument("--project", type=int, required=True, help="its number in Label Studio")
+    text = "show our pre-labels even where that hides others, such as imported ones"
+    connect.add_argument("--take-over", action="store_true", help=text)
+    text = "take this backend out of a project in Label Studio; says what it changed"
+    part = command("disconnect", _disconnect, text)
+    part.add_argument("--project", type=int, required=True, help="its number in Label Studio")
+    text = "remove the versions of a project that is disconnected or gone, and all that is known"
+    forget = command("forget", _forget, text)
+    forget.add_argument("--project", required=True, help="its number in Label Studio, or its key")
+    forget.add_argument("--yes", action="store_true", help="do not ask")
     train = command("train", _train, "ask for a training", project=True, as_json=True)
     train.add_argument("--force", action="store_true", help="even if no label is new")
     train.add_argument("--fast", action="store_true", help="a small head, in seconds")
@@ -274,11 +283,36 @@ def _work(_arguments: Arguments, settings: Settings) -> int:
 
 
 def _connect(arguments: Arguments, settings: Settings) -> int:
-    from command import projects
+    from command.connecting import connect_project
     from worker.parts import Parts
 
-    print(projects.connect_project(Parts(settings), arguments.project))
+    over = arguments.take_over
+    print(connect_project(Parts(settings), arguments.project, take_over=over, ask=_agreed))
     return 0
+
+
+def _disconnect(arguments: Arguments, settings: Settings) -> int:
+    from command.connecting import disconnect_project
+    from worker.parts import Parts
+
+    print("\n".join(disconnect_project(Parts(settings), arguments.project)))
+    return 0
+
+
+def _forget(arguments: Arguments, settings: Settings) -> int:
+    from command.connecting import forget_project
+    from worker.parts import Parts
+
+    ask = (lambda _: True) if arguments.yes else _agreed
+    print(forget_project(Parts(settings), arguments.project, ask))
+    return 0
+
+
+def _agreed(question: str) -> bool:
+    """Ask the person at the terminal; no where there is none."""
+    if not sys.stdin.isatty():
+        return False
+    return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
 
 
 def _train(arguments: Arguments, settings: Settings) -> int:

@@ -11,12 +11,10 @@ from models.answers import answers
 from models.errors import ModelError
 from models.galleries import Galleries
 from models.predictor import Answer
-from models.store import Project, project_key
-from studio.connection import Connected, connect
-from studio.contract import project_key as studio_key
+from models.store import CONNECTED, DISCONNECTED, GONE, Project
 from studio.errors import PictureError
 from studio.pictures import Picture
-from worker import choosing
+from worker import choosing, presence
 from worker.choosing import ChoiceError, promote
 from worker.errors import MisconfiguredError
 from worker.order import Order
@@ -28,14 +26,18 @@ class UsageError(Exception):
     """The command was asked for something that is not there; the message says what there is."""
 
 
-def find(parts: Parts, wanted: str | None) -> Project:
+def find(parts: Parts, wanted: str | None, *, connected_first: bool = True) -> Project:
     """The project that is meant: by its number in Label Studio, its key, or as the only one.
+
+    Of several that fit, one that is connected alone; any, without ``connected_first``.
 
     Raises:
         UsageError: none, or several, fit.
     """
     known = parts.store.projects()
     fitting = [p for p in known if wanted is None or wanted in (str(p.number), p.key, p.project)]
+    if len(fitting) > 1 and connected_first:
+        fitting = [p for p in fitting if p.state == CONNECTED] or fitting
     if len(fitting) == 1:
         return fitting[0]
     names = ", ".join(f"{p.number} ({p.key})" for p in known) or "none"
@@ -44,33 +46,14 @@ def find(parts: Parts, wanted: str | None) -> Project:
     raise UsageError(f"{what} fits{meant}: give --project with one of: {names}")
 
 
-def connect_project(parts: Parts, number: int) -> Connected:
-    """Set a project up in Label Studio.
+def ask_training(parts: Parts, project: Project, order: Order) -> dict[str, Any]:
+    """Ask for a training.
 
     Raises:
-        StudioError, LabelConfigError: with what to mend.
-        MisconfiguredError: our own address is not known.
+        DisconnectedError: Label Studio has no use for this backend in the project any more.
     """
-    settings = parts.settings
-    if not settings.backend_url:
-        raise MisconfiguredError(
-            "HRN_BACKEND_URL is not set: give the address at which Label Studio reaches this "
-            "backend"
-        )
-    project = parts.studio.project(number)
-    key = project_key(settings.label_studio_url, studio_key(number, str(project["created_at"])))
-    return connect(
-        parts.studio,
-        number,
-        backend_url=settings.backend_url,
-        user=settings.user,
-        password=settings.password.reveal(),
-        version=parts.store.current(key) or "untrained",
-    )
-
-
-def ask_training(parts: Parts, project: Project, order: Order) -> dict[str, Any]:
-    """Ask for a training."""
+    if project.state in (DISCONNECTED, GONE):
+        raise presence.DisconnectedError(presence.sentence(project))
     asked = parts.board.ask(order)
     return {"project": project.key, "job": asked.job, "state": asked.state}
 
@@ -99,7 +82,10 @@ def project_status(parts: Parts, project: Project) -> dict[str, Any]:
         "label_studio": project.label_studio,
         "version": version,
         "pinned": project.pinned,
+        "state": project.state,
     }
+    if problem := presence.sentence(project):
+        told["state_text"] = problem
     if version:
         try:
             manifest = parts.records.summary(project.key, version)
@@ -130,6 +116,8 @@ def describe(told: dict[str, Any]) -> str:
     lines = [f"Project {told['project']} {told['title']!r}: {told['version'] or 'untrained'}"]
     if told["pinned"]:
         lines[0] += " (chosen by hand: new versions wait; `hrn promote` ends that)"
+    if "state_text" in told:
+        lines.append(f"  {told['state_text']}")
     if "problem" in told:
         lines.append(f"  problem: {told['problem']}")
     if "calibration" in told:
@@ -379,7 +367,6 @@ def depth_text(told: Mapping[str, Any]) -> str:
 __all__ = [
     "UsageError",
     "ask_training",
-    "connect_project",
     "depth_text",
     "describe",
     "describe_version",

@@ -61,6 +61,9 @@ class Files(Protocol):
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
 
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder and all that is in it, if it is there."""
+
     def exists(self, name: str) -> bool:
         """Is the file there?"""
 
@@ -141,6 +144,11 @@ class FolderFiles:
     def remove(self, name: str) -> None:
         """See `Files`."""
         (self.root / name).unlink(missing_ok=True)
+
+    def remove_folder(self, folder: str) -> None:
+        """See `Files`."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.root / folder)
 
     def exists(self, name: str) -> bool:
         """See `Files`."""
@@ -243,6 +251,12 @@ class BucketFiles:
         """See `Files`."""
         with contextlib.suppress(FileNotFoundError):
             self._do(name, lambda fs, path: fs.rm_file(path))
+
+    def remove_folder(self, folder: str) -> None:
+        """See `Files`."""
+        with contextlib.suppress(FileNotFoundError):
+            self._do(folder, lambda fs, path: fs.rm(path, recursive=True))
+        self._known.clear()
 
     def exists(self, name: str) -> bool:
         """See `Files`."""

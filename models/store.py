@@ -51,6 +51,16 @@ PIECE = 1 << 20
 VERSION_NAME = re.compile(r"v[0-9]{1,9}")
 #: Stands where a version's name would, before there is one.
 UNTRAINED: Final = "untrained"
+
+# How a project stands in Label Studio, as last seen.
+#: It is there, and this backend is one of its backends.
+CONNECTED: Final = "connected"
+#: Something called in its name, and Label Studio has not been asked yet.
+UNCONFIRMED: Final = "unconfirmed"
+#: It is there, without this backend.
+DISCONNECTED: Final = "disconnected"
+#: It is not there any more.
+GONE: Final = "gone"
 KEY = re.compile(r"[a-z0-9][a-z0-9.-]{0,120}")
 
 
@@ -84,6 +94,9 @@ class Project:
         maximum_depth: deepest depth shown, None for no limit.
         strict: the target holds for each level shown, not only on average.
         pinned: a person rolled back: do not go live with a new version by yourself.
+        state: how it stands in Label Studio: connected, unconfirmed, disconnected or gone.
+        since: when that was first seen, seconds since the epoch; 0 where nobody noted it.
+        backend: the address at which this backend was last seen among the project's.
     """
 
     key: str
@@ -97,6 +110,9 @@ class Project:
     maximum_depth: int | None = None
     strict: bool = False
     pinned: bool = False
+    state: str = CONNECTED
+    since: float = 0.0
+    backend: str = ""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -168,7 +184,44 @@ class ModelStore:
             self.save_project(project)
         return project
 
+    def note_state(self, key: str, state: str, backend: str = "") -> Project | None:
+        """Write down how a project stands in Label Studio; its record, None where it has none.
+
+        Args:
+            key: the project's.
+            state: one of the four above.
+            backend: where this backend was seen registered; what was noted before stays without it.
+
+        Raises:
+            ModelStoreError: the store cannot be written.
+        """
+        known = self.project(key)
+        if known is None or (known.state, known.backend) == (state, backend or known.backend):
+            return known
+        since = known.since if known.state == state else time.time()
+        now = replace(known, state=state, since=since, backend=backend or known.backend)
+        self.save_project(now)
+        return now
+
+    def forget(self, key: str) -> None:
+        """Remove a project with all its versions, for good.
+
+        Raises:
+            ModelStoreError: the store cannot be written.
+        """
+        with self._writing():
+            self.files.remove(f"{_folder(key)}/project.json")  # from here on it is not there
+            self.files.remove_folder(_folder(key))
+        log.info("forgotten project=%s", key)
+
     # Versions
+
+    def names(self, key: str) -> set[str]:
+        """Every name that predictions of this project's versions may bear, deleted ones too."""
+        moved = {
+            str(name) for move in self.history(key) for name in (move["from"], move["to"]) if name
+        }
+        return {UNTRAINED, *self._taken(key)} | moved
 
     def versions(self, key: str) -> list[str]:
         """Names of the complete versions, oldest first."""

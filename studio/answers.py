@@ -62,13 +62,14 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What came back: status, content type, the two headers we look at, and the whole body."""
+    """What came back: status, content type, the headers we look at, and the whole body."""
 
     status: int
     content_type: str
     retry_after: str | None
     location: str | None
     body: bytes = dataclasses.field(repr=False)
+    challenge: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +101,11 @@ class Reader:
             raise self._unknown(detail)
         if answer.status == 403:
             raise self._forbidden(call, detail)
+        root = ""
+        if answer.status == 404 and _is_page(answer):
+            root = f": set LABEL_STUDIO_URL to Label Studio's own address; {self.url} has no API"
         raise StudioRequestError(
-            f"Label Studio at {self.url} answered {call} with {answer.status}: {detail}",
+            f"Label Studio at {self.url} answered {call} with {answer.status}: {detail}{root}",
             status=answer.status,
         )
 
@@ -193,7 +197,11 @@ def _flat(errors: object, field: str = "") -> Iterable[str]:
         yield f"{field}{errors}"
 
 
+def _is_page(answer: Answer) -> bool:
+    return answer.content_type == "text/html" or answer.body.lstrip()[:1] == b"<"
+
+
 def _looks(answer: Answer) -> str:
-    if answer.content_type == "text/html" or answer.body.lstrip()[:1] == b"<":
+    if _is_page(answer):
         return "a web page"
     return f"{len(answer.body)} bytes of {answer.content_type or 'unknown type'}"

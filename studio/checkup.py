@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import islice
 from typing import Final
 
 from studio.answers import LegacyTokensOffError, PermissionMissingError
 from studio.client import BasicAuth, LabelStudio, Object
-from studio.errors import LabelConfigError, StudioError, StudioRefusedError, StudioUnavailableError
+from studio.errors import (
+    LabelConfigError,
+    ProjectMissingError,
+    StudioError,
+    StudioRefusedError,
+    StudioUnavailableError,
+)
 from studio.labelconfig import parse_label_config
 from studio.wiring import (
     OPEN_TABS,
     SAMPLING,
     at_address,
     backend_faults,
+    foreign,
     is_private,
     missing_tabs,
     remarks,
@@ -27,6 +35,8 @@ from studio.wiring import authorization as authorization_header
 
 #: The oldest release on which the calls were observed.
 OLDEST: Final = (1, 23)
+#: Projects that are named where another one was asked for.
+MOST_NAMED: Final = 10
 #: The repair for most findings.
 CONNECT: Final = "Run `hrn connect` for this project."
 #: Why a private address does not work, and what to do about it.
@@ -53,13 +63,14 @@ class Finding:
     mend: str = ""
 
 
-def checks(
+def checks(  # noqa: PLR0913 - what is looked at, and what it is compared with
     client: LabelStudio,
     project_id: int,
     backend_url: str,
     *,
     auth: BasicAuth | None = None,
     version: str | None = None,
+    ours: Collection[str] = (),
 ) -> tuple[Finding, ...]:
     """Look at everything that `connect` sets up, and at what it stands on.
 
@@ -72,8 +83,9 @@ def checks(
         backend_url: the backend's address as Label Studio reaches it.
         auth: what Label Studio must call the backend with; None: any will do.
         version: the version that is live; None: whatever the backend answers to ``/setup``.
+        ours: names that our versions bear or bore.
     """
-    return tuple(_Checkup(client, project_id, tidy(backend_url), auth, version).findings())
+    return tuple(_Checkup(client, project_id, tidy(backend_url), auth, version, ours).findings())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +95,7 @@ class _Checkup:
     url: str
     auth: BasicAuth | None
     version: str | None
+    ours: Collection[str]
 
     def findings(self) -> Iterator[Finding]:
         """In the order in which they build on each other; the first that stops us is the last."""
@@ -99,11 +112,14 @@ class _Checkup:
                 yield self._called(found[0])
                 yield self._titled(found[0])
             yield from self._webhook(registered=bool(found))
-            yield from _switches(settings, title)
+            yield from self._switches(settings, title, backends)
             yield self._tab()
             backend = int(found[0]["id"]) if found else -1
             for what, mend in remarks(settings, backends if found else [], backend):
                 yield Finding("remark", ok=False, what=what, mend=mend)
+        except ProjectMissingError as error:
+            mend = visible_projects(self.client)
+            yield Finding("request", ok=False, what=str(error), mend=mend)
         except StudioError as error:
             yield _stopped(error)
 
@@ -168,11 +184,52 @@ class _Checkup:
             mend=CONNECT if faults else "",
         )
 
+    def _switches(
+        self, settings: Object, title: str | None, backends: list[Object]
+    ) -> Iterator[Finding]:
+        shown = bool(settings.get("show_collab_predictions"))
+        what = f"Pre-labels are {'shown to' if shown else 'hidden from'} annotators"
+        yield Finding("prelabels", ok=shown, what=what, mend="" if shown else CONNECT)
+        if title is not None:
+            yield self._shown(settings.get("model_version"), title, backends)
+        sampling = settings.get("sampling")
+        good = sampling == SAMPLING
+        what = f"The label stream's order is {sampling!r}"
+        mend = f"{SAMPLING!r} brings the tasks that teach the model most. {CONNECT}"
+        yield Finding("sampling", ok=good, what=what, mend="" if good else mend)
+
+    def _shown(self, used: object, title: str, backends: list[Object]) -> Finding:
+        """Whose pre-labels the project shows; somebody else's are an admin's choice."""
+        live = used == title
+        if used and not live and used not in self.ours:
+            counts = self.client.prediction_counts(self.project)
+            theirs = foreign(str(used), backends, counts, self.url)
+            if theirs is not None:
+                what = f"{theirs.stays(title)}. {theirs.cure(self.project)}"
+                return Finding("model_version", ok=True, what=what)
+        what = f"The project uses the pre-labels of {used!r}" if used else "It uses no pre-labels"
+        mend = f"Only {title!r} is live and brings scores. {CONNECT}"
+        return Finding("model_version", ok=live, what=what, mend="" if live else mend)
+
     def _tab(self) -> Finding:
         missing = missing_tabs(self.client.views(self.project))
         names = " and ".join(f'"{tab["title"]}"' for tab in missing or OPEN_TABS)
         what = f"The Data Manager {'lacks' if missing else 'has'} the tabs {names}"
         return Finding("tab", ok=not missing, what=what, mend=CONNECT if missing else "")
+
+
+def visible_projects(client: LabelStudio) -> str:
+    """Which projects can be meant, for people.
+
+    Raises:
+        StudioError: Label Studio could not be reached, or refused.
+    """
+    first = list(islice(client.projects(), MOST_NAMED + 1))
+    if not first:
+        return "This account sees no project: use the token of a member of their organization."
+    names = ", ".join(f"{row['id']} ({row.get('title')})" for row in first[:MOST_NAMED])
+    more = ", and more" if len(first) > MOST_NAMED else ""
+    return f"This account sees these projects: {names}{more}."
 
 
 def _label_config(xml: str) -> Finding:
@@ -183,23 +240,6 @@ def _label_config(xml: str) -> Finding:
         return Finding("label_config", ok=False, what=str(error), mend=mend)
     what = f"The labels are a tree of {len(config.tree)} nodes on {config.tree.depth} levels"
     return Finding("label_config", ok=True, what=what)
-
-
-def _switches(settings: Object, title: str | None) -> Iterator[Finding]:
-    shown = bool(settings.get("show_collab_predictions"))
-    what = f"Pre-labels are {'shown to' if shown else 'hidden from'} annotators"
-    yield Finding("prelabels", ok=shown, what=what, mend="" if shown else CONNECT)
-    used = settings.get("model_version")
-    if title is not None:
-        what = f"The project uses the pre-labels of {used!r}" if used else "It uses no pre-labels"
-        live = used == title
-        mend = f"Only {title!r} is live and brings scores. {CONNECT}"
-        yield Finding("model_version", ok=live, what=what, mend="" if live else mend)
-    sampling = settings.get("sampling")
-    good = sampling == SAMPLING
-    what = f"The label stream's order is {sampling!r}"
-    mend = f"{SAMPLING!r} brings the tasks that teach the model most. {CONNECT}"
-    yield Finding("sampling", ok=good, what=what, mend="" if good else mend)
 
 
 def _stopped(error: StudioError) -> Finding:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from studio.answers import Call
-from studio.errors import StudioRequestError
+from studio.errors import ProjectMissingError, StudioRequestError
 from studio.transport import Patience, Transport
 
 log = logging.getLogger(__name__)
@@ -121,14 +121,14 @@ class LabelStudio:
         """The fields of `SETTINGS` only, which cost Label Studio no counting.
 
         Raises:
-            StudioRequestError: with status 404 if the account sees no such project.
+            ProjectMissingError: the account sees no such project.
         """
         params: Params = {"ids": project, "include": ",".join(SETTINGS)}
         found = self._results(Call("GET", "/api/projects/", params=params))
         for row in found:
             if row.get("id") == project:
                 return row
-        raise StudioRequestError(
+        raise ProjectMissingError(
             f"Label Studio at {self.url} has no project {project} that this account may see",
             status=404,
         )
@@ -307,11 +307,12 @@ class LabelStudio:
         An annotation that started from it forgets so, and an editor that has it open is refused
         (400) when it submits: remove none of an annotated task, nor one just shown.
         """
-        try:
-            self._transport.send(Call("DELETE", f"/api/predictions/{prediction}/"))
-        except StudioRequestError as error:
-            if error.status != HTTPStatus.NOT_FOUND:
-                raise
+        self._delete(f"/api/predictions/{prediction}/")
+
+    def prediction_counts(self, project: int) -> dict[str, int]:
+        """How many predictions of each version a project stores."""
+        reply = self._object(Call("GET", f"/api/projects/{project}/model-versions/"))
+        return {version: int(count) for version, count in reply.items()}
 
     def delete_model_version(self, project: int, version: str) -> int:
         """Delete a version's predictions from all tasks; how many there were.
@@ -382,6 +383,14 @@ class LabelStudio:
         body = {"project": project, "url": url, "title": title, **fields}
         return self._object(Call("PATCH", f"/api/ml/{backend}", body=body))
 
+    def delete_backend(self, backend: int) -> None:
+        """Remove a backend; nothing happens where it is gone already.
+
+        Label Studio calls its health and setup first and removes it whatever comes of that. The
+        webhook that it made stays; a project's ``model_version`` that was its title is emptied.
+        """
+        self._delete(f"/api/ml/{backend}")
+
     def start_training(self, backend: int) -> None:
         """Press "Start Training": Label Studio sends START_TRAINING to the backend."""
         self._transport.send(Call("POST", f"/api/ml/{backend}/train", timeout=LONG))
@@ -405,8 +414,8 @@ class LabelStudio:
         return self._object(Call("PATCH", f"/api/webhooks/{webhook}/", body=body))
 
     def delete_webhook(self, webhook: int) -> None:
-        """Remove a webhook."""
-        self._transport.send(Call("DELETE", f"/api/webhooks/{webhook}/"))
+        """Remove a webhook; nothing happens where it is gone already."""
+        self._delete(f"/api/webhooks/{webhook}/")
 
     def views(self, project: int) -> list[Object]:
         """The tabs of the project's Data Manager."""
@@ -416,6 +425,13 @@ class LabelStudio:
         """A new tab in the project's Data Manager; ``data`` holds title, ordering and filters."""
         body = {"project": project, "data": dict(data)}
         return self._object(Call("POST", "/api/dm/views/", body=body))
+
+    def _delete(self, path: str) -> None:
+        try:
+            self._transport.send(Call("DELETE", path))
+        except StudioRequestError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
 
     # --- shapes --------------------------------------------------------------------------------
 

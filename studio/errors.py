@@ -62,5 +62,9 @@ class StudioRequestError(StudioError):
         self.status = status
 
 
+class ProjectMissingError(StudioRequestError):
+    """Label Studio answers, and lists no such project: deleted, never made, or not to be seen."""
+
+
 class TreeFileError(StudioError):
     """A file that should hold a label tree does not; the message names the line or place."""

@@ -11,6 +11,7 @@ import binascii
 import dataclasses
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +34,10 @@ log = logging.getLogger(__name__)
 ACCESS_SECONDS: Final = 300.0
 #: Renewed this long before its end, in seconds: a call on its way must not arrive too late.
 RENEW_BEFORE: Final = 30.0
+#: What our own backend asks for a password with (`backend.security`).
+OUR_REALM: Final = 'realm="label-studio-hrn"'
+#: A page of Label Studio's, as copied from a browser.
+PAGE: Final = re.compile(r"/(projects/\d+|user/(login|account|signup))(/|$)")
 #: Read at a time from an answer, in bytes.
 CHUNK: Final = 1 << 16
 
@@ -216,6 +221,12 @@ class Transport:
                 trouble, cause = _reason(error), error
                 again = call.may_repeat or _never_sent(error)
             else:
+                if OUR_REALM in answer.challenge:
+                    raise StudioRequestError(
+                        f"at {self.url} a label-studio-hrn backend answers, not Label Studio: set"
+                        " LABEL_STUDIO_URL to Label Studio's address",
+                        status=answer.status,
+                    )
                 if answer.status != 429 and answer.status < 500:
                     return answer
                 trouble, wait = _trouble(answer), _asked_wait(answer, wait)
@@ -255,6 +266,7 @@ class Transport:
             retry_after=response.headers.get("Retry-After"),
             location=response.headers.get("Location"),
             body=body,
+            challenge=response.headers.get("WWW-Authenticate", ""),
         )
 
     def _body(self, response: requests.Response, limit: float) -> bytes:
@@ -289,6 +301,11 @@ def _checked_address(url: str) -> str:
     parts = urlsplit(url.strip())
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(f"Label Studio's address must be http://host or https://host, got {url!r}")
+    if parts.username is None and (page := PAGE.search(parts.path)):
+        root = f"{parts.scheme}://{parts.netloc}{parts.path[: page.start()]}"
+        raise ValueError(
+            f"{url!r} is a page of Label Studio's: give the address without it, {root}"
+        )
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError("Label Studio's address must hold no user name, password, '?' or '#'")
     return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")

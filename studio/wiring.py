@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import ipaddress
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -134,6 +135,60 @@ def switches(settings: Mapping[str, Any], title: str) -> dict[str, object]:
     """The project's fields that are not as they must be, with the value they need."""
     wanted = {"show_collab_predictions": True, "sampling": SAMPLING, "model_version": title}
     return {field: value for field, value in wanted.items() if settings.get(field) != value}
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """Pre-labels that a project shows and that are not this backend's.
+
+    Attributes:
+        version: the name they bear.
+        stored: how many of them there are; 0 where another backend brings them.
+    """
+
+    version: str
+    stored: int
+
+    def stays(self, version: str) -> str:
+        """What is so, for people; ours is ``version``."""
+        return (
+            f"The project goes on showing the pre-labels {self}, not this backend's ({version}),"
+            " which would hide them; tasks come by the scores of those that are shown, not by what"
+            " teaches the model most"
+        )
+
+    def cure(self, project: int) -> str:
+        """How to show this backend's instead."""
+        return f"`hrn connect --project {project} --take-over` shows this backend's instead."
+
+    def hidden(self) -> str:
+        """What was done to them, for people."""
+        return (
+            f"The pre-labels {self} are hidden now, not deleted: choose them under Settings >"
+            " Annotation to show them again"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.version!r} ({self.stored} stored)" if self.stored else f"{self.version!r}"
+
+
+def foreign(
+    shown: str, backends: Sequence[Object], counts: Mapping[str, int], url: str
+) -> Foreign | None:
+    """Whether what a project shows is somebody else's, and there is some of it.
+
+    Args:
+        shown: the project's ``model_version``, which is no version of this backend.
+        backends: the project's.
+        counts: stored predictions by their version.
+        url: this backend's address.
+    """
+    ours = at_address(backends, url)
+    if any(row.get("title") == shown for row in ours):
+        return None
+    if counts.get(shown) or any(row.get("title") == shown for row in backends):
+        return Foreign(shown, counts.get(shown, 0))
+    return None
 
 
 def missing_tabs(views: Sequence[Mapping[str, Any]]) -> list[Mapping[str, object]]:

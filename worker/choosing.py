@@ -9,7 +9,7 @@ from dataclasses import replace
 from hierarchy import LabelTree
 from hierarchy.feedback import Preview, preview
 from models.predictor import read_evidence
-from models.store import Project
+from models.store import DISCONNECTED, GONE, Project
 from studio.connection import announce
 from studio.errors import StudioError
 from worker.errors import JobError, MisconfiguredError
@@ -25,13 +25,18 @@ class ChoiceError(JobError):
 def go_live(parts: Parts, project: Project, version: str) -> None:
     """Tell Label Studio, and ask for new pre-labels; neither may undo that the version is live.
 
-    What fails here, the reconciler does within a minute.
+    What fails here, the reconciler does within a minute. Nothing is done where Label Studio has no
+    use for this backend any more.
     """
     from worker.queue import RedisError  # trainings also run where no queue is installed
 
+    now = parts.store.project(project.key)
+    if now is not None and now.state in (DISCONNECTED, GONE):
+        return
     if parts.settings.backend_url:
         try:
-            announce(parts.studio, project.number, parts.settings.backend_url, version)
+            ours = parts.store.names(project.key)
+            announce(parts.studio, project.number, parts.settings.backend_url, version, ours)
         except (StudioError, MisconfiguredError) as error:
             log.warning("not announced yet project=%s version=%s: %s", project.key, version, error)
     try:

@@ -4,16 +4,19 @@ import base64
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from models.errors import ModelError, ModelStoreError
+from models.store import CONNECTED, GONE, UNCONFIRMED, Project
 from studio.client import BasicAuth
 from studio.connection import Finding, checks
 from studio.errors import StudioError
 from worker.errors import MisconfiguredError
 from worker.identity import is_ours
 from worker.parts import Parts
+from worker.presence import sentence
 from worker.queue import RedisError
 
 #: Free bytes below which a training may fail to publish.
@@ -145,21 +148,39 @@ def _label_studio(parts: Parts, only: int | None) -> Iterator[tuple[int | None, 
     try:
         client = parts.studio
     except MisconfiguredError as error:
-        mend = "copy the token anew from Label Studio, Account & Settings"
+        mend = "correct the one that is named; the token is copied from Account & Settings there"
         yield None, Finding("token", ok=False, what=str(error), mend=mend)
         return
     ours = settings.label_studio_url
-    known = [project.number for project in parts.store.projects() if is_ours(project, ours)]
-    numbers = [only] if only is not None else sorted(set(known))
+    known = [project for project in parts.store.projects() if is_ours(project, ours)]
+    numbers = [only] if only is not None else sorted({project.number for project in known})
     if not numbers:
         yield None, _reachable(parts)
         mend = "run `hrn connect --project NUMBER`"
         what = "no project has called this backend yet"
         yield None, Finding("project", ok=False, what=what, mend=mend)
     auth = BasicAuth(settings.user, settings.password.reveal()) if settings.password else None
+    url = settings.backend_url or "http://unset"
     for number in numbers:
-        for found in checks(client, number, settings.backend_url or "http://unset", auth=auth):
+        records = [project for project in known if project.number == number]
+        if only is None and (left := _left(parts, records)):
+            yield number, Finding("project", ok=True, what=left)
+            continue
+        names = set().union(*(parts.store.names(project.key) for project in records))
+        for found in checks(client, number, url, auth=auth, ours=names):
             yield number, found
+
+
+def _left(parts: Parts, records: Sequence[Project]) -> str:
+    """What is with a project that an admin took away, which is nothing wrong; "" for others."""
+    if any(project.state in (CONNECTED, UNCONFIRMED) for project in records):
+        return ""
+    for project in records:
+        with suppress(RedisError, MisconfiguredError):
+            heard = parts.board.events(project.key)[1]
+            if project.state == GONE and heard is not None and heard > project.since:
+                return ""  # it sends events: it is there, and this account does not see it
+    return "; ".join(sentence(project) for project in records)
 
 
 def _reachable(parts: Parts) -> Finding:

@@ -8,15 +8,19 @@ from studio.contract import project_key
 from worker.errors import MisconfiguredError
 
 
+class OtherProjectError(MisconfiguredError):
+    """The project of that number is not the one that versions were trained for."""
+
+
 def check_same(project: Project, settings: Mapping[str, Any]) -> None:
     """Numbers repeat between installations and after a reset; creation times do not.
 
     Raises:
-        MisconfiguredError: the project of that number is another one.
+        OtherProjectError: the project of that number is another one.
     """
     there = project_key(project.number, str(settings["created_at"]))
     if there != project.project:
-        raise MisconfiguredError(
+        raise OtherProjectError(
             f"project {project.number} in Label Studio is {there}, not {project.project}, which "
             "belongs to another Label Studio or was deleted: nothing is trained for it"
         )

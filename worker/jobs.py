@@ -17,6 +17,7 @@ from worker.errors import JobError
 from worker.following import follow_version
 from worker.order import Order
 from worker.parts import Parts
+from worker.presence import check_registered
 from worker.progress import Progress
 from worker.queue import Board
 from worker.refreshing import refresh_predictions
@@ -109,6 +110,8 @@ def _record(
 def _guarded(order: Order, parts: Parts, progress: Progress) -> Ended:
     """Every way a training can end, in words for people."""
     try:
+        if (project := parts.store.project(order.project)) is not None:
+            check_registered(parts, project)
         return run(order, parts, progress)
     except TooFewLabelsError as error:
         return Ended("too few labels", str(error))

@@ -193,6 +193,13 @@ class Board:
                 self.log_run(project, {"job": job.id, "state": "cancelled", "why": "asked to stop"})
             return str(job.id)
 
+    def forget(self, project: str) -> None:
+        """Drop all that is known of a project; what runs of it is asked to stop."""
+        self.cancel(project)
+        for name in list(self.redis.scan_iter(match=self._key(project, "*"))):
+            if name != self._key(project, "cancel").encode():  # the running one has yet to read it
+                self.redis.delete(name)
+
     def postpone(self, order: Order, seconds: float) -> None:
         """Ask again after a while; one later wish a project."""
         later = {**order.to_json(), "attempt": order.attempt + 1}

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from models.errors import ModelError
-from models.store import UNTRAINED, Project
+from models.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, UNTRAINED, Project
 from studio.annotations import read_task
-from studio.connection import announce
-from studio.errors import StudioError
+from studio.connection import announce, remove_webhooks
+from studio.errors import ProjectMissingError, StudioError
 from studio.labelconfig import LabelConfig, parse_label_config
 from worker.asking import ASKED
 from worker.errors import MisconfiguredError
-from worker.identity import check_same, is_ours
+from worker.identity import OtherProjectError, check_same, is_ours
 from worker.keeping import prune_versions
 from worker.order import Order
 from worker.parts import Parts
+from worker.presence import end, forget, registered_at
 from worker.queue import RedisError
 from worker.reading import Read
 
@@ -29,6 +30,18 @@ log = logging.getLogger(__name__)
 #: Seconds between looks at the hints, and between looks at the truth.
 GLANCE = 1.0
 LOOK = 60.0
+
+#: Seconds between looks at a project that something has called in the name of, and for which Label
+#: Studio is asked before it is forgotten or taken for disconnected. Label Studio calls `/setup`
+#: before it registers a backend.
+RETRY = 5.0
+SETTLE = 30.0
+
+#: Looks in a row at which Label Studio has no such project before it counts as gone.
+LOOKS_UNTIL_GONE = 5
+
+#: What to do where a project is there and not to be seen.
+OTHER_ACCOUNT = "set LABEL_STUDIO_API_KEY to the token of a member of its organization"
 
 #: Least seconds between two jobs that hold a project's new answers against what was shown: people
 #: answer every few seconds, and one job reads what came from all of them.
@@ -82,7 +95,10 @@ class Reconciler:
         self._parts = parts
         ours = parts.settings
         self._policy = Policy(ours.train_every, ours.train_after * 60)
-        self._looked: dict[str, float] = {}
+        self._next: dict[str, float] = {}
+        self._absent: dict[str, tuple[float, int]] = {}
+        self._unconfirmed: set[str] = set()
+        self._unhooked: set[str] = set()
         self._refreshed: dict[str, str] = {}
         self._pruned = -PRUNE
         self._followed: dict[str, float] = {}
@@ -103,9 +119,11 @@ class Reconciler:
             if not is_ours(project, self._parts.settings.label_studio_url):
                 continue  # of a Label Studio that another server looks after, or that has moved
             try:
-                self._hints(project)
-                if time.monotonic() - self._looked.get(project.key, -LOOK) >= LOOK:
-                    self._looked[project.key] = time.monotonic()
+                if project.state == CONNECTED:
+                    self._hints(project)
+                self._hurry(project)
+                if time.monotonic() >= self._next.get(project.key, 0.0):
+                    self._next[project.key] = time.monotonic() + LOOK
                     self.look(project)
             except RedisError as error:
                 log.warning("redis is away: %s", error)
@@ -114,6 +132,15 @@ class Reconciler:
                 log.warning("project=%s: %s", project.key, error)
             except Exception:  # a fault of ours must not cost the other projects their training
                 log.exception("unexpected project=%s", project.key)
+
+    def _hurry(self, project: Project) -> None:
+        """Look at once at a project that something has just called in the name of."""
+        if project.state != UNCONFIRMED:
+            self._unconfirmed.discard(project.key)
+        elif project.key not in self._unconfirmed:
+            self._unconfirmed.add(project.key)
+            self._absent.pop(project.key, None)
+            self._next.pop(project.key, None)
 
     def _prune(self) -> None:
         """Keep the cache within its size and old versions within their number, now and then."""
@@ -187,10 +214,23 @@ class Reconciler:
 
         Raises:
             StudioError: it could not be reached, or refused.
-            MisconfiguredError: the project with this number is not the one that called.
         """
-        settings = self._parts.studio.settings(project.number)
-        check_same(project, settings)
+        try:
+            settings = self._parts.studio.settings(project.number)
+            check_same(project, settings)
+        except (ProjectMissingError, OtherProjectError) as error:
+            self._missing(project, str(error))
+            return
+        where = registered_at(self._parts, project)
+        if where is None:
+            self._unregistered(project)
+            return
+        self._absent.pop(project.key, None)
+        self._unconfirmed.discard(project.key)
+        self._unhooked.discard(project.key)
+        if (project.state, project.backend) != (CONNECTED, where or project.backend):
+            self._parts.store.note_state(project.key, CONNECTED, where)
+            log.info("connected project=%s backend=%s", project.key, where)
         version = self._parts.store.current(project.key)
         self._announce(project, version or UNTRAINED)
         self._find_new_tasks(project)
@@ -215,6 +255,55 @@ class Reconciler:
             self._parts.board.note_tasks(project.key)
         self._newest_task[project.key] = newest
 
+    def _missing(self, project: Project, why: str) -> None:
+        """Take a project for gone after several looks; events say that only we do not see it.
+
+        One that nothing is known of but that something called in its name is forgotten.
+        """
+        if project.state == GONE:
+            return
+        since, looks = self._absent_since(project)
+        heard = self._parts.board.events(project.key)[1]
+        if heard is not None and heard >= since:
+            log.warning("project=%s: %s, yet it sends events: %s", project.key, why, OTHER_ACCOUNT)
+        elif project.state != UNCONFIRMED:
+            log.warning("project=%s: %s", project.key, why)
+            if looks >= LOOKS_UNTIL_GONE:
+                self._end(project, GONE)
+        elif time.time() - since < SETTLE:
+            self._next[project.key] = time.monotonic() + RETRY
+        elif self._parts.store.versions(project.key):
+            self._end(project, GONE)
+        else:
+            forget(self._parts, project.key)
+            self._unconfirmed.discard(project.key)
+            log.warning("forgotten project=%s, which has only called: %s", project.key, why)
+
+    def _unregistered(self, project: Project) -> None:
+        """Take a project that has no backend of ours for disconnected, and remove our webhook."""
+        since, _ = self._absent_since(project)
+        if project.state == UNCONFIRMED and time.time() - since < SETTLE:
+            self._next[project.key] = time.monotonic() + RETRY
+            return
+        if project.state != DISCONNECTED:
+            self._end(project, DISCONNECTED)
+        if project.key not in self._unhooked:
+            for url in {self._parts.settings.backend_url, project.backend} - {""}:
+                remove_webhooks(self._parts.studio, project.number, url)
+            self._unhooked.add(project.key)
+
+    def _absent_since(self, project: Project) -> tuple[float, int]:
+        """When it was first not found, seconds since the epoch, and how often in a row by now."""
+        since, looks = self._absent.get(project.key, (time.time(), 0))
+        self._absent[project.key] = (since, looks + 1)
+        return self._absent[project.key]
+
+    def _end(self, project: Project, state: str) -> None:
+        self._absent.pop(project.key, None)
+        self._unconfirmed.discard(project.key)
+        end(self._parts, project, state)
+        self._parts.board.cancel(project.key)
+
     def _missed(self, project: Project, version: str | None, new: int) -> None:
         """Note what webhooks would have told."""
         board = self._parts.board
@@ -230,7 +319,10 @@ class Reconciler:
         if not ours.backend_url:
             return
         try:
-            for change in announce(self._parts.studio, project.number, ours.backend_url, version):
+            names = self._parts.store.names(project.key)
+            for change in announce(
+                self._parts.studio, project.number, ours.backend_url, version, names
+            ):
                 log.info("project=%s: %s", project.key, change)
         except StudioError as error:
             log.warning("not announced project=%s version=%s: %s", project.key, version, error)

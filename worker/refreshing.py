@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from hierarchy.quantised import QuantisedMaps, joined
 from models.gallery import Gallery, Item
 from models.predictor import Answer, Predictor
-from models.store import UNTRAINED, Project
+from models.store import DISCONNECTED, GONE, UNTRAINED, Project
 from studio.annotations import read_task
 from studio.errors import AnnotationError, PictureError
 from studio.labelconfig import LabelConfig, parse_label_config
@@ -33,6 +33,7 @@ from studio.predictions import prediction
 from studio.prelabels import stored_node
 from worker.asking import FRONT, MOST, Places, Pool, choose, entry_of, places_of, read_places
 from worker.parts import Parts
+from worker.presence import DisconnectedError, check_registered
 from worker.queue import Board, RedisError
 
 log = logging.getLogger(__name__)
@@ -157,6 +158,9 @@ class Work:
             StoppedError: so it is.
         """
         key = self.project.key
+        now = self.parts.store.project(key)
+        if now is None or now.state in (DISCONNECTED, GONE):
+            raise StoppedError("disconnected")
         if (self.parts.store.current(key) or UNTRAINED) != self.version:
             raise StoppedError("outdated")
         if self.parts.board.refresh_stopped(key, self.version):
@@ -201,6 +205,7 @@ def refresh_predictions(key: str, version: str, parts: Parts) -> dict[str, Any]:
         return {"state": "outdated", "stored": 0}
     stored = 0
     try:
+        check_registered(parts, project)
         with _alive(parts.board, key):
             work = _work(project, version, parts)
             plan = _plan(work)
@@ -218,6 +223,8 @@ def refresh_predictions(key: str, version: str, parts: Parts) -> dict[str, Any]:
             removed = tidy(work) if stored or plan.untidy else 0
     except StoppedError as stopped:
         return {"state": str(stopped), "stored": stored}
+    except DisconnectedError:
+        return {"state": "disconnected", "stored": stored}
     log.info("refreshed project=%s version=%s stored=%d removed=%d", key, version, stored, removed)
     return {"state": "done", "stored": stored}
 
@@ -557,8 +564,4 @@ def _live_since(work: Work) -> float:
 
 def _earlier_versions(work: Work) -> set[str]:
     """Names of ours that predictions may bear, without the live one."""
-    store, key = work.parts.store, work.project.key
-    moved = {
-        str(name) for move in store.history(key) for name in (move["from"], move["to"]) if name
-    }
-    return ({UNTRAINED, *store.versions(key)} | moved) - {work.version}
+    return work.parts.store.names(work.project.key) - {work.version}

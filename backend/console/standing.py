@@ -9,7 +9,8 @@ from typing import Any
 
 from backend.console.layout import plain, share, span
 from models.errors import ModelError
-from models.store import Project
+from models.store import DISCONNECTED, GONE, UNCONFIRMED, Project
+from worker import presence
 from worker.errors import MisconfiguredError
 from worker.parts import Parts
 from worker.queue import RedisError
@@ -26,6 +27,12 @@ STAGES: Mapping[str, str] = {
     "publishing": "Publishing",
 }
 
+#: What is said of a project that is not connected.
+STATES: Mapping[str, str] = {
+    UNCONFIRMED: "Not confirmed yet",
+    DISCONNECTED: "Disconnected",
+    GONE: "Not in Label Studio",
+}
 
 #: Which pictures the accuracy of a stage is of.
 ON: Mapping[str, str] = {
@@ -130,6 +137,8 @@ class Standing:
         """The colour of its chip."""
         if self.training.state == "running":
             return "busy"
+        if self.project.state in STATES:
+            return "plain"
         if self.problems or not self.training.known:
             return "warn"
         return "good" if self.version else "plain"
@@ -141,6 +150,8 @@ class Standing:
             return "Training"
         if self.training.state == "queued":
             return "Waiting for a worker"
+        if self.project.state in STATES:
+            return STATES[self.project.state]
         if self.problems or not self.training.known:
             return "Needs attention"
         return "Live" if self.version else "Untrained"
@@ -203,6 +214,8 @@ def sentence(told: Standing, every: int, after: float, *, brief: bool = False) -
         brief: leave out what is shown beside it while a training runs.
     """
     training = told.training
+    if training.state == "idle" and (state := presence.sentence(told.project)):
+        return f"{state}."
     first = _learnt(told)
     if training.state == "running" and brief:
         return f"{first}; a training runs."

@@ -21,6 +21,8 @@ COMMANDS = [
     "serve",
     "work",
     "connect",
+    "disconnect",
+    "forget",
     "train",
     "status",
     "versions",

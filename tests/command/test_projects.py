@@ -12,7 +12,6 @@ from models.store import Project
 from tests.models.small import FROZEN, head_of, seen
 from tests.models.small import publish as publish_with_evidence
 from tests.published import TREE, manifest, project, publish
-from worker.errors import MisconfiguredError
 from worker.order import Order
 from worker.parts import Parts
 from worker.queue import Board
@@ -59,11 +58,6 @@ def test_several_that_fit_are_named(parts: Parts, known: Project) -> None:
 def test_where_there_is_none_that_is_said(parts: Parts) -> None:
     with pytest.raises(UsageError, match="with one of: none"):
         projects.find(parts, None)
-
-
-def test_connecting_needs_our_own_address(parts: Parts) -> None:
-    with pytest.raises(MisconfiguredError, match="HRN_BACKEND_URL"):
-        projects.connect_project(parts, 1)
 
 
 # --- status ---

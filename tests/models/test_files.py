@@ -64,6 +64,9 @@ def test_what_is_written_is_read_listed_and_removed(files: Files) -> None:
     files.remove("a/b/one.json")
     assert not files.exists("a/b/one.json")
     assert files.walk("a") == ["a/two.json"]
+    files.remove_folder("a")
+    files.remove_folder("a")
+    assert files.names("") == []
 
 
 def test_what_is_not_there_is_told_as_such(files: Files) -> None:

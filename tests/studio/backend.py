@@ -54,6 +54,8 @@ class RecordingBackend:
             return Reply({"detail": "password"}, 401)
         if request.path == "/setup":
             return Reply({"model_version": self.version})
+        if request.path == "/versions":
+            return Reply({"versions": []})
         if request.path == "/predict":
             return Reply({"results": [self._prediction(task) for task in request.json["tasks"]]})
         return Reply({"status": "UP"}, 201 if request.path == "/webhook" else 200)

@@ -284,8 +284,26 @@ def test_a_wrong_password_is_told(
     client: LabelStudio, project: int, backend: RecordingBackend
 ) -> None:
     backend.password = "Basic x"
-    with pytest.raises(StudioRequestError, match="authentication parameters"):
+    with pytest.raises(StudioRequestError, match="turns away the user and password"):
         connected(client, project, backend)
+
+
+def test_a_wrong_password_does_not_take_the_place_of_the_right_one(
+    client: LabelStudio, project: int, backend: RecordingBackend
+) -> None:
+    """Label Studio tries it on the backend before the webhook is changed."""
+    connected(client, project, backend)
+    before = client.webhooks(project)
+    with pytest.raises(StudioRequestError, match="HRN_PASSWORD"):
+        connect(
+            client,
+            project,
+            backend_url=backend.url,
+            user=USER,
+            password="another",
+            version=backend.version,
+        )
+    assert client.webhooks(project) == before
 
 
 # --- announce ---
@@ -321,7 +339,7 @@ def test_announcing_the_same_again_calls_nobody(
     assert len(backend.server.requests) == before
 
 
-def test_a_version_set_by_hand_is_repaired(
+def test_an_earlier_version_of_ours_is_replaced_and_that_of_others_stays(
     client: LabelStudio, project: int, backend: RecordingBackend
 ) -> None:
     connected(client, project, backend)
@@ -329,7 +347,9 @@ def test_a_version_set_by_hand_is_repaired(
     row = {"task": task, "result": [], "score": 0.5, "model_version": "v0"}
     client.import_predictions(project, [row])
     client.update_project(project, {"model_version": "v0"})
-    assert announce(client, project, backend.url, "untrained")
+    assert announce(client, project, backend.url, "untrained") == ()
+    assert client.settings(project)["model_version"] == "v0"
+    assert announce(client, project, backend.url, "untrained", {"v0"})
     assert client.settings(project)["model_version"] == "untrained"
 
 

@@ -20,7 +20,7 @@ from studio.answers import (
     PrivateAddressError,
 )
 from studio.errors import StudioRefusedError, StudioRequestError, StudioUnavailableError
-from studio.transport import Patience, Transport
+from studio.transport import OUR_REALM, Patience, Transport
 from tests.end_to_end.label_studio import free_port
 from tests.studio.servers import Reply, Request, script, serving
 
@@ -200,6 +200,29 @@ def test_cookies_are_not_kept() -> None:
         transport.send(WHO)
         transport.send(WHO)
     assert "Cookie" not in server.requests[1].headers
+
+
+@pytest.mark.parametrize("page", ["/projects/22", "/projects/22/data?tab=3", "/user/login/"])
+def test_a_page_of_label_studio_s_is_refused_with_its_root(page: str) -> None:
+    with pytest.raises(ValueError, match=r"give the address without it, http://ls/a$"):
+        Transport(f"http://ls/a{page}", LEGACY, QUICK)
+
+
+def test_our_own_backend_is_not_taken_for_label_studio() -> None:
+    refused = Reply({"detail": "no"}, 401, {"WWW-Authenticate": f"Basic {OUR_REALM}"})
+    with serving(script(refused)) as server:
+        for token in (PERSONAL, LEGACY):
+            with pytest.raises(StudioRequestError, match="set LABEL_STUDIO_URL"):
+                Transport(server.url, token, QUICK).send(WHO)
+
+
+def test_a_page_in_place_of_the_api_says_what_to_correct() -> None:
+    page = Reply(b"<html>", 404, {"Content-Type": "text/html"})
+    with (
+        serving(script(page)) as server,
+        pytest.raises(StudioRequestError, match="set LABEL_STUDIO_URL to Label Studio's own"),
+    ):
+        Transport(server.url, LEGACY, QUICK).send(WHO)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,9 @@ class Stand:
         changed: ids of those that were changed in place.
         deleted: ids of those that were removed.
         free: while it is not set, a list of tasks is not answered.
+        listed: does it list the project at all?
+        backends: the project's.
+        hooks: the project's webhooks.
     """
 
     def __init__(self) -> None:
@@ -52,6 +55,9 @@ class Stand:
         self.stored: list[dict[str, Any]] = []
         self.changed: list[int] = []
         self.deleted: list[int] = []
+        self.listed = True
+        self.backends: list[dict[str, Any]] = []
+        self.hooks: list[dict[str, Any]] = []
         self.server: Server | None = None
 
     @property
@@ -90,7 +96,7 @@ class Stand:
                 "label_config": self.label_config,
                 "model_version": None,
             }
-            return Reply({"results": [settings]})
+            return Reply({"results": [settings] if self.listed else []})
         if request.path == "/api/tasks":
             self.free.wait(20)
             return self._tasks(request)
@@ -101,7 +107,18 @@ class Stand:
             return Reply({"created": len(request.json)})
         if request.path.startswith("/api/predictions/"):
             return self._prediction(request)
-        return Reply({"detail": request.path}, 404)
+        return self._wiring(request)
+
+    def _wiring(self, request: Request) -> Reply:
+        if request.path.endswith("/model-versions/"):
+            return Reply({"live": self.backends})
+        if not request.path.startswith("/api/webhooks/"):
+            return Reply({"detail": request.path}, 404)
+        if request.method == "GET":
+            return Reply(self.hooks)
+        number = int(request.path.split("/")[3])
+        self.hooks = [hook for hook in self.hooks if hook["id"] != number]
+        return Reply(b"", 204)
 
     def _prediction(self, request: Request) -> Reply:
         number = int(request.path.split("/")[3])
