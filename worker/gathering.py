@@ -12,6 +12,7 @@ from hierarchy.labels import padded
 from models.gallery import Gallery
 from models.views import LEARNT_FROM
 from studio.errors import PictureError
+from studio.fields import field_of
 from worker import trainer
 from worker.fitting import Report
 from worker.snapshot import Snapshot, agreed
@@ -69,7 +70,7 @@ def gather(
         )
 
     def group(data: Mapping[str, object]) -> str | None:
-        value = data.get(group_field) if group_field else None
+        value = field_of(data, group_field) if group_field else None
         return None if value is None else str(value)
 
     examples = trainer.Examples(

@@ -142,6 +142,9 @@ def test_annotators_share_a_picture_and_groups_come_from_the_task(parts: Parts) 
     assert found.examples.picture.tolist() == [0, 0, 1]
     assert found.examples.weight.tolist() == [0.5, 0.5, 1]
     assert list(found.examples.groups) == ["monday", None]
+    nested = take([task(0, 1, visit={"day": "tuesday"})], TREE)
+    found = gather(nested, parts.galleries.base(), "visit.day", silent, (0,))
+    assert list(found.examples.groups) == ["tuesday"]
 
 
 # The backbone too
