@@ -83,8 +83,9 @@ class Services:
         """
         number = int(project.split(".", maxsplit=1)[0])
         # What it says of itself is kept and shown; a password in it would be, too.
-        address = self.parts.settings.label_studio_url or re.sub(r"//.*@", "//", hostname)
-        heard = Project(self.key(project), number, project, address, xml)
+        hostname = re.sub(r"//.*@", "//", hostname)
+        address = self.parts.settings.label_studio_url or hostname
+        heard = Project(self.key(project), number, project, address, xml, hostname=hostname)
         try:
             return self.parts.store.register(heard)
         except ModelStoreError as error:

@@ -84,6 +84,7 @@ class Project:
         maximum_depth: deepest depth shown, None for no limit.
         strict: the target holds for each level shown, not only on average.
         pinned: a person rolled back: do not go live with a new version by yourself.
+        hostname: the address that Label Studio gave as its own at `/setup`, "" if none.
     """
 
     key: str
@@ -97,6 +98,7 @@ class Project:
     maximum_depth: int | None = None
     strict: bool = False
     pinned: bool = False
+    hostname: str = ""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -162,7 +164,10 @@ class ModelStore:
         known = self.project(project.key)
         if known is not None:
             project = replace(
-                known, label_config=project.label_config, title=project.title or known.title
+                known,
+                label_config=project.label_config,
+                title=project.title or known.title,
+                hostname=project.hostname or known.hostname,
             )
         if project != known:
             self.save_project(project)
