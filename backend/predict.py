@@ -1,7 +1,6 @@
 """POST /predict: one answer a task, in the order of the tasks."""
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 from flask import Blueprint
@@ -52,19 +51,13 @@ def _answers(
     """An answer, what went wrong, or None while untrained; one a task."""
     if version == UNTRAINED:
         return [None] * len(tasks)
-    refs = [_reference(task.data, config.image_key) for task in tasks]
+    refs = [config.picture(task.data) for task in tasks]
     predictor = own.parts.predictors.get(project, version, config.tree)
     gallery = own.parts.galleries.of(predictor)
-    items = [(ref, task.id) for ref, task in zip(refs, tasks, strict=True) if isinstance(ref, str)]
+    items = [(ref, task.id) for ref, task in zip(refs, tasks, strict=True) if ref is not None]
     got = iter(own.answers(gallery, predictor, items))
-    return [next(got) if isinstance(ref, str) else ref for ref in refs]
-
-
-def _reference(data: Mapping[str, Any], key: str) -> str | PictureError:
-    value = data.get(key)
-    if isinstance(value, str) and value:
-        return value
-    return PictureError(f"the task's data has no picture address in {key!r}")
+    missing = PictureError(f"the task's data has no image address in {config.image_key!r}")
+    return [missing if ref is None else next(got) for ref in refs]
 
 
 def _entry(

@@ -92,10 +92,13 @@ class Services:
         number = int(project.split(".", maxsplit=1)[0])
         # What it says of itself is kept and shown; a password in it would be, too.
         ours = self.parts.settings
-        address = ours.label_studio_url or re.sub(r"//.*@", "//", hostname)
+        hostname = re.sub(r"//.*@", "//", hostname)
+        address = ours.label_studio_url or hostname
         # Where Label Studio can be asked, the reconciler confirms the project, or forgets it.
         state = UNCONFIRMED if ours.label_studio_url and ours.label_studio_token else CONNECTED
-        heard = Project(self.key(project), number, project, address, xml, state=state)
+        heard = Project(
+            self.key(project), number, project, address, xml, state=state, hostname=hostname
+        )
         try:
             return self.parts.store.register(heard)
         except ModelStoreError as error:

@@ -324,7 +324,11 @@ def _predictions(
     found = iter(answers(gallery, predictor, items))
     places = places_of(parts.store, project.key, version)
     for ref, row in zip(refs, rows, strict=True):
-        answer = PictureError("its data names no picture") if ref is None else next(found)
+        answer = (
+            PictureError(f"its data has no image address in {config.image_key!r}")
+            if ref is None
+            else next(found)
+        )
         task = as_id(row.get("id")) or 0
         if isinstance(answer, Answer):
             yield entry_of(answer, config, version, places.place(task, answer.margin))
@@ -354,7 +358,7 @@ def _fit(parts: Parts, named: Named, call: FitCall) -> Ended:
 def _hand_over(parts: Parts, project: Project, kind: Event) -> Ended | None:
     """Ask our worker and return at once; None where its queue is not installed."""
     try:
-        from worker.queue import RedisError  # an upstream server may do without RQ
+        from worker.queue import RedisError, in_words  # an upstream server may do without RQ
     except ImportError as error:
         log.warning("REDIS_URL is set, but %s is not installed: training here", error.name)
         return None
@@ -364,7 +368,7 @@ def _hand_over(parts: Parts, project: Project, kind: Event) -> Ended | None:
             return Ended(asked.state, f"our worker has it as {asked.job}")
         parts.board.note_event(project.key)
     except RedisError as error:
-        return Ended("failed", f"Redis cannot be reached: {error}")
+        return Ended("failed", f"Redis cannot be reached: {in_words(error)}")
     return Ended("noted", "our worker trains when its policy says so")
 
 

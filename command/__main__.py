@@ -39,8 +39,17 @@ def main(words: list[str] | None = None) -> int:
     except Exception as error:
         if arguments.verbose or not _ours(error):
             raise
-        print(f"hrn: {error}", file=sys.stderr)
+        print(f"hrn: {_message(error)}", file=sys.stderr)
         return 2 if isinstance(error, SettingError) else 1
+
+
+def _message(error: Exception) -> str:
+    """What it says for people."""
+    from redis.exceptions import RedisError
+
+    from worker.queue import in_words
+
+    return in_words(error) if isinstance(error, RedisError) else str(error)
 
 
 def _ours(error: Exception) -> bool:

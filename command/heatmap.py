@@ -19,7 +19,6 @@ from models.looking import PANEL, Looked, fitted, framed, in_words, overlaid
 from models.store import Project
 from studio.decoding import decode
 from studio.errors import PictureError
-from studio.limits import PictureLimits
 from studio.pictures import Picture
 from worker.parts import Parts
 
@@ -115,12 +114,14 @@ class Eyes:
             raise UsageError(f"{project.key} is untrained: label some pictures, then `hrn train`")
         ours = parts.settings
         self._picture: Picture | None = None
+        self._limits = parts.limits
         galleries = Galleries(
             ours.cache,
             self._held,
             backbone=ours.backbone,
             weights=ours.backbone_weights,
             device=ours.device,
+            limits=parts.limits,
         )
         self._predictor = parts.predictors.get(project, version)
         self._gallery = galleries.of(self._predictor)
@@ -132,7 +133,7 @@ class Eyes:
         Raises:
             PictureError: the file cannot be decoded.
         """
-        image = decode(data, limits=PictureLimits(), at_least=2 * PANEL)
+        image = decode(data, limits=self._limits, at_least=2 * PANEL)
         self._picture = Picture(hashlib.sha256(data).hexdigest(), data)
         (maps,) = self._gallery.maps([(f"sha256:{self._picture.digest}", None)])
         if isinstance(maps, PictureError):

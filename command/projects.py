@@ -19,7 +19,8 @@ from worker.choosing import ChoiceError, promote
 from worker.errors import MisconfiguredError
 from worker.order import Order
 from worker.parts import Parts
-from worker.queue import RedisError
+from worker.queue import RedisError, in_words
+from worker.snapshot import counted
 
 
 class UsageError(Exception):
@@ -64,7 +65,7 @@ def status(parts: Parts) -> dict[str, Any]:
         workers: Any = parts.board.workers()
         waiting: Any = parts.board.depth()
     except (RedisError, MisconfiguredError) as error:
-        workers, waiting = [], f"Redis cannot be reached: {error}"
+        workers, waiting = [], f"Redis cannot be reached: {in_words(error)}"
     return {
         "workers": workers,
         "waiting_jobs": waiting,
@@ -126,6 +127,9 @@ def describe(told: dict[str, Any]) -> str:
             f"  learnt from {told['labels']['labels']} labels; of images held out whose label "
             f"reaches it, right on {levels(told['metrics'])}"
         )
+        labels = told["labels"]
+        if passed := {**labels.get("ignored", {}), **labels.get("skipped", {})}:
+            lines.append(f"  passed over: {counted(passed)}")
     if told.get("following"):
         lines.append(f"  {seen_since(told['following'])}")
     if progress := told.get("progress"):
@@ -259,6 +263,7 @@ def predict(parts: Parts, project: Project, files: Sequence[Path]) -> list[dict[
         backbone=settings.backbone,
         weights=settings.backbone_weights,
         device=settings.device,
+        limits=parts.limits,
         decode=parts.decoders,
     )
     found = answers(here.of(predictor), predictor, [(_reference(file), None) for file in files])

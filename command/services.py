@@ -53,6 +53,10 @@ def as_environment(settings: Settings) -> dict[str, str]:
         "HRN_ALLOWED_HOSTS": " ".join(sorted(settings.allowed_hosts)),
         "HRN_ALLOW_PRIVATE": "true" if settings.allow_private else "",
         "HRN_LOCAL_FILES": _resolved(settings.local_files),
+        "HRN_MAX_MEGABYTES": str(settings.max_megabytes),
+        "HRN_MAX_MEGAPIXELS": str(settings.max_megapixels),
+        "REQUESTS_CA_BUNDLE": _resolved(settings.requests_ca_bundle),
+        "SSL_CERT_FILE": _resolved(settings.ssl_cert_file),
         "HRN_CACHE_GB": str(settings.cache_gb),
         "HRN_KEEP_VERSIONS": str(settings.keep_versions),
     }
@@ -180,7 +184,9 @@ def _workers(board: Board) -> int:
 def answers_http(url: str) -> bool:
     """Does something answer there with a 2xx?"""
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - our own address
+        # Never through a proxy: it is this machine that is asked.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, timeout=2) as response:
             return 200 <= int(response.status) < 300
     except (OSError, urllib.error.URLError):
         return False

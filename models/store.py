@@ -97,6 +97,7 @@ class Project:
         state: how it stands in Label Studio: connected, unconfirmed, disconnected or gone.
         since: when that was first seen, seconds since the epoch; 0 where nobody noted it.
         backend: the address at which this backend was last seen among the project's.
+        hostname: the address that Label Studio gave as its own at `/setup`, "" if none.
     """
 
     key: str
@@ -113,6 +114,7 @@ class Project:
     state: str = CONNECTED
     since: float = 0.0
     backend: str = ""
+    hostname: str = ""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -178,7 +180,10 @@ class ModelStore:
         known = self.project(project.key)
         if known is not None:
             project = replace(
-                known, label_config=project.label_config, title=project.title or known.title
+                known,
+                label_config=project.label_config,
+                title=project.title or known.title,
+                hostname=project.hostname or known.hostname,
             )
         if project != known:
             self.save_project(project)

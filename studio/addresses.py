@@ -8,7 +8,7 @@ for, just before a connection is made to it.
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -66,6 +66,14 @@ _WEB_ADDRESS: Final = re.compile(r"https?://[^/?#\\]+(?:[/?#][^\x00-\x1f\x7f]*)?
 _ENDS_IN_NUMBER: Final = re.compile(r"(?:^|\.)(?:[0-9]+|0x[0-9a-f]*)$", re.IGNORECASE)
 
 
+#: What stands for every public host in HRN_ALLOWED_HOSTS.
+PUBLIC: Final = "public"
+#: An entry there, `*.` taken off.
+_HOST: Final = re.compile(
+    r"(?!\.)(?:[^\s/\\?#@*:\[\]]+|\[[0-9a-f:.]+\])(?::[0-9]+)?", re.IGNORECASE
+)
+
+
 @dataclass(frozen=True)
 class Origin:
     """Scheme, host and port: where a request goes, and whom a token belongs to."""
@@ -100,6 +108,55 @@ class Origin:
         port = _DEFAULT_PORTS[parsed.scheme] if parsed.port is None else parsed.port
         return cls(parsed.scheme, plain_host(parsed.host), port)
 
+    @property
+    def authority(self) -> str:
+        """Host and port as an address says them, without a port that goes without saying."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class HostPattern:
+    """An entry of HRN_ALLOWED_HOSTS.
+
+    Attributes:
+        host: a name or address, or the domain of the names that are meant.
+        port: the only one that is meant, None for all.
+        below: the names below the domain are meant, not the domain itself.
+    """
+
+    host: str
+    port: int | None
+    below: bool
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """Read ``host``, ``host:port``, ``*.domain`` or ``*.domain:port``.
+
+        Raises:
+            ValueError: it is none of these.
+
+        Example:
+            >>> HostPattern.of("*.Example.com:9000")
+            HostPattern(host='example.com', port=9000, below=True)
+        """
+        below = text.startswith("*.")
+        name = text.removeprefix("*.")
+        if text.count(":") > 1 and "[" not in text:
+            name = f"[{name}]"  # an IPv6 address
+        if not _HOST.fullmatch(name):
+            raise ValueError(f"{text!r} is no host")
+        parsed = parse_url(f"http://{name}")
+        host = plain_host(parsed.host or "")
+        if not host or (below and (_literal(host) or _ENDS_IN_NUMBER.search(host))):
+            raise ValueError(f"{text!r} is no host")
+        return cls(host, parsed.port, below)
+
+    def covers(self, origin: Origin) -> bool:
+        """Is the origin meant?"""
+        named = origin.host.endswith(f".{self.host}") if self.below else origin.host == self.host
+        return named and self.port in (None, origin.port)
+
 
 @dataclass(frozen=True)
 class AddressRules:
@@ -108,14 +165,35 @@ class AddressRules:
     Attributes:
         own: Label Studio's origin, which may be anywhere.
         allow_private: let every host have any address.
-        allowed_hosts: if any are named, only these hosts are asked, and they may have any address.
+        allowed: hosts that may have any address.
+        only_allowed: no other host is asked, public ones neither.
         resolve: looks host names up.
     """
 
     own: Origin | None
     allow_private: bool
-    allowed_hosts: frozenset[str]
+    allowed: tuple[HostPattern, ...]
+    only_allowed: bool
     resolve: Resolver
+
+    @classmethod
+    def read(
+        cls, own: Origin | None, hosts: Iterable[str], resolve: Resolver, *, allow_private: bool
+    ) -> Self:
+        """The rules that HRN_ALLOWED_HOSTS and HRN_ALLOW_PRIVATE state.
+
+        Args:
+            own: Label Studio's origin.
+            hosts: entries as `HostPattern` reads them, and `PUBLIC` for every public host.
+            resolve: looks host names up.
+            allow_private: let every host have any address.
+
+        Raises:
+            ValueError: an entry is none.
+        """
+        named = set(hosts)
+        allowed = tuple(HostPattern.of(host) for host in sorted(named - {PUBLIC}))
+        return cls(own, allow_private, allowed, bool(allowed) and PUBLIC not in named, resolve)
 
     def addresses(self, origin: Origin) -> tuple[str, ...]:
         """The addresses to connect to, each of them checked.
@@ -124,30 +202,34 @@ class AddressRules:
             PictureError: the host, or one of its addresses, is not allowed.
             OSError: the name is not known.
         """
-        trusted = origin == self.own or origin.host in self.allowed_hosts
-        if self.allowed_hosts and not trusted:
+        trusted = origin == self.own or any(one.covers(origin) for one in self.allowed)
+        if self.only_allowed and not trusted:
             raise PictureError(
-                f"{origin.host} is not one of the allowed hosts; add it if it should be"
+                f"{origin.authority} is not in HRN_ALLOWED_HOSTS, and images come from the hosts "
+                f"named there only; add it if it should be, or `{PUBLIC}` for every public host"
             )
         found = _literal(origin.host) or tuple(self.resolve(origin.host, origin.port))
         if not found:
             raise OSError(f"no address is known for {origin.host}")
         if not trusted and not self.allow_private:
-            self._check(origin.host, found)
+            self._check(origin, found)
         return found
 
-    @staticmethod
-    def _check(host: str, addresses: Sequence[str]) -> None:
+    def _check(self, origin: Origin, addresses: Sequence[str]) -> None:
         """Refuse a host that is written oddly, or of which one address is not public."""
+        host = origin.host
         if _ENDS_IN_NUMBER.search(host) and not _literal(host):
             raise PictureError(
                 f"{host} is an unusual way to write an address; write it as four numbers"
             )
         for address in addresses:
             if (kind := not_public(address)) is not None:
+                cure = f"add {origin.authority} to HRN_ALLOWED_HOSTS"
+                if not self.allowed:  # the first entry would forbid all public hosts
+                    cure = f"set HRN_ALLOWED_HOSTS={PUBLIC},{origin.authority}"
                 raise PictureError(
-                    f"{host} has {kind} ({address}), which pictures may not come from; "
-                    "add the host to the allowed hosts if they should"
+                    f"{host} has {kind} ({address}), which images may not come from; "
+                    f"if they should, {cure}"
                 )
 
 

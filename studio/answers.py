@@ -15,6 +15,8 @@ from studio.errors import StudioRefusedError, StudioRequestError, StudioUnavaila
 QUOTE: Final = 400
 #: Methods that may be sent twice without doing anything twice.
 REPEATABLE: Final = frozenset({"GET", "PUT", "PATCH", "DELETE"})
+#: With what a proxy or a sign-in page before Label Studio refuses, as Label Studio does too.
+PROXY_STATUSES: Final = frozenset({401, 403, 407})
 
 
 class LegacyTokensOffError(StudioRefusedError):
@@ -97,6 +99,12 @@ class Reader:
         if 300 <= answer.status < 400:
             raise self._elsewhere(call, answer)
         detail = detail_of(answer)
+        if answer.status in PROXY_STATUSES and not is_json(answer):
+            raise StudioRefusedError(
+                f"{self.url} answered {call} with {answer.status} and {_looks(answer)}, no answer"
+                " of Label Studio's own: a proxy or sign-in page before it wants to know who asks;"
+                " let this backend past it, or set LABEL_STUDIO_URL to Label Studio's own address"
+            )
         if answer.status == 401:
             raise self._unknown(detail)
         if answer.status == 403:
@@ -170,6 +178,39 @@ class Reader:
             f" ({detail}):"
             " use the token of an owner or administrator of the project"
         )
+
+
+def is_json(answer: Answer) -> bool:
+    """Is the body JSON, as all that Label Studio's API says of an error?"""
+    try:
+        json.loads(answer.body)
+    except ValueError:
+        return False
+    return True
+
+
+def own_words(body: bytes) -> str:
+    """What an error's body says in words, on one line; "" where it says nothing or is a page.
+
+    Args:
+        body: JSON with a ``detail``, plain text, or the XML of a storage.
+
+    Example:
+        >>> own_words(b'{"detail": "Not <b>here</b>"}'), own_words(b"<html>Oops</html>")
+        ('Not here', '')
+    """
+    text = body.decode("utf-8", "replace").strip()
+    if text.startswith("<"):
+        found = re.search(r"<Message>([^<]*)</Message>", text)
+        text = found[1] if found else ""
+    else:
+        try:
+            reply = json.loads(text)
+            text = str(reply.get("detail") or "") if isinstance(reply, dict) else ""
+        except ValueError:
+            text = text.partition("\n")[0]
+    bare = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", text)).strip()
+    return "".join(char for char in bare if char.isprintable())[:QUOTE]
 
 
 def detail_of(answer: Answer) -> str:

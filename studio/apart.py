@@ -23,6 +23,7 @@ from studio import decoding
 from studio.decoder import FOUND, REPLY, REQUEST
 from studio.decoding import Fit
 from studio.errors import PictureError
+from studio.guard import PictureUnavailableError
 from studio.limits import PictureLimits
 
 log = logging.getLogger(__name__)
@@ -96,8 +97,8 @@ class _Ended(Exception):  # noqa: N818 - what happened, no error of ours
 class _Helper:
     """One process that decodes, for one caller at a time."""
 
-    def __init__(self, cpu_seconds: float, seconds: float) -> None:
-        limits = (str(PictureLimits().max_pixels), str(cpu_seconds), str(seconds))
+    def __init__(self, max_pixels: int, cpu_seconds: float, seconds: float) -> None:
+        limits = (str(max_pixels), str(cpu_seconds), str(seconds))
         self.process = subprocess.Popen(
             [*COMMAND, *limits],
             stdin=subprocess.PIPE,
@@ -175,6 +176,7 @@ class Decoders:
         self,
         processes: int | None = None,
         *,
+        max_pixels: int = PictureLimits.max_pixels,
         cpu_seconds: float = CPU_SECONDS,
         seconds: float = SECONDS,
     ) -> None:
@@ -183,11 +185,15 @@ class Decoders:
         Args:
             processes: pictures decoded at once, at most; one more than there are cores if not
                 given, and no more than 16.
+            max_pixels: of the largest image that is asked for: memory for it, and time in
+                proportion where it is more than usual.
             cpu_seconds: of computing, for one picture.
             seconds: for one picture, however busy the machine is.
         """
         self._most = processes or min(16, (os.cpu_count() or 1) + 1)
-        self._times = (cpu_seconds, seconds)
+        more = max(1.0, max_pixels / PictureLimits.max_pixels)
+        self._max_pixels = max_pixels
+        self._times = (more * cpu_seconds, more * seconds)
         self._bad: OrderedDict[bytes, str] = OrderedDict()
         self._begin()
 
@@ -252,9 +258,10 @@ class Decoders:
 
     def _start(self) -> _Helper:
         try:
-            helper = _Helper(*self._times)
+            helper = _Helper(self._max_pixels, *self._times)
         except OSError as error:
-            raise PictureError(f"no process could be started to decode it: {error}") from error
+            words = f"no process could be started to decode it: {error}"
+            raise PictureUnavailableError(words) from error
         self._running.append(helper)
         return helper
 

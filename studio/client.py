@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import ssl
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -71,12 +72,13 @@ class LabelStudio:
         timeout: seconds for one answer.
         retries: how often a call that may pass later is repeated.
         patience: the other limits.
+        trust: whose certificates are accepted, see `studio.trust`.
 
     Raises:
         ValueError: the address or the token cannot be one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - how patient to be, and whom to trust
         self,
         url: str,
         token: str,
@@ -84,9 +86,10 @@ class LabelStudio:
         timeout: float = 60.0,
         retries: int = 4,
         patience: Patience | None = None,
+        trust: ssl.SSLContext | None = None,
     ) -> None:
         limits = dataclasses.replace(patience or Patience(), timeout=timeout, retries=retries)
-        self._transport = Transport(url, token, limits)
+        self._transport = Transport(url, token, limits, trust)
 
     def __repr__(self) -> str:
         return f"LabelStudio({self.url!r})"

@@ -7,6 +7,9 @@ of Exif in a JPEG 13 s, and 0.3 MB of repeated scans 16 s.
 import struct
 from typing import Final
 
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+
 from studio.errors import PictureError
 from studio.limits import PictureLimits
 
@@ -16,6 +19,9 @@ MOST_EXIF: Final = 64
 
 #: Scans that each pixel allowed may pass through. Progressive JPEGs have about ten.
 MOST_SCANS: Final = 16
+
+#: Pixels that a JPEG in several scans may have for each that is allowed: six bytes each are held.
+MOST_HELD: Final = 2
 
 #: Numbers in one field of a TIFF: offsets of a picture in 16 x 16 tiles at the pixel limit take a
 #: third of this.
@@ -43,24 +49,33 @@ def check_before(name: str, data: bytes) -> None:
         )
 
 
-def check_scans(name: str, data: bytes, size: tuple[int, int], limits: PictureLimits) -> None:
-    """Refuse a JPEG whose pixels are gone over too often.
+def check_scans(
+    image: ImageFile, data: bytes, size: tuple[int, int], limits: PictureLimits
+) -> None:
+    """Refuse a JPEG whose pixels are gone over too often, or of which too many are held at once.
 
     Args:
-        name: the format.
+        image: opened, nothing decoded yet.
         data: the file.
-        size: width and height in pixels.
+        size: width and height in pixels, as the file has them.
         limits: ``max_pixels`` counts.
 
     Raises:
         PictureError: with the reason.
     """
-    if name != "JPEG":
+    if not isinstance(image, JpegImageFile):
         return
-    scans = data.count(b"\xff\xda")  # within a scan this pair does not occur
-    if scans * size[0] * size[1] > MOST_SCANS * limits.max_pixels:
+    start = b"\xff\xda"  # of a scan; within one this pair does not occur
+    scans, pixels = data.count(start), size[0] * size[1]
+    # Where the last scan is not of all colours, every one of them is held until then, however
+    # small the image comes out.
+    held = data[data.rfind(start) + 4 :][:1] < bytes([image.layers])
+    if (scans > 1 and scans * pixels > MOST_SCANS * limits.max_pixels) or (
+        (held or "progressive" in image.info) and pixels > MOST_HELD * limits.max_pixels
+    ):
         raise PictureError(
-            f"the JPEG file goes over its {size[0]} x {size[1]} pixels {scans} times"
+            f"the JPEG file goes over its {size[0]} x {size[1]} pixels {scans} times, which costs"
+            " more than is allowed; HRN_MAX_MEGAPIXELS raises that"
         )
 
 

@@ -100,6 +100,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and `kill` of a group: it decides
         signal.signal(number, signal.SIG_IGN)
     max_pixels, cpu_seconds, seconds = sys.argv[1:]
+    Image.MAX_IMAGE_PIXELS = int(max_pixels)  # of a GIF's frames, say, which may exceed its size
     confine(int(max_pixels))
     serve(float(cpu_seconds), float(seconds))
 

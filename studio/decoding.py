@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
-from PIL import Image
+from PIL import AvifImagePlugin, Image
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ExifTags import Base
 from PIL.GifImagePlugin import GifImageFile
@@ -54,13 +55,21 @@ _OTHERS: Final[tuple[tuple[bytes, str], ...]] = (
     (b"\x00\x00\x01\x00", "an icon (ICO)"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
-    (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 picture"),
-    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL picture"),
-    (b"\xff\x0a", "a JPEG XL picture"),
+    (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image (convert it to JPEG or PNG)"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image (convert it to JPEG or PNG)"),
+    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL image (convert it to JPEG or PNG)"),
+    (b"\xff\x0a", "a JPEG XL image (convert it to JPEG or PNG)"),
     (b"{", "JSON text"),
     (b"[", "JSON text"),
 )
-_BRANDS: Final = {b"avif": "an AVIF picture", b"avis": "an AVIF picture", b"heic": "a HEIC picture"}
+#: Names of AVIF in the first box of an ISO media file, and of its relatives that are not read.
+_AVIF: Final = frozenset({b"avif", b"avis"})
+_RELATIVES: Final = {
+    b"hei": "a HEIC image (convert it to JPEG; phones can be set to take JPEG)",
+    b"hev": "a HEIC image (convert it to JPEG; phones can be set to take JPEG)",
+    b"crx": "a camera's raw image (CR3; convert it to JPEG)",
+    b"mif": "a HEIF image (convert it to JPEG)",
+}
 #: Everything that reading a damaged file is known or likely to raise. Not `Exception`: a job's time
 #: limit arrives as one, in the middle of whatever runs, and must pass.
 _DAMAGE: Final = (
@@ -93,7 +102,11 @@ _UPRIGHT: Final = {
 #: Sides longer than this many times the other are cut before resizing, which would otherwise
 #: make a strip of 1 x 50,000 pixels 256 times as large.
 _MAX_RATIO: Final = 8
-_ALLOWED: Final = "JPEG, PNG, WEBP, GIF, BMP or TIFF"
+_ALLOWED: Final = "JPEG, PNG, WEBP, AVIF, GIF, BMP or TIFF"
+
+# One thread for one image: others are decoded beside it, and each thread would take address space
+# of the process that decodes, which has an end.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -153,10 +166,11 @@ def decode(
     fit, else stretched from its least to its greatest value.
 
     Args:
-        data: a JPEG (MPO too), PNG, WEBP, GIF, BMP or TIFF file.
-        limits: ``max_pixels`` is compared with the file's header, before anything is decoded.
-        at_least: pixels; if given, a JPEG may come out at 1/2, 1/4 or 1/8 of its size, which is
-            two to four times faster, with its shorter side still at least this long.
+        data: a JPEG (MPO too), PNG, WEBP, AVIF, GIF, BMP or TIFF file.
+        limits: ``max_pixels`` is compared with the file's header, before anything is decoded. A
+            larger JPEG comes out at 1/2, 1/4 or 1/8 of its size, if that is allowed.
+        at_least: pixels; if given, a JPEG may come out so, which is two to four times faster, with
+            its shorter side still at least this long.
 
     Raises:
         PictureError: the file is no such picture, too large, or damaged.
@@ -168,10 +182,10 @@ def decode(
     check_before(name, data)
     try:
         with reader(BytesIO(data)) as image:
+            whole = image.size
+            _make_small(image, limits, at_least)
             _check_size(image.size, limits)
-            check_scans(name, data, image.size, limits)
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))
+            check_scans(image, data, whole, limits)
             image.load()
             upright = _upright(_as_rgb(image), _orientation(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -208,6 +222,8 @@ def _reader(data: bytes) -> tuple[str, Callable[[BytesIO], ImageFile]]:
     for start, found in _READERS.items():
         if data.startswith(start):
             return found
+    if not _AVIF.isdisjoint(_brands(data)):
+        return "AVIF", AvifImageFile
     raise PictureError(f"expected a {_ALLOWED} file, got {_looks_like(data)}")
 
 
@@ -215,10 +231,10 @@ def _looks_like(data: bytes) -> str:
     """What the file seems to be, for the message."""
     if not data:
         return "an empty one"
-    if data[4:8] == b"ftyp":
-        return _BRANDS.get(data[8:12], "a video or HEIC picture")
+    if brands := _brands(data):
+        return next((_RELATIVES[one[:3]] for one in brands if one[:3] in _RELATIVES), "a video")
     if data[128:132] == b"DICM":
-        return "a DICOM picture"
+        return "a DICOM image"
     head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()
     for start, what in _OTHERS:
         if data.startswith(start) or head.startswith(start):
@@ -234,11 +250,29 @@ def _looks_like(data: bytes) -> str:
     return f"something that begins with the bytes {data[:8].hex(' ')}"
 
 
+def _brands(data: bytes) -> list[bytes]:
+    """The formats that an ISO media file (MP4, HEIF) names in its first box, the main one first."""
+    if data[4:8] != b"ftyp":
+        return []
+    box = data[8 : min(int.from_bytes(data[:4]), 512)]
+    return [box[at : at + 4] for at in range(0, len(box), 4) if at != 4]  # between them a version
+
+
+def _make_small(image: ImageFile, limits: PictureLimits, at_least: int | None) -> None:
+    """Have a JPEG decoded at 1/2, 1/4 or 1/8, as far as that is enough, or it is too large."""
+    width, height = image.size
+    fitting = (n for n in (1, 2, 4, 8) if -(-width // n) * -(-height // n) <= limits.max_pixels)
+    if (part := next(fitting, 0)) and (part > 1 or at_least is not None):
+        least = at_least or max(width, height)
+        image.draft(None, (min(least, max(1, width // part)), min(least, max(1, height // part))))
+
+
 def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
     width, height = size
     if width * height > limits.max_pixels:
         raise PictureError(
-            f"{width} x {height} pixels are more than the allowed {limits.max_pixels}"
+            f"{width} x {height} pixels are more than the allowed {limits.max_pixels};"
+            " HRN_MAX_MEGAPIXELS raises that"
         )
     if width < 1 or height < 1:
         raise PictureError(f"the file says it has {width} x {height} pixels")

@@ -13,16 +13,22 @@ import urllib3
 from urllib3 import exceptions as failures
 
 from studio.addresses import AddressRules, Origin
+from studio.answers import PROXY_STATUSES, own_words
 from studio.errors import PictureError
 from studio.guard import Clock, Guard, GuardedPools, PictureUnavailableError
 from studio.limits import PictureLimits
+from studio.trust import CURE, trusting
 
 #: Headers of every request. `identity`: pictures are compressed already. `*/*`: Label Studio
 #: negotiates content and would answer 406 to `image/*`.
 _HEADERS: Final = {"User-Agent": "label-studio-hrn", "Accept": "*/*", "Accept-Encoding": "identity"}
 _CHUNK: Final = 65_536  # bytes
+#: Bytes read of an answer that is no image, for what it says.
+_SAID: Final = 4_096
 #: Downloads at once, of all who ask: each may grow to `PictureLimits.max_bytes`.
 AT_ONCE: Final = 64
+#: What Label Studio 1.23.2 says, with a 500, of an upload whose record is gone.
+_FILE_GONE: Final = "'NoneType' object has no attribute 'has_permission'"
 #: Statuses below 500 after which the same request may succeed.
 _TEMPORARY: Final = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
@@ -32,10 +38,29 @@ _TEMPORARY: Final = frozenset(
 Authorize = Callable[[str], Mapping[str, str]]
 
 
+class StatusError(PictureError):
+    """Label Studio itself answered, and not with the image.
+
+    Attributes:
+        status: the HTTP status code of the answer.
+    """
+
+    def __init__(self, reason: str, *, status: int) -> None:
+        """Keep the status beside the reason."""
+        super().__init__(reason)
+        self.status = status
+
+
 class Downloader:
     """Fetches what stands at a web address. Threads may share it; connections are kept."""
 
-    def __init__(self, rules: AddressRules, limits: PictureLimits, authorize: Authorize) -> None:
+    def __init__(
+        self,
+        rules: AddressRules,
+        limits: PictureLimits,
+        authorize: Authorize,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
         """Connects to nothing yet.
 
         Args:
@@ -43,6 +68,7 @@ class Downloader:
             limits: how much one may cost.
             authorize: gives the headers of a request to Label Studio's own origin; asked for no
                 other.
+            trust: whose certificates are accepted; the public authorities' if not given.
         """
         self._own = rules.own
         self._limits = limits
@@ -53,8 +79,7 @@ class Downloader:
             self._guard,
             num_pools=16,
             maxsize=AT_ONCE,  # of a host: those that are used at once stay open
-            # Verifies; `SSL_CERT_FILE` names a private authority.
-            ssl_context=ssl.create_default_context(),
+            ssl_context=trust or trusting(),
             timeout=urllib3.Timeout(connect=limits.connect_timeout, read=limits.read_timeout),
         )
 
@@ -113,33 +138,38 @@ class Downloader:
 
     def _body(self, response: urllib3.BaseHTTPResponse, origin: Origin, clock: Clock) -> bytes:
         if response.status != HTTPStatus.OK:
-            raise self._status_error(response.status, origin)
+            raise self._status_error(response, origin)
         if (response.headers.get("Content-Length") or "").isdecimal():
-            self._check_size(int(response.headers["Content-Length"]))
+            self._limits.check_bytes(int(response.headers["Content-Length"]))
         chunks, size = [], 0
         while chunk := response.read1(_CHUNK, decode_content=True):
             chunks.append(chunk)
             size += len(chunk)
-            self._check_size(size)
+            self._limits.check_bytes(size)
         if not clock.left():  # a cut connection looks like the end of a body of unknown length
             raise TimeoutError
         return b"".join(chunks)
 
-    def _check_size(self, size: int) -> None:
-        if size > self._limits.max_bytes:
-            raise PictureError(f"larger than the allowed {self._limits.max_bytes} bytes")
-
-    def _status_error(self, status: int, origin: Origin) -> PictureError:
+    def _status_error(self, response: urllib3.BaseHTTPResponse, origin: Origin) -> PictureError:
+        """Why it is not given, in the words of the server that was asked."""
+        status, said = response.status, response.read1(_SAID, decode_content=True)
         try:
             words = f"{status} {HTTPStatus(status).phrase}"
         except ValueError:
             words = str(status)
-        if status in (401, 403) and origin == self._own:
-            words += " from Label Studio: check its access token, and that it may read this project"
-        else:
-            words += f" from {origin.host}"
-        temporary = status >= 500 or status in _TEMPORARY
-        return PictureUnavailableError(words) if temporary else PictureError(words)
+        own = origin == self._own
+        more = [own_words(said), _advice(response, said) if own else ""]
+        words += f" from {'Label Studio' if own else origin.authority}"
+        if own and status == HTTPStatus.INTERNAL_SERVER_ERROR and _FILE_GONE in more[0]:
+            return StatusError(
+                "Label Studio knows no such file: its upload was deleted",
+                status=HTTPStatus.NOT_FOUND,
+            )
+        if any(more):
+            words += f": {'; '.join(filter(None, more))}"
+        if status >= 500 or status in _TEMPORARY:
+            return PictureUnavailableError(words)
+        return StatusError(words, status=status) if own else PictureError(words)
 
     @contextlib.contextmanager
     def _explained(self, origin: Origin, clock: Clock) -> Iterator[None]:
@@ -163,8 +193,8 @@ class Downloader:
     def _in_words(self, error: Exception, origin: Origin) -> PictureError:
         match error:
             case failures.SSLError(args=(ssl.SSLCertVerificationError() as refused, *_)):
-                words = f"the certificate of {origin.host} is not accepted"
-                return PictureError(f"{words}: {refused.verify_message}")
+                words = f"the certificate of {origin.authority} is not accepted"
+                return PictureError(f"{words}: {refused.verify_message} ({CURE})")
             case failures.DecodeError() | failures.InvalidHeader():
                 return PictureError(f"{origin.host} sent an answer that cannot be read: {error}")
             case failures.LocationParseError():
@@ -177,6 +207,24 @@ class Downloader:
                 return PictureUnavailableError(
                     f"the connection to {origin.host} broke: {type(error).__name__}"
                 )
+
+
+def _advice(response: urllib3.BaseHTTPResponse, said: bytes) -> str:
+    """What to look at where Label Studio's address refuses and does not say why itself."""
+    status = response.status
+    asks = response.headers.get("WWW-Authenticate", "").lower()
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED or (
+        status in PROXY_STATUSES and (said.lstrip().startswith(b"<") or asks.startswith("basic"))
+    ):
+        return (
+            "that is no answer of Label Studio's own: a proxy or sign-in page before it wants to"
+            " know who asks; let this backend past it"
+        )
+    if status == HTTPStatus.UNAUTHORIZED or (
+        status == HTTPStatus.FORBIDDEN and not own_words(said)
+    ):
+        return "check its access token, and that it may read this project"
+    return ""
 
 
 def _joined(url: str, location: str) -> str:

@@ -25,6 +25,7 @@ from studio.controls import (
     taxonomy_rows,
 )
 from studio.errors import LabelConfigError
+from studio.fields import field_of
 from studio.labelxml import Tag, read_tags
 
 #: How a project asks for labels: nested choices, one control a level, or one flat control.
@@ -35,9 +36,6 @@ MARK: Final = "prelabel"
 
 #: Image values that name one field of the task's data, as the editor reads them (parseValue).
 FIELD: Final = re.compile(r"\$([\w\[\].{}]+)", re.ASCII)
-
-#: A place in a list, short enough for any list there is.
-_INDEX: Final = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -97,21 +95,8 @@ class LabelConfig:
         Args:
             data: the task's ``data``.
         """
-        value: object = data
-        if self.image_key in data:
-            value = data[self.image_key]
-        else:  # a path into the data, as lodash's get() reads it
-            for step in re.findall(r"[^.\[\]]+", self.image_key):
-                value = _step(value, step)
+        value = field_of(data, self.image_key)
         return value if isinstance(value, str) and value.strip() else None
-
-
-def _step(value: object, step: str) -> object:
-    if isinstance(value, Mapping):
-        return value.get(step)
-    if isinstance(value, list) and _INDEX.fullmatch(step) and int(step) < len(value):
-        return value[int(step)]
-    return None
 
 
 def parse_label_config(xml: str) -> LabelConfig:

@@ -1,25 +1,29 @@
 """From what a task says about its picture to the picture's bytes.
 
 A task's picture is a path of Label Studio's, a file in cloud storage that Label Studio can reach,
-or any web address.
+any web address, or stands in the task itself (``data:``).
 """
 
 import base64
+import binascii
 import hashlib
 import os
 import re
+import ssl
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Final, Self
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, unquote, unquote_to_bytes
 
 from urllib3.util import parse_url
 
-from studio.addresses import AddressRules, Origin, Resolver, plain_host, shown, system_resolver
-from studio.download import Downloader
+from studio.addresses import AddressRules, Origin, Resolver, shown, system_resolver
+from studio.download import Downloader, StatusError
 from studio.errors import PictureError, StudioError, StudioUnavailableError
 from studio.guard import PictureUnavailableError
 from studio.limits import PictureLimits
@@ -34,6 +38,8 @@ _PICTURE_PATH: Final = re.compile(
     r"/(?:data/|storage-data/|(?:tasks|projects)/[0-9]+/(?:presign|resolve)/)"
 )
 _LOCAL_FILES: Final = "/data/local-files/"
+#: An image that stands in the task: its type, how it is written, and the rest.
+_INLINE: Final = re.compile(r"data:([^,]*?)(;\s*base64)?,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,18 @@ class _Site:
         url = url.partition("#")[0].partition("?")[0].rstrip("/")
         return cls(origin, (parse_url(url).path or "").rstrip("/"), url)
 
+    def path(self, ref: str) -> str | None:
+        """Path and query of a web address, without prefix, if this Label Studio serves it.
+
+        Whether it is asked by http or https is its own affair: it is asked at ``url`` in any case.
+        """
+        found, ours = Origin.of(ref), self.origin
+        if found.host != ours.host or (
+            found.port != ours.port and {found.port, ours.port} != {80, 443}
+        ):
+            return None
+        return _picture_path(parse_url(ref).request_uri, self.prefix)
+
 
 class PictureFetcher:
     """Fetches the pictures of tasks. Threads may share one; close it, or use it in a ``with``."""
@@ -82,6 +100,8 @@ class PictureFetcher:
         allow_private: bool = False,
         allowed_hosts: frozenset[str] = frozenset(),
         local_files: Mapping[str, Path] | None = None,
+        other_addresses: Callable[[], Iterable[str]] = tuple,
+        trust: ssl.SSLContext | None = None,
         resolve: Resolver = system_resolver,
     ) -> None:
         """Connects to nothing yet.
@@ -94,14 +114,18 @@ class PictureFetcher:
                 serves pictures and nowhere else.
             limits: what one picture may cost.
             allow_private: let any host have a private address. For closed networks only.
-            allowed_hosts: if given, pictures come from these hosts and Label Studio only, and a
-                host named here may have a private address. Empty: from any public host.
+            allowed_hosts: entries of HRN_ALLOWED_HOSTS. If given, images come from these hosts
+                and Label Studio only (with ``public`` among them from every public host, too), and
+                a host named here may have a private address. Empty: from any public host.
             local_files: folders to read ``/data/local-files/?d=...`` from without asking Label
                 Studio: the beginning of ``d`` ("" for all) -> the folder that holds what follows.
+            other_addresses: gives the addresses under which others know this Label Studio, as
+                browsers do; an image of its own there is asked for at ``label_studio_url``.
+            trust: whose certificates are accepted; the public authorities' if not given.
             resolve: looks host names up.
 
         Raises:
-            ValueError: ``label_studio_url`` is not a web address.
+            ValueError: ``label_studio_url`` is not a web address, or an allowed host no host.
         """
         self._site = None if label_studio_url is None else _Site.at(label_studio_url)
         self._authorization = authorization
@@ -109,11 +133,10 @@ class PictureFetcher:
         self._local_files = {
             PurePosixPath(start).parts: folder for start, folder in (local_files or {}).items()
         }
-        hosts = frozenset(plain_host(host) for host in allowed_hosts)
-        rules = AddressRules(
-            self._site.origin if self._site else None, allow_private, hosts, resolve
-        )
-        self._downloader = Downloader(rules, limits, self._authorize)
+        self._other_addresses = other_addresses
+        own = self._site.origin if self._site else None
+        rules = AddressRules.read(own, allowed_hosts, resolve, allow_private=allow_private)
+        self._downloader = Downloader(rules, limits, self._authorize, trust)
 
     def __enter__(self) -> Self:
         return self
@@ -134,8 +157,8 @@ class PictureFetcher:
         """The picture a task names.
 
         Args:
-            ref: what stands in the task's data: ``/data/...``, ``http(s)://...``, or a file in
-                cloud storage (``s3://``, ``gs://``, ``azure-blob://``).
+            ref: what stands in the task's data: ``/data/...``, ``http(s)://...``, a file in cloud
+                storage (``s3://``, ``gs://``, ``azure-blob://``), or ``data:image/...``.
             task_id: the task; needed for cloud storage, which Label Studio opens for a task only.
 
         Raises:
@@ -145,22 +168,49 @@ class PictureFetcher:
         ref = ref.strip()
         path = self._own_path(ref)
         file = None if path is None else self._mounted(path)
-        if file is not None:
+        if (inline := _INLINE.match(ref)) is not None:
+            data = _written_out(ref, inline, self._limits)
+        elif file is not None:
             data = self._read(*file)
         else:
-            data = self._downloader.download(self._url(ref, path, task_id))
+            data = self._download(ref, path, task_id)
         if not data:
             raise PictureError("the file is empty")
         return Picture(hashlib.sha256(data).hexdigest(), data)
 
     def _own_path(self, ref: str) -> str | None:
         """Path and query, without prefix, if Label Studio serves pictures there, else None."""
-        prefix = self._site.prefix if self._site else ""
         if ref.startswith("/"):
-            return _picture_path(ref, prefix)
-        if self._site and _WEB.match(ref) and Origin.of(ref) == self._site.origin:
-            return _picture_path(parse_url(ref).request_uri, prefix)
+            return _picture_path(ref, self._site.prefix if self._site else "")
+        if self._site is None or not _WEB.match(ref):
+            return None
+        if (path := self._site.path(ref)) is not None:
+            return path
+        for address in self._other_addresses():
+            with suppress(ValueError):  # what Label Studio says of itself may be anything
+                if (path := _Site.at(address).path(ref)) is not None:
+                    return path
         return None
+
+    def _download(self, ref: str, path: str | None, task_id: int | None) -> bytes:
+        """What Label Studio or another host gives; a refusal says what may be meant."""
+        try:
+            return self._downloader.download(self._url(ref, path, task_id))
+        except PictureError as error:
+            scheme, _, rest = ref.partition("://")
+            absent = isinstance(error, StatusError) and error.status == HTTPStatus.NOT_FOUND
+            if absent and scheme.lower() in _CLOUD_SCHEMES:
+                bucket = shown(f"{scheme}://{rest.partition('/')[0]}").strip("'")
+                raise PictureError(
+                    f"{error.reason}; no source storage of this project holds {bucket}, or Label"
+                    " Studio cannot open it: see Settings > Cloud Storage there"
+                ) from error
+            if path is None and self._site and _WEB.match(ref) and _looks_own(ref):
+                kind = PictureError
+                if isinstance(error, PictureUnavailableError):
+                    kind = PictureUnavailableError
+                raise kind(f"{error.reason}; {_other_name(ref)}") from error
+            raise
 
     def _url(self, ref: str, path: str | None, task_id: int | None) -> str:
         """The web address to ask."""
@@ -231,8 +281,7 @@ class PictureFetcher:
         ) as error:  # RuntimeError: links in a circle; ValueError: a NUL
             words = getattr(error, "strerror", None) or "not a valid file name"
             raise PictureError(f"the local file {str(inside)!r} cannot be read: {words}") from error
-        if len(data) > self._limits.max_bytes:
-            raise PictureError(f"larger than the allowed {self._limits.max_bytes} bytes")
+        self._limits.check_bytes(len(data))
         return data
 
 
@@ -244,6 +293,45 @@ def _picture_path(path: str, prefix: str) -> str | None:
     return path if _PICTURE_PATH.match(path) and ".." not in steps else None
 
 
+def _looks_own(ref: str) -> bool:
+    """Does Label Studio serve images at such paths, on whatever host?"""
+    return _picture_path(parse_url(ref).request_uri, "") is not None
+
+
+def _other_name(ref: str) -> str:
+    """What to do if an address that looks like Label Studio's is one."""
+    origin = Origin.of(ref)
+    return (
+        f"if {origin.scheme}://{origin.authority} is Label Studio as browsers reach it, set "
+        "HRN_LABEL_STUDIO_PAGE to that, and the image is asked for at LABEL_STUDIO_URL"
+    )
+
+
+def _written_out(ref: str, start: re.Match[str], limits: PictureLimits) -> bytes:
+    """The bytes of a ``data:`` address (RFC 2397).
+
+    Raises:
+        PictureError: it is no image, cannot be read, or has more bytes than is allowed.
+    """
+    kind = start[1].partition(";")[0].strip().lower()
+    if not kind.startswith("image/"):
+        kind = "".join(filter(str.isprintable, kind[:40]))
+        raise PictureError(
+            f"the task holds data:{kind}, which is no image; expected data:image/...;base64,"
+        )
+    # Before anything is copied: neither way takes more than three characters for a byte, unless
+    # line breaks and the like are written as three, too.
+    limits.check_bytes((len(ref) - start.end()) // 4)
+    data = unquote_to_bytes(ref[start.end() :])
+    if start[2]:
+        try:
+            data = base64.b64decode(b"".join(data.split()), validate=True)
+        except binascii.Error as error:
+            raise PictureError(f"the image in the task is no base64: {error}") from error
+    limits.check_bytes(len(data))
+    return data
+
+
 def _refusal(ref: str, scheme: str) -> str:
     """Why this reference is refused, and what would be right."""
     allowed = "give a web address, a path in Label Studio (/data/...) or its storage (s3://...)"
@@ -251,7 +339,7 @@ def _refusal(ref: str, scheme: str) -> str:
         case "":
             return f"{shown(ref)} is no web address and no picture path; {allowed}"
         case "data":
-            return f"the picture stands in the task itself (data:), which is not read; {allowed}"
+            return f"the image stands in the task itself (data:) and has no comma; {allowed}"
         case "file":
             return f"{shown(ref)} is a file of some machine, which is not read; {allowed}"
         case _:

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import logging
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -22,11 +23,13 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import requests
+from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from urllib3.exceptions import NameResolutionError, NewConnectionError
 
-from studio.answers import Answer, Call, Reader, detail_of
+from studio.answers import Answer, Call, Reader, detail_of, is_json
 from studio.errors import StudioRefusedError, StudioRequestError, StudioUnavailableError
+from studio.trust import CURE, trusting
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +133,26 @@ class _Header(AuthBase):
         return r
 
 
+class _Adapter(HTTPAdapter):
+    """Verifies with our context alone; `requests` would go by variables of its own."""
+
+    def __init__(self, trust: ssl.SSLContext) -> None:
+        self._trust = trust
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
+        super().init_poolmanager(*args, **kwargs, ssl_context=self._trust)
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passed on
+        return super().proxy_manager_for(*args, **kwargs, ssl_context=self._trust)
+
+    def send(self, *args: Any, **kwargs: Any) -> requests.Response:  # noqa: ANN401 - passed on
+        return super().send(*args, **{**kwargs, "verify": True})
+
+    def cert_verify(self, conn: Any, *_: object) -> None:  # noqa: ANN401 - a pool of urllib3
+        conn.cert_reqs = "CERT_REQUIRED"
+
+
 class Transport:
     """Sends calls to one Label Studio. Safe to share between threads.
 
@@ -137,12 +160,15 @@ class Transport:
         url: address of Label Studio, ``http(s)://host[:port][/path]``.
         token: personal access token or legacy token; which of the two is found by its looks.
         patience: time limits and number of tries.
+        trust: whose certificates are accepted; the public authorities' if not given.
 
     Raises:
         ValueError: the address or the token cannot be one.
     """
 
-    def __init__(self, url: str, token: str, patience: Patience) -> None:
+    def __init__(
+        self, url: str, token: str, patience: Patience, trust: ssl.SSLContext | None = None
+    ) -> None:
         token = token.strip()
         if not token:
             raise ValueError(
@@ -152,6 +178,7 @@ class Transport:
         personal = token.startswith("eyJ")
         self.url = _checked_address(url)
         self._patience = patience
+        self._trust = trust or trusting()
         self._reader = Reader(self.url, personal)
         self._threads = threading.local()
         self._token: _Token = (
@@ -188,7 +215,7 @@ class Transport:
         """A fresh access token for the personal one."""
         call = Call("POST", "/api/token/refresh", body={"refresh": token}, repeatable=True)
         answer = self._patiently(call, None)
-        if answer.status == 401:
+        if answer.status == 401 and is_json(answer):
             raise StudioRefusedError(
                 f"Label Studio at {self.url} refused the personal access token"
                 f" ({detail_of(answer)}):"
@@ -290,6 +317,8 @@ class Transport:
         session: requests.Session | None = getattr(self._threads, "session", None)
         if session is None:
             session = self._threads.session = requests.Session()
+            session.mount("https://", _Adapter(self._trust))
+            session.mount("http://", _Adapter(self._trust))  # a proxy may be an https one
             # A session cookie beside the token would make Label Studio ask for a CSRF token.
             session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
             session.headers["Accept"] = "application/json"
@@ -335,8 +364,8 @@ def _never_sent(error: requests.RequestException) -> bool:
 
 def _reason(error: requests.RequestException) -> str:
     """What went wrong on the way, in words."""
-    if isinstance(error, requests.exceptions.SSLError):
-        return "the TLS connection failed: check https or http, and the certificate"
+    if isinstance(error, requests.exceptions.SSLError | requests.exceptions.ProxyError):
+        return _not_let_through(error)
     if isinstance(error, requests.ConnectTimeout):
         return "its host did not take the connection in time"
     if isinstance(error, requests.Timeout):
@@ -347,6 +376,21 @@ def _reason(error: requests.RequestException) -> str:
     if isinstance(inner, NewConnectionError):
         return "nothing listens there: check the address and that Label Studio runs"
     return f"the connection was lost ({type(error).__name__})"
+
+
+def _not_let_through(error: requests.RequestException) -> str:
+    """What a certificate or a proxy lacks, in words."""
+    if isinstance(error, requests.exceptions.SSLError):
+        found = re.search(r"certificate verify failed: ([^(]+)", str(error))
+        said = f"{found[1].strip()}; " if found else ""
+        words = "the TLS connection failed: check https or http, and the certificate"
+        return f"{words} ({said}{CURE})"
+    found = re.search(r"Tunnel connection failed: (\d+)", str(error))
+    said = f"it answered {found[1]}; " if found else ""
+    if found and found[1] == "407":
+        said = "it answered 407, it asks for a user name and password; "
+    words = "the proxy that HTTP_PROXY or HTTPS_PROXY names did not lead to it"
+    return f"{words} ({said}hosts in NO_PROXY are asked without it)"
 
 
 def _trouble(answer: Answer) -> str:

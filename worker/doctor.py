@@ -2,22 +2,27 @@
 
 import base64
 import shutil
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from requests.utils import get_environ_proxies, select_proxy
+
 from models.errors import ModelError, ModelStoreError
 from models.store import CONNECTED, GONE, UNCONFIRMED, Project
 from studio.client import BasicAuth
 from studio.connection import Finding, checks
 from studio.errors import StudioError
+from studio.trust import CURE
+from worker import image_check
 from worker.errors import MisconfiguredError
 from worker.identity import is_ours
 from worker.parts import Parts
 from worker.presence import sentence
-from worker.queue import RedisError
+from worker.queue import RedisError, in_words
 
 #: Free bytes below which a training may fail to publish.
 LITTLE_SPACE = 1e9
@@ -31,6 +36,8 @@ def examine(parts: Parts, only: int | None = None) -> list[Finding]:
         only: one project's number; None for all that have called.
     """
     found = examine_projects(parts, only)
+    known = [number for number, one in found if number and one.code == "project" and one.ok]
+    found += [(number, one) for number in known for one in image_check.look(parts, number)]
     several = len({number for number, _ in found} - {None}) > 1
     told = [
         replace(one, what=f"project {number}: {one.what}") if several and number else one
@@ -41,7 +48,8 @@ def examine(parts: Parts, only: int | None = None) -> list[Finding]:
 
 def examine_machine(parts: Parts) -> list[Finding]:
     """Store, Redis, workers, device, backbone, and the address that Label Studio is given."""
-    return [*_store(parts), *_redis(parts), *_device(parts), _backbone(parts), _address(parts)]
+    machine = [*_store(parts), *_redis(parts), *_device(parts), _backbone(parts)]
+    return [*machine, _address(parts), *_proxies(parts)]
 
 
 def examine_projects(parts: Parts, only: int | None = None) -> list[tuple[int | None, Finding]]:
@@ -79,7 +87,8 @@ def _redis(parts: Parts) -> Iterator[Finding]:
         waiting = parts.board.depth()
     except (RedisError, MisconfiguredError) as error:
         mend = "start Redis, correct REDIS_URL, or use `hrn up`, which brings one"
-        yield Finding("redis", ok=False, what=f"Redis cannot be reached: {error}", mend=mend)
+        what = f"Redis cannot be reached: {in_words(error)}"
+        yield Finding("redis", ok=False, what=what, mend=mend)
         return
     yield Finding("redis", ok=True, what="Redis answers")
     if workers:
@@ -120,8 +129,12 @@ def _address(parts: Parts) -> Finding:
     token = base64.b64encode(f"{settings.user}:{settings.password.reveal()}".encode()).decode()
     headers = {"Authorization": f"Basic {token}"} if settings.password else {}
     request = urllib.request.Request(f"{settings.backend_url}/health", headers=headers)  # noqa: S310 - our own setting, http(s) only
+    # Never through a proxy: whether this machine is reached is the question.
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=parts.trust)
+    )
     try:
-        with urllib.request.urlopen(request, timeout=5):  # noqa: S310 - the same
+        with opener.open(request, timeout=5):
             return Finding(
                 "address", ok=True, what=f"the backend answers at {settings.backend_url}"
             )
@@ -132,7 +145,24 @@ def _address(parts: Parts) -> Finding:
     except OSError as error:
         what = f"nothing answers at {settings.backend_url} from here ({error})"
         mend = "start the server (`hrn serve`), or correct HRN_BACKEND_URL"
+        if isinstance(getattr(error, "reason", None), ssl.SSLError):
+            mend = CURE
         return Finding("address", ok=False, what=what, mend=mend)
+
+
+def _proxies(parts: Parts) -> Iterator[Finding]:
+    """Which way requests go, where variables name proxies."""
+    known = urllib.request.getproxies_environment()
+    names = [f"{name.upper()}_PROXY" for name in ("http", "https", "all") if name in known]
+    if not names:
+        return
+    url = parts.settings.label_studio_url
+    way = "through it" if select_proxy(url, get_environ_proxies(url)) else "without it"
+    what = (
+        f"{' and '.join(names)} is set: Label Studio is asked {way}; images are always fetched"
+        " without it, since a proxy would look their hosts up out of sight of our checks"
+    )
+    yield Finding("proxy", ok=True, what=what)
 
 
 def _label_studio(parts: Parts, only: int | None) -> Iterator[tuple[int | None, Finding]]:

@@ -25,7 +25,6 @@ from models.galleries import tuned_fingerprint
 from models.store import Project
 from models.views import PLAIN
 from studio.errors import PictureError
-from studio.pictures import PictureLimits
 from worker import checkpoints, trainer
 from worker.checkpoints import Checkpoints
 from worker.fitting import Report
@@ -182,7 +181,7 @@ def _shelf(gathered: Gathered, held: NDArray[np.bool_], parts: Parts, base: Back
         picture = parts.fetcher.fetch(ref, task_id=task)
         # Twice the size we need, as for features that are served.
         enough = 2 * base.preparation.resize
-        image = parts.decoders.decode(picture.data, limits=PictureLimits(), at_least=enough)
+        image = parts.decoders.decode(picture.data, limits=parts.limits, at_least=enough)
         return (plain if held[at] else small)(image, base.preparation)
 
     return Shelf(parts.settings.cache / "tuning", make)

@@ -12,6 +12,8 @@ from hierarchy.labels import padded
 from models.gallery import Gallery
 from models.views import LEARNT_FROM
 from studio.errors import PictureError
+from studio.fields import field_of
+from studio.pictures import PictureUnavailableError
 from worker import trainer
 from worker.fitting import Report
 from worker.snapshot import Snapshot, agreed
@@ -27,6 +29,7 @@ class Gathered:
         marks: ``(P,)`` a number for each picture, by which versions remember what they learnt from.
         newest: ``(P,)`` when each picture's labels last changed, as Label Studio writes it.
         skipped: reasons for which pictures could not be used, counted.
+        passing: how many of those may be had later.
     """
 
     examples: trainer.Examples
@@ -34,6 +37,7 @@ class Gathered:
     marks: NDArray[np.int64]
     newest: Sequence[str]
     skipped: dict[str, int]
+    passing: int = 0
 
     @property
     def drawn(self) -> NDArray[np.bool_]:
@@ -62,11 +66,12 @@ def gather(  # noqa: PLR0913 - labels, where features come from, and what is kno
     """
     tasks = [task for task in snapshot.tasks if task.picture is not None]
     items = [(str(task.picture), task.task_id) for task in tasks]
-    skipped = Counter[str]()
+    skipped, passing = Counter[str](), 0
     digests: dict[int, str] = {}
     for done, (position, result) in enumerate(gallery.ensure(items, views)):
         if isinstance(result, PictureError):
             skipped[result.reason] += 1
+            passing += isinstance(result, PictureUnavailableError)
         else:
             digests[position] = result
         progress("fetching pictures", done + 1, len(items))
@@ -85,7 +90,7 @@ def gather(  # noqa: PLR0913 - labels, where features come from, and what is kno
         )
 
     def group(data: Mapping[str, object]) -> str | None:
-        value = data.get(group_field) if group_field else None
+        value = field_of(data, group_field) if group_field else None
         return None if value is None else str(value)
 
     examples = trainer.Examples(
@@ -106,6 +111,7 @@ def gather(  # noqa: PLR0913 - labels, where features come from, and what is kno
         np.array([mark(ref) for ref, _ in refs], dtype=np.int64),
         [max(label.updated_at for label in task.labels) for task in tasks],
         dict(skipped),
+        passing,
     )
 
 

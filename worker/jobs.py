@@ -12,7 +12,8 @@ from typing import Any
 from rq import get_current_job
 
 from models.errors import ModelError, ModelStoreError
-from studio.errors import PictureError, StudioError, StudioRefusedError, StudioUnavailableError
+from studio.errors import StudioError, StudioRefusedError, StudioUnavailableError
+from studio.pictures import PictureUnavailableError
 from worker.errors import JobError
 from worker.following import follow_version
 from worker.order import Order
@@ -27,8 +28,14 @@ from worker.training import Ended, run
 
 log = logging.getLogger(__name__)
 
-#: What a person or time may mend: the wish is kept, with its reason shown.
-MAY_PASS = (StudioUnavailableError, StudioRefusedError, PictureError, ModelStoreError)
+#: What a person or time may put right: the request is kept, with its reason shown. Of images only
+#: those that could not be had for now: what is no image stays none.
+MAY_PASS = (
+    StudioUnavailableError,
+    StudioRefusedError,
+    PictureUnavailableError,
+    ModelStoreError,
+)
 
 #: Seconds before such a training is tried again, time after time.
 PAUSES = (30.0, 60.0, 120.0, 300.0, 600.0)
@@ -114,7 +121,7 @@ def _guarded(order: Order, parts: Parts, progress: Progress) -> Ended:
             check_registered(parts, project)
         return run(order, parts, progress)
     except TooFewLabelsError as error:
-        return Ended("too few labels", str(error))
+        return Ended("too few labels", str(error), figures={"passed_over": error.passed_over})
     except MAY_PASS as error:
         return _later(order, parts, str(error))
     except JobError as error:

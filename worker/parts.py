@@ -3,9 +3,11 @@
 Each is opened when first used, so that what is not needed cannot fail.
 """
 
-from collections.abc import Iterator
+import ssl
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from models.files import BucketFiles
@@ -16,7 +18,9 @@ from models.store import ModelStore
 from studio.apart import Decoders
 from studio.client import LabelStudio
 from studio.pictures import Picture, PictureFetcher, PictureLimits
+from studio.trust import trusting
 from worker.errors import MisconfiguredError
+from worker.identity import is_ours
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -88,11 +92,38 @@ class Parts:
             )
         url, token = self.settings.label_studio_url, self.settings.label_studio_token.reveal()
         try:
-            return LabelStudio(url, token)
+            return LabelStudio(url, token, trust=self.trust)
         except ValueError as error:
             raise MisconfiguredError(
                 f"LABEL_STUDIO_URL or LABEL_STUDIO_API_KEY: {error}"
             ) from error
+
+    @cached_property
+    def trust(self) -> ssl.SSLContext:
+        """Whose certificates are accepted."""
+        named = (self.settings.requests_ca_bundle, self.settings.ssl_cert_file)
+        return trusting(place for place in named if place is not None)
+
+    @cached_property
+    def limits(self) -> PictureLimits:
+        """What one image may cost."""
+        return PictureLimits.of(self.settings.max_megabytes, self.settings.max_megapixels)
+
+    def other_addresses(self) -> tuple[str, ...]:
+        """What Label Studio is called by browsers, and by itself; looked up once a minute."""
+        return self._other_addresses(int(time.monotonic() // 60))
+
+    @cached_property
+    def _other_addresses(self) -> Callable[[int], tuple[str, ...]]:
+        @lru_cache(maxsize=1)
+        def find(_minute: int) -> tuple[str, ...]:
+            ours = self.settings
+            own = [
+                one.hostname for one in self.store.projects() if is_ours(one, ours.label_studio_url)
+            ]
+            return tuple(dict.fromkeys(filter(None, [ours.label_studio_page, *own])))
+
+        return find
 
     @cached_property
     def fetcher(self) -> PictureFetcher:
@@ -102,16 +133,18 @@ class Parts:
         return PictureFetcher(
             ours.label_studio_url or None,
             self.studio.authorization if known else None,
-            PictureLimits(),
+            self.limits,
             allow_private=ours.allow_private,
             allowed_hosts=ours.allowed_hosts,
             local_files={"": ours.local_files} if ours.local_files else None,
+            other_addresses=self.other_addresses,
+            trust=self.trust,
         )
 
     @cached_property
     def decoders(self) -> Decoders:
         """Files to pictures, in processes apart."""
-        return Decoders()
+        return Decoders(max_pixels=self.limits.max_pixels)
 
     @cached_property
     def galleries(self) -> Galleries:
@@ -127,6 +160,7 @@ class Parts:
             backbone=ours.backbone,
             weights=ours.backbone_weights,
             device=ours.device,
+            limits=self.limits,
             decode=self.decoders,
         )
 

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from worker.settings import Settings
 
@@ -65,10 +65,12 @@ class Redacting(logging.Formatter):
 
 def secrets_of(settings: Settings) -> tuple[str, ...]:
     """Every text among the settings that must not be seen."""
-    redis = settings.redis_url
-    password = "" if redis.startswith("unix://") else urlsplit(redis).password or ""
+    redis = urlsplit(settings.redis_url)
+    # Given before the host, or among the options behind a "?".
+    password = redis.password or parse_qs(redis.query).get("password", [""])[0]
     own = (settings.label_studio_token, settings.password, settings.console_password)
-    return tuple(text for text in (password, *(one.reveal() for one in own)) if text)
+    written = (password, unquote(password))  # as in the address, and as Redis is sent it
+    return tuple(text for text in (*dict.fromkeys(written), *(one.reveal() for one in own)) if text)
 
 
 def start_logging(settings: Settings) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
+from studio.addresses import PUBLIC, HostPattern
+from studio.trust import trusting
+
 T = TypeVar("T")
 
 #: Variables that libraries read; README and compose.yaml name them beside the settings.
 OF_LIBRARIES = (
-    "REQUESTS_CA_BUNDLE",
-    "SSL_CERT_FILE",
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "NO_PROXY",
@@ -94,9 +95,15 @@ class Settings:
             costs Label Studio a tenth of a second or more, and people look at those lists.
         fine_tune: HRN_FINE_TUNE - train the backbone too: auto (on a GPU), on, off.
         group_field: HRN_GROUP_FIELD - task field whose values are held out together.
-        allowed_hosts: HRN_ALLOWED_HOSTS - only these (and Label Studio's) may serve pictures.
+        allowed_hosts: HRN_ALLOWED_HOSTS - only these (and Label Studio's) may serve images, from
+            private addresses too; with "public" among them every public host may as well.
         allow_private: HRN_ALLOW_PRIVATE - pictures may come from private addresses.
         local_files: HRN_LOCAL_FILES - folder mounted as Label Studio's local files, read directly.
+        max_megabytes: HRN_MAX_MEGABYTES - largest image file.
+        max_megapixels: HRN_MAX_MEGAPIXELS - largest image decoded, a JPEG at 1/8 if need be.
+        requests_ca_bundle: REQUESTS_CA_BUNDLE - certificates of private authorities, which are
+            trusted beside the public ones; a file, or a folder as OpenSSL hashes it.
+        ssl_cert_file: SSL_CERT_FILE - the same; where both are set, both are trusted.
         cache_gb: HRN_CACHE_GB - features kept on disk.
         keep_versions: HRN_KEEP_VERSIONS - of each project, the newest; 0: all. Live, its parent and
             those with a note stay.
@@ -127,6 +134,10 @@ class Settings:
     allowed_hosts: frozenset[str] = frozenset()
     allow_private: bool = False
     local_files: Path | None = None
+    max_megabytes: float = 50.0
+    max_megapixels: float = 89.0
+    requests_ca_bundle: Path | None = None
+    ssl_cert_file: Path | None = None
     cache_gb: float = 20.0
     keep_versions: int = 50
 
@@ -181,11 +192,23 @@ class Settings:
             ),
             fine_tune=read("HRN_FINE_TUNE", "auto, on or off", _one_of(_SWITCHES), cls.fine_tune),
             group_field=read.text("HRN_GROUP_FIELD"),
-            allowed_hosts=read(
-                "HRN_ALLOWED_HOSTS", "names of hosts, without http://", _hosts, cls.allowed_hosts
-            ),
+            allowed_hosts=read("HRN_ALLOWED_HOSTS", _HOSTS, _hosts, cls.allowed_hosts),
             allow_private=read("HRN_ALLOW_PRIVATE", "true or false", _flag, cls.allow_private),
             local_files=read("HRN_LOCAL_FILES", "a folder that exists", _folder, None),
+            max_megabytes=read(
+                "HRN_MAX_MEGABYTES",
+                "a number from 1 to 2000",
+                _within(float, 1, 2000),
+                cls.max_megabytes,
+            ),
+            max_megapixels=read(
+                "HRN_MAX_MEGAPIXELS",
+                "a number from 1 to 4000",
+                _within(float, 1, 4000),
+                cls.max_megapixels,
+            ),
+            requests_ca_bundle=read("REQUESTS_CA_BUNDLE", _CERTIFICATES, _authorities, None),
+            ssl_cert_file=read("SSL_CERT_FILE", _CERTIFICATES, _authorities, None),
             cache_gb=read(
                 "HRN_CACHE_GB", "gigabytes above 0", _within(float, 0.01, 1e6), cls.cache_gb
             ),
@@ -220,7 +243,17 @@ _WEB = "http:// or https://, without a user name or password in it"
 #: And of the place for versions.
 _STORE = "a folder, or an address like s3://bucket/folder without a user name or password in it"
 #: And of Redis.
-_REDIS = "redis://, rediss:// or unix:// (in a password / # ? @ are written %2F %23 %3F %40)"
+_REDIS = (
+    "one address, redis://, rediss:// or unix://, whose database is a number"
+    " (in a password / # ? @ are written %2F %23 %3F %40)"
+)
+#: And of hosts that images may come from.
+_HOSTS = (
+    "names of hosts such as minio, minio:9000 or *.example.com, without http:// and without"
+    " networks, and the word public for every public host"
+)
+#: And of private authorities' certificates.
+_CERTIFICATES = "a file of certificates in PEM, or a folder of them, that exists"
 
 
 #: Variables HRN_... that compose.yaml and the tests read, and no server.
@@ -255,11 +288,21 @@ class _Reader:
         try:
             return parse(text)
         except (ValueError, OSError) as error:
-            # A password in an address stays unseen, one with "/" or "@" in it too; the cause may
-            # quote a part of it ("Port could not be cast to integer value as ...").
-            shown = re.sub(r"//.*@", "//***@", text)
+            shown = without_secrets(text)
             cause = None if shown != text else error
             raise SettingError(f"{name}: expected {expected}, got {shown!r}") from cause
+
+
+def without_secrets(text: str) -> str:
+    """An address without what may be a password, one with "/" or "@" in it too.
+
+    Args:
+        text: an address that may be a wrong one, or any other text.
+    """
+    text = re.sub(r"//.*@", "//***@", text)
+    text = re.sub(r"(?i)([?&]\w*(?:password|secret|token)\w*=)[^&]*", r"\1***", text)
+    # Without a host behind it, what stands after a colon and is no port may be one as well.
+    return re.sub(r"(//[^/@:\[]*:)(?!\d+(?:[/?#,]|$))[^@/]+", r"\1***", text)
 
 
 N = TypeVar("N", int, float)
@@ -309,7 +352,9 @@ def _url(text: str) -> str:
     address = urlsplit(text)
     if address.scheme not in ("http", "https") or not address.hostname:
         raise ValueError
-    if "@" in address.netloc:  # it would be shown wherever the address is; tokens are settings
+    # It would be shown wherever the address is; tokens are settings. Behind the host, too: a "/" in
+    # a password ends the host before its time.
+    if "@" in text:
         raise ValueError
     _ = address.port  # raises if it cannot be one
     return text.rstrip("/")
@@ -317,16 +362,26 @@ def _url(text: str) -> str:
 
 def _hosts(text: str) -> frozenset[str]:
     hosts = frozenset(text.replace(",", " ").split())
-    if any("/" in host for host in hosts):
-        raise ValueError
+    for host in hosts - {PUBLIC}:
+        HostPattern.of(host)
     return hosts
 
 
 def _redis_url(text: str) -> str:
     if not text.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError
-    if not text.startswith("unix://"):
-        _ = urlsplit(text).port  # raises where a password holds "/" or "#" that are not encoded
+    address = urlsplit(text)
+    # A password may hold "/", "?" or "#" that are not encoded: then the host, and what comes behind
+    # it, are pieces of the password.
+    if "@" in address.path + address.query + address.fragment:
+        raise ValueError
+    if address.scheme == "unix":
+        return text
+    if "," in address.netloc + address.path:  # two addresses
+        raise ValueError
+    _ = address.port  # raises if it cannot be one
+    if address.fragment or not re.fullmatch(r"(?:/\d*)?", address.path):
+        raise ValueError
     return text
 
 
@@ -334,7 +389,7 @@ def _store(text: str) -> str:
     if "://" not in text:
         return str(Path(text).expanduser())
     address = urlsplit(text)
-    if not address.netloc or "@" in address.netloc:  # it is shown to people
+    if not address.netloc or "@" in text:  # it is shown to people
         raise ValueError
     return text.rstrip("/")
 
@@ -349,6 +404,12 @@ def _file(text: str) -> Path:
     path = Path(text).expanduser()
     if not path.is_file():
         raise ValueError
+    return path
+
+
+def _authorities(text: str) -> Path:
+    path = Path(text).expanduser()
+    trusting([path])
     return path
 
 

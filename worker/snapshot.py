@@ -83,6 +83,20 @@ def take(tasks: Iterable[TaskLabels], tree: LabelTree) -> Snapshot:
     return Snapshot(tree, tuple(kept), through, digest.hexdigest()[:16], dict(ignored), recent)
 
 
+def counted(reasons: Mapping[str, int], most: int = 3) -> str:
+    """Reasons with their counts, the most frequent ones first.
+
+    Example:
+        >>> counted({"skipped by the annotator": 2, "deleted": 5})
+        '5 (deleted), 2 (skipped by the annotator)'
+    """
+    ranked = Counter(reasons).most_common()
+    words = [f"{count} ({reason})" for reason, count in ranked[:most]]
+    if rest := sum(count for _, count in ranked[most:]):
+        words.append(f"{rest} for other reasons")
+    return ", ".join(words)
+
+
 def agreed(task: TaskLabels, tree: LabelTree) -> int:
     """The node that a task's annotators agree on, -1 if there is none.
 

@@ -5,7 +5,7 @@ C and c channels before and after the reduction, H x W the grid.
 """
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from models.views import PLAIN
 from worker.fitting import Report, Rows, Tally, fit, shared_out, side_by_side
 from worker.folds import assign_folds
 from worker.recipe import Recipe
+from worker.snapshot import counted
 from worker.tune_recipe import TuneRecipe
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,16 @@ class Trained:
 
 
 class TooFewLabelsError(Exception):
-    """There is not enough to learn from yet; the message says what is missing."""
+    """There is not enough to learn from yet; the message says what is missing.
+
+    Attributes:
+        passed_over: reasons for which labels or images were not learnt from, counted.
+    """
+
+    def __init__(self, message: str, passed_over: Mapping[str, int] | None = None) -> None:
+        """Keep the reasons beside the message."""
+        super().__init__(message)
+        self.passed_over = dict(passed_over or {})
 
 
 def train(  # noqa: PLR0913 - the examples, and each choice that a project may make
@@ -170,16 +180,25 @@ def train(  # noqa: PLR0913 - the examples, and each choice that a project may m
     return Trained(head.cpu(), fitted, seen, metrics, held_out, dealt)
 
 
-def check_enough(pictures: int, named: Collection[int]) -> None:
+def check_enough(
+    pictures: int, named: Collection[int], passed_over: Mapping[str, int] | None = None
+) -> None:
     """Refuse what nothing can be learnt from.
 
+    Args:
+        pictures: how many images are labelled.
+        named: nodes that their labels name.
+        passed_over: reasons for which labels or images were not learnt from, counted.
+
     Raises:
-        TooFewLabelsError: with what is missing.
+        TooFewLabelsError: with what is missing, and what was there and did not count.
     """
     if pictures < 4 or len(named) < 2:
+        others = f"; passed over: {counted(passed_over)}" if passed_over else ""
         raise TooFewLabelsError(
-            "expected at least 4 labelled pictures that name at least 2 different nodes, "
-            f"got {pictures} pictures naming {len(named)}: label some more, then train again"
+            "expected at least 4 labelled images that name at least 2 different nodes, got "
+            f"{pictures} images naming {len(named)}: label some more, then train again{others}",
+            passed_over,
         )
 
 

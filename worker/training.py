@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +24,7 @@ from models.views import PLAIN
 from studio.annotations import read_task
 from studio.errors import PictureError
 from studio.labelconfig import LabelConfig, parse_label_config
+from studio.pictures import PictureUnavailableError
 from worker import fine_tuning, trainer
 from worker.asking import asked_at_random
 from worker.choosing import go_live
@@ -118,7 +120,7 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
     started = time.monotonic()
     live = parts.store.current(project.key)
     named = {node for label in snapshot.labels for node in label.nodes}
-    trainer.check_enough(len(snapshot.tasks), named)
+    trainer.check_enough(len(snapshot.tasks), named, snapshot.ignored)
     asked_for = order.force or bool(order.fine_tune)
     if live and not asked_for and _same_labels(parts, project, live, snapshot):
         return Ended("nothing new", f"{live} has learnt from all {len(snapshot.labels)} labels")
@@ -129,6 +131,8 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
     drawn = asked_at_random(parts.store, project.key)
     gathered = gather(snapshot, gallery, parts.settings.group_field, progress, views, drawn)
     _check_pictures(gathered, len(snapshot.tasks))
+    reasons = Counter(snapshot.ignored) + Counter(gathered.skipped)
+    trainer.check_enough(gathered.examples.pictures, gathered.examples.named, reasons)
     gathered, former = _going_on(parts, project, live, gathered)
     if tune:
         made = fine_tuning.fit(config.tree, gathered, parts, project, progress, former=former)
@@ -205,12 +209,14 @@ def _check_pictures(gathered: Gathered, wanted: int) -> None:
     """An outage must not look like a project with few labels: the training waits for its end.
 
     Raises:
-        PictureError: more than a quarter of the pictures could not be read.
+        PictureError: more than a quarter of the images could not be read, and never will be.
+        PictureUnavailableError: some of them may be had later.
     """
     missing = sum(gathered.skipped.values())
     if missing > wanted * MOST_MISSING:
         reason = max(gathered.skipped, key=lambda reason: gathered.skipped[reason])
-        raise PictureError(f"{missing} of {wanted} pictures could not be read, mostly: {reason}")
+        kind = PictureUnavailableError if gathered.passing else PictureError
+        raise kind(f"{missing} of {wanted} images could not be read, mostly: {reason}")
 
 
 def _same_labels(parts: Parts, project: Project, live: str, snapshot: Snapshot) -> bool:

@@ -163,6 +163,21 @@ def test_a_task_is_placed_among_those_that_the_version_has_ordered(
     assert other["result"] == alone["result"]  # how sure it is does not depend on the place
 
 
+def test_an_image_below_a_path_of_the_data_is_answered(
+    client: FlaskClient, fresh: Fresh, parts: Parts
+) -> None:
+    """As the editor reads `$shots[0].url`, and as a training does."""
+    known = fresh()
+    go_live(parts, known)
+    body = asking(known, [GOOD])
+    plain = client.post("/predict", json=body).get_json()["results"]
+    body["label_config"] = known.label_config.replace("$image", "$shots[0].url")
+    body["tasks"][0]["data"] = {"shots": [{"url": GOOD}]}
+    nested = client.post("/predict", json=body).get_json()["results"]
+    assert nested[0]["result"]
+    assert nested[0]["result"] == plain[0]["result"]
+
+
 # --- bad pictures ---
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import pytest
 from flask.testing import FlaskClient
 
 from models.store import Project
+from studio.errors import PictureError
 from tests.backend.conftest import go_live
 from tests.published import OTHER, TREE
 from tests.studio.configs import choices_xml, taxonomy_xml
+from tests.studio.picture_server import serving
 from worker.parts import Parts
+from worker.settings import Settings
 
 
 def body(**changes: Any) -> dict[str, Any]:
@@ -45,6 +49,26 @@ def test_a_project_is_remembered_with_its_tree_and_without_its_token(
     assert known["label_config"] == body()["schema"]
     assert known["label_studio"] == "http://studio.example"
     assert "secret" not in record.read_text(encoding="utf-8")
+
+
+def test_what_label_studio_calls_itself_is_an_address_of_its_images(
+    bare: Callable[..., FlaskClient], tmp_path: Path
+) -> None:
+    """`http://localhost:8080`, as browsers and exports write it, whatever we call it."""
+    with serving() as server:
+        server.answers["/data/upload/1/cat.jpg"] = b"cat"
+        client = bare(label_studio_url=server.url)
+        settings = Settings(home=tmp_path, label_studio_url=server.url)
+        ref = "http://localhost:8080/data/upload/1/cat.jpg"
+        with pytest.raises(PictureError, match="HRN_LABEL_STUDIO_PAGE"):
+            Parts(settings).fetcher.fetch(ref)
+        assert client.post("/setup", json=body()).status_code == 200
+        assert Parts(settings).fetcher.fetch(ref).data == b"cat"
+        predict = {"tasks": [], "project": "1.1795440233", "label_config": body()["schema"]}
+        assert client.post("/predict", json=predict).status_code == 200  # it says no hostname
+        assert Parts(settings).fetcher.fetch(ref).data == b"cat"
+        page = replace(settings, home=tmp_path / "other", label_studio_page="http://localhost:8080")
+        assert Parts(page).fetcher.fetch(ref).data == b"cat"
 
 
 def test_a_changed_tree_replaces_the_one_remembered(

@@ -547,7 +547,7 @@ def test_words_of_1_0_9_hand_tasks_over_where_label_studio_cannot_be_asked(
         iter(tasks), str(tmp_path / "7.1700000001" / "1700000002")
     )
     assert outcome["state"] == "too few labels"
-    assert "3 pictures naming 3" in outcome["why"]
+    assert "3 images naming 3" in outcome["why"]
     assert [project.project for project in parts.store.projects()] == ["7.1700000001"]
 
 

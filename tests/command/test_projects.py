@@ -90,6 +90,16 @@ def test_the_status_of_a_project_in_training(parts: Parts, known: Project, board
     assert "training: fitting 3/9, 6 s left in this stage" in running
 
 
+def test_the_status_says_what_was_not_learnt_from_and_why(parts: Parts, known: Project) -> None:
+    publish(parts.store, known)
+    told = projects.project_status(parts, known)
+    assert "passed over" not in projects.describe(told)
+    told["labels"] |= {"ignored": {"holds no result of label": 20}, "skipped": {"404 Not Found": 3}}
+    assert "passed over: 20 (holds no result of label), 3 (404 Not Found)" in (
+        projects.describe(told)
+    )
+
+
 def test_the_status_without_redis_is_still_told(settings: Settings, known: Project) -> None:
     lame = Parts(Settings(home=settings.home))
     told = projects.status(lame)

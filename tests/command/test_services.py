@@ -8,6 +8,7 @@ import pytest
 from command import redis_server, services
 from command.supervisor import StartError, Supervisor
 from tests.redis import running
+from tests.studio.picture_server import CERTIFICATE
 from tests.studio.servers import Reply, serving
 from worker.settings import Secret, Settings
 
@@ -38,9 +39,13 @@ def test_a_child_reads_back_the_settings_it_is_given(tmp_path: Path) -> None:
         follow_minutes=3.0,
         fine_tune="off",
         group_field="store",
-        allowed_hosts=frozenset({"a", "b"}),
+        allowed_hosts=frozenset({"public", "*.b.example", "minio:9000"}),
         allow_private=True,
         local_files=tmp_path.resolve(),
+        max_megabytes=300.0,
+        max_megapixels=250.5,
+        requests_ca_bundle=CERTIFICATE.resolve(),
+        ssl_cert_file=CERTIFICATE.resolve(),
         cache_gb=1.5,
         keep_versions=7,
     )
@@ -116,3 +121,12 @@ def test_where_others_can_reach_it_the_console_has_the_password_given_or_none(
     given = replace(bare, console_password=Secret("given"))
     assert services.with_console(given) == given
     assert "given" not in services.console_words(given)
+
+
+def test_this_machine_is_never_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serving(lambda _: Reply()) as server, serving(lambda _: Reply(status=502)) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert services.answers_http(server.url)
+        assert proxy.requests == []

@@ -36,8 +36,13 @@ class PictureServer:
 
 
 @contextmanager
-def serving(*, tls: bool = False) -> Iterator[PictureServer]:
-    """A server on a free port of 127.0.0.1, in its own threads."""
+def serving(*, tls: bool = False, certificate: Path = CERTIFICATE) -> Iterator[PictureServer]:
+    """A server on a free port of 127.0.0.1, in its own threads.
+
+    Args:
+        tls: speak TLS.
+        certificate: its certificate and key.
+    """
 
     class _Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -78,7 +83,7 @@ def serving(*, tls: bool = False) -> Iterator[PictureServer]:
     server = _Server(("127.0.0.1", 0), _Handler)
     if tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(CERTIFICATE)
+        context.load_cert_chain(certificate)
         server.socket = context.wrap_socket(server.socket, server_side=True)
     known = PictureServer(server.server_address[1], "https" if tls else "http")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studio.addresses import AddressRules, Origin, not_public, shown, system_resolver
+from studio.addresses import (
+    AddressRules,
+    HostPattern,
+    Origin,
+    not_public,
+    shown,
+    system_resolver,
+)
 from studio.errors import PictureError
 
 
@@ -129,7 +136,7 @@ def rules(
 ) -> AddressRules:
     """Rules in whose world every name stands for these addresses."""
     found = None if own is None else Origin.of(own)
-    return AddressRules(found, private, frozenset(hosts), lambda host, port: addresses)
+    return AddressRules.read(found, hosts, lambda host, port: addresses, allow_private=private)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +170,70 @@ def test_label_studio_may_be_private_at_its_own_port_only() -> None:
 def test_a_named_host_may_be_private_and_is_then_the_only_one() -> None:
     found = rules("10.0.0.1", hosts=("store.internal",))
     assert found.addresses(Origin.of("http://store.internal/")) == ("10.0.0.1",)
-    with pytest.raises(PictureError, match=r"pictures\.example is not one of the allowed hosts"):
+    with pytest.raises(PictureError, match=r"pictures\.example is not in HRN_ALLOWED_HOSTS"):
         found.addresses(Origin.of("http://pictures.example/"))
+
+
+def test_a_named_port_is_the_only_one() -> None:
+    found = rules("10.0.0.1", hosts=("minio:9000",))
+    assert found.addresses(Origin.of("http://minio:9000/a.jpg")) == ("10.0.0.1",)
+    with pytest.raises(PictureError, match=r"minio:9001 is not in HRN_ALLOWED_HOSTS"):
+        found.addresses(Origin.of("http://minio:9001/a.jpg"))
+
+
+def test_a_wildcard_stands_for_the_names_below_a_domain() -> None:
+    found = rules("10.0.0.1", hosts=("*.corp.example",))
+    for name in ("store.corp.example", "a.b.Corp.Example."):
+        assert found.addresses(Origin.of(f"http://{name}/"))
+    for name in ("corp.example", "evilcorp.example", "corp.example.evil.example"):
+        with pytest.raises(PictureError, match="not in HRN_ALLOWED_HOSTS"):
+            found.addresses(Origin.of(f"http://{name}/"))
+
+
+def test_public_beside_a_private_host_allows_both_and_no_other_private_one() -> None:
+    found = rules("10.0.0.1", hosts=("public", "minio:9000"))
+    assert found.addresses(Origin.of("http://minio:9000/"))
+    assert rules("8.8.8.8", hosts=("public", "minio")).addresses(
+        Origin.of("http://pictures.example")
+    )
+    with pytest.raises(PictureError, match=r"they should, add other to HRN_ALLOWED_HOSTS"):
+        found.addresses(Origin.of("http://other/"))
+
+
+def test_a_private_host_is_refused_with_the_setting_that_would_allow_it() -> None:
+    with pytest.raises(PictureError, match=r"set HRN_ALLOWED_HOSTS=public,minio:9000$"):
+        rules("10.0.0.1").addresses(Origin.of("http://minio:9000/"))
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "below"),
+    [
+        ("Minio", "minio", None, False),
+        ("minio.:9000", "minio", 9000, False),
+        ("*.Example.com", "example.com", None, True),
+        ("*.b\u00fccher.example:1", "xn--bcher-kva.example", 1, True),
+        ("10.0.0.7:80", "10.0.0.7", 80, False),
+        ("fd00::7", "fd00::7", None, False),
+        ("[fd00::7]:9000", "fd00::7", 9000, False),
+    ],
+)
+def test_an_allowed_host_is_read_in_the_form_in_which_hosts_are_compared(
+    text: str,
+    host: str,
+    port: int | None,
+    below: bool,  # noqa: FBT001
+) -> None:
+    assert HostPattern.of(text) == HostPattern(host, port, below)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["*", "*.", ".corp.example", "http://minio", "10.0.0.0/8", "minio:port", "minio:99999", "a*b",
+     "me@minio", "*.10.0.0.1", "*.127.1", "minio:9000:1", ":9000", "a b"],
+)  # fmt: skip
+def test_what_is_no_host_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the setting says what was expected
+        HostPattern.of(text)
 
 
 def test_label_studio_needs_not_be_named_among_the_hosts() -> None:

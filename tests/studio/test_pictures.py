@@ -5,19 +5,22 @@ import hashlib
 import http.client
 import os
 import socket
+import textwrap
 import threading
 import time
-from base64 import urlsafe_b64encode
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from studio.errors import PictureError, StudioRefusedError, StudioUnavailableError
 from studio.pictures import PictureFetcher, PictureLimits, PictureUnavailableError
+from studio.trust import trusting
 from tests.studio.picture_server import CERTIFICATE, Handler, PictureServer, redirect, serving
 
 LIMITS = PictureLimits(
@@ -145,7 +148,13 @@ def test_any_web_address_is_fetched_without_the_token(make: Make, store: Picture
     [
         ("file:///etc/passwd", "file of some machine"),
         ("ftp://pictures.example/cat.jpg", "not fetched by ftp:"),
-        ("data:image/png;base64,iVBORw0KGgo=", "in the task itself"),
+        ("data:text/html;base64,iVBORw0KGgo=", "holds data:text/html, which is no image"),
+        ("data:,iVBORw0KGgo=", "which is no image"),
+        ("data:text/\nhtml,x", "holds data:text/html, which"),
+        ("data:image/png;base64", "has no comma"),
+        ("data:image/png;base64,iVBORw0KGgo", "no base64"),
+        ("data:image/png;base64,<svg>", "no base64"),
+        ("data:image/png;base64,", "empty"),
         ("gopher://pictures.example/", "not fetched by gopher:"),
         ("C:\\cats\\cat.jpg", "not fetched by c:"),
         ("", "no web address and no picture path"),
@@ -269,6 +278,170 @@ def test_a_refused_token_is_explained(make: Make, studio: PictureServer) -> None
     assert "401 Unauthorized from Label Studio: check its access token" in reason(make(), UPLOAD)
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (
+            403,
+            b"Serving local files is off.\nMore",
+            "403 Forbidden from Label Studio: Serving local",
+        ),
+        (403, b"", "403 Forbidden from Label Studio: check its access token"),
+        (404, b'{"detail": "No <i>Task</i> matches"}', "Label Studio: No Task matches"),
+        (
+            424,
+            b'{"detail": "\\u0007the bucket\\nis gone"}',
+            "Dependency from Label Studio: the bucket",
+        ),
+        (404, b"<html>Page not found</html>", "404 Not Found from Label Studio"),
+    ],
+)
+def test_label_studio_says_why_in_its_own_words(
+    make: Make, studio: PictureServer, status: int, body: bytes, words: str
+) -> None:
+    studio.answers[UPLOAD] = (status, {}, body)
+    told = reason(make(), UPLOAD)
+    assert words in told
+    assert "More" not in told
+    assert told.isprintable()
+    assert ("access token" in told) is (body == b"")
+
+
+def test_an_upload_whose_record_is_gone_is_no_outage(make: Make, studio: PictureServer) -> None:
+    """Label Studio answers 500 then, each time."""
+    said = b"{\"detail\": \"'NoneType' object has no attribute 'has_permission'\"}"
+    studio.answers[UPLOAD] = (500, {}, said)
+    assert "its upload was deleted" in reason(make(), UPLOAD)
+    assert len(studio.asked) == 1
+
+
+def test_what_a_server_says_is_cut(make: Make, studio: PictureServer) -> None:
+    studio.answers[UPLOAD] = (403, {}, b"x" * 1_000_000)
+    assert len(reason(make(), UPLOAD)) < 500
+
+
+def test_a_storage_says_why_in_its_own_words(make: Make, store: PictureServer) -> None:
+    xml = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Request has expired"
+    store.answers["/cat.jpg"] = (403, {}, xml + b"</Message></Error>")
+    words = reason(make(allow_private=True), f"{store.url}/cat.jpg")
+    assert words == f"403 Forbidden from 127.0.0.1:{store.port}: Request has expired"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (401, {"WWW-Authenticate": 'Basic realm="intranet"'}, b""),
+        (401, {}, b"<html>Sign in</html>"),
+        (403, {}, b"<html>Sign in</html>"),
+        (407, {}, b""),
+    ],
+)
+def test_a_proxy_before_label_studio_is_not_taken_for_its_word_on_the_token(
+    make: Make, studio: PictureServer, status: int, headers: dict[str, str], body: bytes
+) -> None:
+    studio.answers[UPLOAD] = (status, headers, body)
+    words = reason(make(), UPLOAD)
+    assert "no answer of Label Studio's own: a proxy or sign-in page before it" in words
+    assert "token" not in words
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "azure-blob"])
+def test_a_bucket_that_no_storage_holds_is_named(
+    make: Make, studio: PictureServer, scheme: str
+) -> None:
+    words = reason(make(), f"{scheme}://bucket/folder/cat.jpg", task_id=7)
+    assert f"no source storage of this project holds {scheme}://bucket, or" in words
+    assert studio.tokens == [TOKEN]
+
+
+def test_an_object_that_a_storage_does_not_have_is_not_taken_for_a_missing_storage(
+    make: Make, studio: PictureServer, store: PictureServer
+) -> None:
+    coded = urlsafe_b64encode(b"s3://bucket/cat.jpg").decode().replace("=", "%3D")
+    studio.answers[f"/tasks/7/presign/?fileuri={coded}"] = redirect(f"{store.url}/gone.jpg", 303)
+    store.answers["/gone.jpg"] = (404, {}, b"<Error><Message>No such key</Message></Error>")
+    words = reason(make(allow_private=True), "s3://bucket/cat.jpg", task_id=7)
+    assert words == f"404 Not Found from 127.0.0.1:{store.port}: No such key"
+
+
+# Label Studio's other names
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["http://localhost:{port}", "https://labels.example/studio", "http://labels.example/studio/"],
+)
+def test_an_image_at_another_address_of_label_studio_is_asked_for_at_its_own(
+    make: Make, studio: PictureServer, other: str
+) -> None:
+    """A task names it as browsers do; `https` in the setting and `http` in the task, too."""
+    fetcher = make(
+        other_addresses=lambda: ["not an address", f"http://localhost:{studio.port}",
+                                 "https://labels.example/studio"],
+        resolve=lambda host, port: ["127.0.0.1"],
+    )  # fmt: skip
+    ref = other.format(port=studio.port).rstrip("/") + UPLOAD
+    assert fetcher.fetch(ref).data == CAT
+    assert studio.hosts == [f"127.0.0.1:{studio.port}"]
+    assert studio.tokens == [TOKEN]
+
+
+def test_only_images_are_asked_for_so(make: Make, studio: PictureServer) -> None:
+    """Any other path there is a stranger's, and gets no token."""
+    other = f"http://localhost:{studio.port}"
+    fetcher = make(other_addresses=lambda: [other], allow_private=True)
+    reason(fetcher, f"{other}/api/users/")
+    assert studio.tokens == [None]
+
+
+def test_a_host_that_may_be_label_studio_is_told_with_the_setting(
+    make: Make, studio: PictureServer, store: PictureServer
+) -> None:
+    other = f"http://localhost:{store.port}"
+    words = reason(make(), other + UPLOAD)
+    assert f"{other} is Label Studio as browsers reach it, set HRN_LABEL_STUDIO_PAGE" in words
+    store.answers[UPLOAD] = (401, {}, b"{}")
+    words = reason(make(allow_private=True), other + UPLOAD)
+    assert "HRN_LABEL_STUDIO_PAGE" in words
+    assert "token" not in words
+    assert "HRN_LABEL_STUDIO_PAGE" not in reason(make(), f"{other}/cat.jpg")
+    words = passing_reason(
+        make(resolve=lambda host, port: ()), "http://label-studio:8080/data/upload/1/cat.jpg"
+    )
+    assert "HRN_LABEL_STUDIO_PAGE" in words
+
+
+# In the task itself
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "data:image/jpeg;base64," + b64encode(CAT).decode(),
+        "DATA:image/jpeg;charset=utf-8;BASE64," + b64encode(CAT).decode(),
+        "data:image/jpeg;base64," + quote(b64encode(CAT + b"?").decode(), safe=""),
+        "data:image/jpeg;base64,\n" + "\n".join(textwrap.wrap(b64encode(CAT).decode(), 9)),
+        "data:image/jpeg," + quote(CAT),
+    ],
+)
+def test_an_image_in_the_task_is_read(make: Make, studio: PictureServer, ref: str) -> None:
+    assert make().fetch(ref).data in (CAT, CAT + b"?")
+    assert studio.asked == []
+
+
+@pytest.mark.parametrize("size", [100_000, 100_001, 1_000_000])
+def test_an_image_in_the_task_has_the_limits_of_others(make: Make, size: int) -> None:
+    refs = [
+        "data:image/png;base64," + b64encode(bytes(size)).decode(),
+        "data:image/png," + "%00" * size,
+    ]
+    for ref in refs:
+        if size > 100_000:
+            assert "larger than the allowed 100000 bytes" in reason(make(), ref)
+        else:
+            assert len(make().fetch(ref).data) == size
+
+
 def test_a_token_that_cannot_be_had_is_a_picture_error(studio: PictureServer) -> None:
     def refused() -> dict[str, str]:
         raise StudioRefusedError("the token is out of date")
@@ -380,7 +553,8 @@ def test_hosts_that_are_not_named_are_refused_after_a_redirect_too(
     make: Make, studio: PictureServer, store: PictureServer
 ) -> None:
     studio.answers[UPLOAD] = redirect(f"http://localhost:{store.port}/cat.jpg")
-    assert "localhost is not one of" in reason(make(allowed_hosts={"127.0.0.1"}), UPLOAD)
+    words = reason(make(allowed_hosts={"127.0.0.1"}), UPLOAD)
+    assert f"localhost:{store.port} is not in HRN_ALLOWED_HOSTS" in words
     assert store.asked == []
 
 
@@ -410,6 +584,18 @@ def tls_fetcher(make: Make, monkeypatch: pytest.MonkeyPatch) -> PictureFetcher:
     return make(allow_private=True, resolve=lambda host, port: ["127.0.0.1"])
 
 
+def test_a_certificate_of_a_named_authority_is_accepted(make: Make) -> None:
+    with serving(tls=True) as server:
+        server.answers["/cat.jpg"] = CAT
+        fetcher = make(
+            allow_private=True,
+            trust=trusting([CERTIFICATE]),
+            resolve=lambda host, port: ["127.0.0.1"],
+        )
+        assert fetcher.fetch(f"https://pictures.example:{server.port}/cat.jpg").data == CAT
+        fetcher.close()
+
+
 def test_tls_verifies_the_host_s_name_not_its_address(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,14 +605,15 @@ def test_tls_verifies_the_host_s_name_not_its_address(
         assert fetcher.fetch(f"https://pictures.example:{server.port}/cat.jpg").data == CAT
         words = reason(fetcher, f"https://other.example:{server.port}/cat.jpg")
         fetcher.close()
-    assert "certificate of other.example is not accepted" in words
+    assert f"certificate of other.example:{server.port} is not accepted" in words
     assert len(server.asked) == 1
 
 
 def test_an_unknown_certificate_is_refused(make: Make) -> None:
     with serving(tls=True) as server:
         words = reason(make(allow_private=True), f"{server.url}/cat.jpg")
-    assert "certificate of 127.0.0.1 is not accepted" in words
+    assert f"certificate of 127.0.0.1:{server.port} is not accepted" in words
+    assert "REQUESTS_CA_BUNDLE or SSL_CERT_FILE" in words
     assert server.asked == []
 
 
@@ -594,7 +781,8 @@ def test_a_status_is_told_and_not_tried_again(
 ) -> None:
     store.answers["/cat.jpg"] = (status, {}, b"")
     words = reason(make(allow_private=True), f"{store.url}/cat.jpg")
-    assert words == f"{status} {http.client.responses[status]} from 127.0.0.1"
+    host = f"127.0.0.1:{store.port}"
+    assert words == f"{status} {http.client.responses[status]} from {host}"
     assert len(store.asked) == 1
 
 
@@ -609,7 +797,7 @@ def test_a_passing_status_is_tried_three_times(
 
 def test_an_unknown_status_is_told_as_its_number(make: Make, studio: PictureServer) -> None:
     studio.answers[UPLOAD] = (499, {}, b"")
-    assert reason(make(), UPLOAD) == "499 from 127.0.0.1"
+    assert reason(make(), UPLOAD) == "499 from Label Studio"
 
 
 def test_a_failure_that_passes_costs_nothing(make: Make, studio: PictureServer) -> None:

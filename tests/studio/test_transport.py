@@ -438,3 +438,31 @@ def test_a_missing_page_keeps_its_status() -> None:
     assert isinstance(error, StudioRequestError)
     assert error.status == 404
     assert "404: a web page" in str(error)
+
+
+# Proxies
+
+
+@pytest.mark.parametrize("status", [401, 403, 407])
+def test_a_proxy_that_refuses_is_not_taken_for_label_studio(status: int) -> None:
+    for token in (LEGACY, PERSONAL):
+        page = Reply(b"<html>Sign in</html>", status, {"Content-Type": "text/html"})
+        error = fails(script(page), token=token)
+        assert isinstance(error, StudioRefusedError)
+        assert f"with {status} and a web page" in str(error)
+        assert "a proxy or sign-in page before it wants to know who asks" in str(error)
+        assert "access token" not in str(error)
+
+
+def test_a_proxy_that_leads_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serving(lambda _: Reply()) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        transport = Transport("https://studio.example", LEGACY, Patience(retries=0))
+        with pytest.raises(StudioUnavailableError) as raised:
+            transport.send(WHO)
+    words = str(raised.value)
+    assert "the proxy that HTTP_PROXY or HTTPS_PROXY names did not lead to it" in words
+    assert "it answered 501" in words
+    assert "NO_PROXY" in words

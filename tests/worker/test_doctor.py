@@ -10,10 +10,11 @@ from rq import Worker
 from models.store import ModelStore
 from studio.connection import Finding
 from tests.published import project
+from tests.redis import running
 from tests.studio.servers import Reply, Request, serving
 from worker.doctor import examine
 from worker.parts import Parts
-from worker.queue import Board
+from worker.queue import Board, connect
 from worker.settings import Secret, Settings
 
 
@@ -111,6 +112,39 @@ def test_our_own_address_is_tried_with_our_password(
 def test_an_address_that_is_not_set_or_where_nobody_is_is_told(settings: Settings) -> None:
     assert "not set" in found(settings)["address"].what
     assert not found(replace(settings, backend_url="http://127.0.0.1:1"))["address"].ok
+
+
+def test_our_own_address_is_not_looked_for_through_a_proxy(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serving(lambda _: Reply()) as server, serving(lambda _: Reply(status=502)) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        settings = replace(
+            settings, backend_url=server.url, label_studio_url="http://studio.example"
+        )
+        told = found(settings)
+        assert proxy.requests == []
+    assert told["address"].ok
+    assert "HTTP_PROXY and HTTPS_PROXY is set" in told["proxy"].what
+    assert "Label Studio is asked through it" in told["proxy"].what
+    assert "images are always fetched without it" in told["proxy"].what
+    monkeypatch.setenv("NO_PROXY", "studio.example")
+    assert "Label Studio is asked without it" in found(settings)["proxy"].what
+    monkeypatch.delenv("http_proxy")
+    monkeypatch.delenv("HTTPS_PROXY")
+    assert "proxy" not in found(settings)
+
+
+def test_a_redis_that_wants_a_password_is_told_in_words(settings: Settings, tmp_path: Path) -> None:
+    with running(tmp_path / "locked") as url, connect(url) as connection:
+        connection.config_set("requirepass", "s3cret")
+        told = found(replace(settings, redis_url=url))["redis"]
+    assert not told.ok
+    assert "a password is needed: REDIS_URL=redis://:PASSWORD@host" in told.what
+    assert "HELLO" not in told.what
 
 
 def studio(request: Request) -> Reply:

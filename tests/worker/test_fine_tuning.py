@@ -132,7 +132,7 @@ def test_pictures_that_cannot_be_had_are_counted_and_left_out(parts: Parts) -> N
 def test_nothing_to_be_had_is_too_little_to_train(parts: Parts) -> None:
     found = gather(take([], TREE), parts.galleries.base(), "", silent)
     assert found.examples.pictures == 0
-    with pytest.raises(trainer.TooFewLabelsError, match="got 0 pictures"):
+    with pytest.raises(trainer.TooFewLabelsError, match="got 0 images"):
         trainer.check_enough(found.examples.pictures, found.examples.named)
 
 
@@ -144,6 +144,9 @@ def test_annotators_share_a_picture_and_groups_come_from_the_task(parts: Parts) 
     assert found.examples.picture.tolist() == [0, 0, 1]
     assert found.examples.weight.tolist() == [0.5, 0.5, 1]
     assert list(found.examples.groups) == ["monday", None]
+    nested = take([replace(task(0, 1), data={"visit": {"day": "tuesday"}})], TREE)
+    found = gather(nested, parts.galleries.base(), "visit.day", silent, (0,))
+    assert list(found.examples.groups) == ["tuesday"]
 
 
 # The backbone too

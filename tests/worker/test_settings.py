@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.studio.picture_server import CERTIFICATE
 from worker.settings import Secret, SettingError, Settings
 
 WRONG = [
@@ -16,7 +17,6 @@ WRONG = [
     ("HRN_KEEP_VERSIONS", "-3", "2, or 0"),
     ("LABEL_STUDIO_URL", "studio.example", "http://"),
     ("LABEL_STUDIO_URL", "http://", "http://"),
-    ("LABEL_STUDIO_URL", "http://studio:port", "http://"),
     ("HRN_BACKEND_URL", "ftp://backend", "http://"),
     ("HRN_USER", "a:b", "without ':'"),
     ("HRN_PORT", "0", "1 to 65535"),
@@ -32,6 +32,15 @@ WRONG = [
     ("HRN_FOLLOW_MINUTES", "0", "above 0"),
     ("HRN_FINE_TUNE", "yes", "auto, on or off"),
     ("HRN_ALLOWED_HOSTS", "https://pictures.example", "without http://"),
+    ("HRN_ALLOWED_HOSTS", "minio, 10.0.0.0/8", "without networks"),
+    ("HRN_ALLOWED_HOSTS", ".corp.example", "*.example.com"),
+    ("HRN_ALLOWED_HOSTS", "*", "the word public for every public host"),
+    ("HRN_MAX_MEGABYTES", "0", "from 1 to 2000"),
+    ("HRN_MAX_MEGAPIXELS", "many", "from 1 to 4000"),
+    ("REQUESTS_CA_BUNDLE", "no/such/file.pem", "certificates in PEM, or a folder of them, that"),
+    ("SSL_CERT_FILE", __file__, "certificates in PEM"),
+    ("REDIS_URL", "redis://host:6379/abc", "whose database is a number"),
+    ("REDIS_URL", "redis://a:6379/0,redis://b:6380/0", "one address"),
     ("HRN_ALLOW_PRIVATE", "maybe", "true or false"),
     ("HRN_LOCAL_FILES", "no/such/folder", "a folder that exists"),
     ("HRN_CACHE_GB", "-1", "above 0"),
@@ -67,6 +76,10 @@ RIGHT: dict[str, tuple[str, str, Any]] = {
     "HRN_ALLOWED_HOSTS": ("allowed_hosts", "a.example, b.example", {"a.example", "b.example"}),
     "HRN_ALLOW_PRIVATE": ("allow_private", "TRUE", True),
     "HRN_LOCAL_FILES": ("local_files", str(Path(__file__).parent), Path(__file__).parent),
+    "HRN_MAX_MEGABYTES": ("max_megabytes", "300", 300),
+    "HRN_MAX_MEGAPIXELS": ("max_megapixels", "250.5", 250.5),
+    "REQUESTS_CA_BUNDLE": ("requests_ca_bundle", str(CERTIFICATE), CERTIFICATE),
+    "SSL_CERT_FILE": ("ssl_cert_file", str(CERTIFICATE.parent), CERTIFICATE.parent),
     "HRN_CACHE_GB": ("cache_gb", "0.5", 0.5),
     "HRN_KEEP_VERSIONS": ("keep_versions", "3", 3),
 }
@@ -146,6 +159,66 @@ def test_a_variable_that_is_no_setting_is_named_with_the_nearest_and_its_text_st
 def test_variables_of_others_are_left_alone() -> None:
     others = ("PATH", "LABEL_STUDIO_USERNAME", "HRN_LISTEN", "HRN_SHARED", "CHRN_X")
     assert Settings.from_environ(dict.fromkeys(others, "x")) == Settings()
+
+
+#: Passwords with letters that must be encoded in an address, as people write them who do not know.
+BARE = [
+    "redis://hrn:s3cret@w/rd#x@host:6379/0",
+    "redis://hrn:s3@cret/w#rd@host:6379/0",
+    "redis://:s3cret/w@host:6379/0",
+    "redis://:s3cret?w@host:6379/0",
+    "redis://:s3cret#w@host:6379/0",
+    "redis://:s3cret",
+    "redis://host:s3cret/0",
+    "redis://host:6379/x?password=s3cret",
+    "redis://:s3cret@a:6379/0,redis://:s3cret@b:6379/0",
+    "unix:///run/redis.sock?password=s3cret@x",
+    "unix://me:s3cret/x@/run/redis.sock",
+]
+
+
+@pytest.mark.parametrize("text", BARE)
+def test_no_piece_of_a_password_that_is_not_encoded_is_shown(text: str) -> None:
+    with pytest.raises(SettingError) as told:
+        Settings.from_environ({"REDIS_URL": text})
+    assert "REDIS_URL: expected" in str(told.value)
+    assert "%2F" in str(told.value)
+    assert told.value.__cause__ is None
+    for piece in ("s3", "cret", "w#rd", "w@", "?w"):
+        assert piece not in str(told.value).partition("got ")[2]
+
+
+@pytest.mark.parametrize("name", ["LABEL_STUDIO_URL", "HRN_LABEL_STUDIO_PAGE", "HRN_BACKEND_URL"])
+@pytest.mark.parametrize(
+    "text", ["http://me:s3cret@host", "https://s3/cret@host", "http://me:s3#cret@x"]
+)
+def test_an_address_with_a_password_is_refused_wherever_its_host_seems_to_end(
+    name: str, text: str
+) -> None:
+    with pytest.raises(SettingError, match="without a user name") as told:
+        Settings.from_environ({name: text})
+    assert "s3" not in str(told.value)
+    assert "cret" not in str(told.value)
+
+
+def test_what_stands_for_a_port_and_is_none_may_be_a_password() -> None:
+    with pytest.raises(SettingError, match=r"got 'http://studio:\*\*\*'"):
+        Settings.from_environ({"LABEL_STUDIO_URL": "http://studio:port"})
+
+
+def test_a_store_s_address_whose_secret_ends_the_bucket_is_refused() -> None:
+    with pytest.raises(SettingError) as told:
+        Settings.from_environ({"HRN_STORE": "s3://key:hid/den@bucket/models"})
+    assert "hid" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["redis://:p%40ss%2Fw@host:6379/3", "rediss://host:6380/0?ssl_ca_certs=/etc/ca.pem",
+     "redis://[::1]:6379", "redis://me:p@ss@host/", "unix:///run/redis.sock?db=2"],
+)  # fmt: skip
+def test_an_address_of_redis_that_can_be_meant_is_taken(text: str) -> None:
+    assert Settings.from_environ({"REDIS_URL": text}).redis_url == text
 
 
 def test_equal_secrets_are_equal() -> None:

@@ -17,6 +17,19 @@ from worker.settings import Secret
 WRONG = ["", "0" * 64, "пароль", "\x00"]
 
 
+def test_a_prefix_that_anyone_may_send_leads_nowhere(
+    visitor: FlaskClient,
+) -> None:
+    """The page says that the console has a host of its own."""
+    headers = {"X-Forwarded-Prefix": "/evil"}
+    asked = visitor.get("/console", headers=headers)
+    assert asked.headers["Location"].startswith("/console/sign-in")
+    assert "/evil" not in visitor.get("/console/sign-in", headers=headers).text
+    page = Path("docs/console.md").read_text(encoding="utf-8")
+    assert "`X-Forwarded-Prefix` is not read" in page
+    assert "needs a host or port of its own" in page
+
+
 @pytest.mark.parametrize("given", [None, *WRONG])
 def test_nothing_is_done_without_the_token_of_the_session(
     admin: FlaskClient, fresh: Callable[..., Project], board: Board, given: str | None
