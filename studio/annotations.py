@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypeGuard
 
 from hierarchy.tree import LabelTree
+from studio.controls import composed
 from studio.errors import AnnotationError
 from studio.fields import as_id, as_text, kind_of
 from studio.labelconfig import LabelConfig
@@ -281,9 +282,9 @@ def _walk(path: tuple[str, ...], config: LabelConfig) -> tuple[int | None, int]:
     """Deepest node reached by names or else titles, and how many steps led there."""
     tree = config.tree
     node, below = None, tree.level_nodes(0)
-    for depth, word in enumerate(path):
-        named = (child for child in below if tree.names[child] == word)
-        titled = (child for child in below if config.titles[child] == word)
+    for depth, word in enumerate(map(composed, path)):
+        named = (child for child in below if composed(tree.names[child]) == word)
+        titled = (child for child in below if composed(config.titles[child]) == word)
         step = next(named, next(titled, None))
         if step is None:
             return node, depth
@@ -299,8 +300,8 @@ def _choices_nodes(
     for control, item in _items(results, "choices", notes):
         if not isinstance(item, str):
             notes.append(f"value.choices: expected a list of strings, got {kind_of(item)} in it")
-        elif (control, item) in config.answers:
-            named[control, item] = config.answers[control, item]
+        elif (key := (control, composed(item))) in config.answers:
+            named[key] = config.answers[key]
         else:
             notes.append(f'{_quote(item)} is no choice of "{control}"')
     ticked = {node for nodes in named.values() for node in nodes}

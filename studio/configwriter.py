@@ -18,6 +18,7 @@ from studio.controls import MAX_NODES, REFERENCE
 from studio.errors import LabelConfigError
 from studio.labelconfig import FIELD, parse_label_config
 from studio.labelxml import MAX_DEPTH
+from studio.levels import MARK
 
 #: How labels are asked for.
 Form = Literal["taxonomy", "choices"]
@@ -202,6 +203,7 @@ def _add_choices(
     place: ET.Element, tree: LabelTree, name: str, nodes: Iterable[int], keys: dict[int, str]
 ) -> None:
     choices = ET.SubElement(place, "Choices", name=name, toName="image", choice="single")
+    choices.set(MARK, "true")
     for node in nodes:
         ET.SubElement(choices, "Choice", value=tree.names[node], hotkey=keys[node])
 

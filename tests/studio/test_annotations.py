@@ -1,6 +1,7 @@
 """Annotations -> targets at any depth, and a reason for each annotation that teaches nothing."""
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ CASCADE = parse_label_config(
 SHARED = parse_label_config(
     view(
         level("l1", "Fruit", "Vegetables"),
-        level("l2", "Fresh", "Frozen", more=f'{WHEN}"Fruit,Vegetables"'),
+        level("l2", "Fresh", "Frozen", more=f'prelabel="true" {WHEN}"Fruit,Vegetables"'),
     )
 )
 
@@ -489,3 +490,15 @@ def test_any_path_of_a_cascade_is_read_from_its_lowest_level_alone(
     config = parse_label_config(cascade_xml(tree))
     node = data.draw(st.sampled_from(range(len(tree))))
     assert label(config, ticked(config.controls[node], tree.names[node])).target == node
+
+
+def test_names_are_compared_in_one_unicode_form() -> None:
+    apart = unicodedata.normalize("NFD", "École")
+    for known, written in (("École", apart), (apart, "École")):
+        nested = parse_label_config(
+            view(f'<Taxonomy name="label" toName="image">{choice(known)}</Taxonomy>')
+        )
+        found = label(nested, taxonomy([written]))
+        assert (path_of(found, nested), found.note) == ((known,), "")
+        flat = parse_label_config(choices_xml([known]))
+        assert target(flat, ticked("label", written)) == (known,)
