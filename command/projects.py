@@ -1,20 +1,23 @@
 """What the commands do to one project: ask for training, show, choose a version, predict."""
 
 import hashlib
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from models.answers import answers
 from models.errors import ModelError
 from models.galleries import Galleries
 from models.predictor import Answer
 from models.store import Project, project_key
+from studio.annotations import read_task
 from studio.connection import Connected, connect
 from studio.contract import project_key as studio_key
 from studio.errors import PictureError
+from studio.labelconfig import parse_label_config
 from studio.pictures import Picture
 from worker import choosing
 from worker.choosing import ChoiceError, promote
@@ -22,6 +25,10 @@ from worker.errors import MisconfiguredError
 from worker.order import Order
 from worker.parts import Parts
 from worker.queue import RedisError
+from worker.snapshot import left_out, take
+
+#: Most labelled tasks that `hrn connect` looks at, at some 2 ms each.
+LOOKED_AT: Final = 2000
 
 
 class UsageError(Exception):
@@ -59,7 +66,7 @@ def connect_project(parts: Parts, number: int) -> Connected:
         )
     project = parts.studio.project(number)
     key = project_key(settings.label_studio_url, studio_key(number, str(project["created_at"])))
-    return connect(
+    connected = connect(
         parts.studio,
         number,
         backend_url=settings.backend_url,
@@ -67,6 +74,15 @@ def connect_project(parts: Parts, number: int) -> Connected:
         password=settings.password.reveal(),
         version=parts.store.current(key) or "untrained",
     )
+    return replace(connected, remarks=(*connected.remarks, *_answers(parts, number)))
+
+
+def _answers(parts: Parts, number: int) -> list[str]:
+    """What an admin should know of the answers that are there already."""
+    config = parse_label_config(str(parts.studio.settings(number)["label_config"]))
+    tasks = itertools.islice(parts.studio.tasks(number, annotated_only=True), LOOKED_AT)
+    seen = take((read_task(task, config) for task in tasks), config.tree)
+    return [f"{sentence}." for sentence in left_out(seen.summary())]
 
 
 def ask_training(parts: Parts, project: Project, order: Order) -> dict[str, Any]:
@@ -135,6 +151,7 @@ def describe(told: dict[str, Any]) -> str:
         lines.append(
             f"  learnt from {told['labels']['labels']} labels; held out, {levels(told['metrics'])}"
         )
+        lines += [f"  {sentence}" for sentence in left_out(told["labels"])]
     if told.get("following"):
         lines.append(f"  {seen_since(told['following'])}")
     if progress := told.get("progress"):

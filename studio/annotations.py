@@ -19,6 +19,12 @@ from studio.labelconfig import LabelConfig
 #: Keys of a result's value that place it on a region of the picture.
 _REGION_KEYS: Final = frozenset({"x", "points", "rle", "vertices"})
 
+#: Why an annotation is passed over that holds no answer at all.
+EMPTY: Final = "submitted without an answer"
+
+#: Why one is passed over whose answer to the question before the labels hides them.
+NOTHING_THERE: Final = "says that nothing of the label tree is there"
+
 #: Longest piece of an annotation repeated in a reason, in characters.
 _QUOTED: Final = 100
 
@@ -151,7 +157,7 @@ def _read_annotation(entry: object, task_id: int, config: LabelConfig) -> Label 
         return Ignored(annotation_id, reason)
     nodes, notes = _nodes(results, config)
     if not nodes:
-        return Ignored(annotation_id, "; ".join(notes) or "submitted without an answer")
+        return Ignored(annotation_id, "; ".join(notes) or EMPTY)
     return Label(
         task_id=task_id,
         annotation_id=annotation_id,
@@ -176,13 +182,25 @@ def _own_results(results: object, config: LabelConfig) -> tuple[list[Mapping[str
     if not isinstance(results, list | tuple):
         return [], f"result: expected a list, got {kind_of(results)}"
     if not results:
-        return [], "submitted without an answer"
+        return [], EMPTY
     own = [
         result
         for result in results
         if isinstance(result, Mapping) and as_text(result.get("from_name")) in config.control_names
     ]
+    if not own and _says_nothing_is_there(results, config):
+        return own, NOTHING_THERE
     return own, f"holds no result of {', '.join(sorted(config.control_names)[:5])}"
+
+
+def _says_nothing_is_there(results: Sequence[object], config: LabelConfig) -> bool:
+    for result in results:
+        if isinstance(result, Mapping) and isinstance(value := result.get("value"), Mapping):
+            ticked = value.get("choices")
+            hiding = config.hiding.get(as_text(result.get("from_name")), frozenset())
+            if isinstance(ticked, list) and ticked and hiding:
+                return all(isinstance(one, str) and composed(one) in hiding for one in ticked)
+    return False
 
 
 def _quote(words: str | tuple[str, ...]) -> str:

@@ -72,6 +72,11 @@ def taxonomy_notes(control: Tag, choices: Sequence[Choice], rows: Sequence[Row])
             'name only. Set showFullPath="true".'
         )
     yield from _preselected(name, choices)
+    if (control.get("maxusages") or "").strip() != "1":
+        yield (
+            f"{name} takes several ticks. An answer with several is learnt as the label above them "
+            'all, or as "one of these", and each image gets one pre-label.'
+        )
 
 
 def choices_notes(control: Tag, place: int) -> Iterator[str]:

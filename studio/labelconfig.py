@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Literal
 
@@ -56,6 +56,8 @@ class LabelConfig:
         notes: what hurts in this setup, in words for the admin; none of it stops anything.
         separator: set where names contain the Taxonomy's path separator: the editor then stores
             such a name as several (`NewTaxonomy.onChange` splits there).
+        hiding: by name of a control that is asked before the labels, its answers that hide them:
+            they say that nothing of the tree is there.
     """
 
     tree: LabelTree
@@ -66,6 +68,7 @@ class LabelConfig:
     titles: tuple[str, ...]
     notes: tuple[str, ...] = ()
     separator: str | None = None
+    hiding: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @cached_property
     def answers(self) -> Mapping[tuple[str, str], tuple[int, ...]]:
@@ -137,7 +140,8 @@ def parse_label_config(xml: str) -> LabelConfig:
     """
     root = read_tags(xml)
     images = _images(root)
-    groups = _groups(_whole_image_controls(root, images))
+    controls = _whole_image_controls(root, images)
+    groups = _groups(controls)
     group, chosen = _pick(groups)
     others = [control for other in groups if other is not group for control in other]
     image = _image(images, group[0])
@@ -146,6 +150,7 @@ def parse_label_config(xml: str) -> LabelConfig:
     kind: Kind = "cascade" if len({row.control for row in rows}) > 1 else "choices"
     kind = "taxonomy" if group[0].kind == "taxonomy" else kind
     tree, ordered = _tree(rows)
+    hiding = _hiding(group[0], controls)
     return LabelConfig(
         tree=tree,
         kind=kind,
@@ -156,10 +161,35 @@ def parse_label_config(xml: str) -> LabelConfig:
         notes=(
             *chosen,
             *notes,
+            *_hiding_notes(hiding),
             *(f"{describe(control)} is not pre-labelled." for control in others),
         ),
         separator=separator,
+        hiding=hiding,
     )
+
+
+def _hiding(labels: Tag, controls: Sequence[Tag]) -> dict[str, frozenset[str]]:
+    """Answers that hide the control of the labels, by the control they are given in."""
+    try:
+        shown_by = {one.control: one for one in conditions(labels) if one.values is not None}
+        asked = {tag.name: read_choices(tag) for tag in controls if tag.name in shown_by}
+    except LabelConfigError:
+        return {}
+    found = {
+        name: frozenset(composed(one.name) for one in choices if not shown_by[name].met_by(one))
+        for name, choices in asked.items()
+    }
+    return {name: answers for name, answers in found.items() if answers}
+
+
+def _hiding_notes(hiding: Mapping[str, frozenset[str]]) -> Iterator[str]:
+    for name, answers in hiding.items():
+        words = ", ".join(f'"{answer}"' for answer in sorted(answers)[:3])
+        yield (
+            f'<Choices name="{name}"> hides the labels after some answers ({words}). These are not '
+            "learnt, and the promised accuracy is about the other images alone."
+        )
 
 
 def _tree(rows: Sequence[Row]) -> tuple[LabelTree, list[Row]]:

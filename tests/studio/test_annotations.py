@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hierarchy.tree import LabelTree
-from studio.annotations import Ignored, Label, TaskLabels, read_task
+from studio.annotations import EMPTY, NOTHING_THERE, Ignored, Label, TaskLabels, read_task
 from studio.errors import AnnotationError
 from studio.labelconfig import LabelConfig, parse_label_config
 from tests.studio.configs import (
@@ -502,3 +502,22 @@ def test_names_are_compared_in_one_unicode_form() -> None:
         assert (path_of(found, nested), found.note) == ((known,), "")
         flat = parse_label_config(choices_xml([known]))
         assert target(flat, ticked("label", written)) == (known,)
+
+
+def test_an_answer_that_hides_the_labels_says_that_nothing_is_there() -> None:
+    when = 'visibleWhen="choice-selected" whenTagName="present" whenChoiceValue="Animal"'
+    config = parse_label_config(
+        view(
+            level("present", "Animal", "Empty"),
+            f'<Taxonomy name="label" toName="image" {when}>{choice("Fox")}</Taxonomy>',
+        )
+    )
+
+    def reason(*results: object) -> str:
+        entry = {"id": 1, "result": list(results)}
+        (found,) = read_task({"id": 1, "data": {}, "annotations": [entry]}, config).ignored
+        return found.reason
+
+    assert reason(ticked("present", "Empty")) == NOTHING_THERE
+    assert reason(ticked("present", "Animal")) == "holds no result of label"
+    assert reason() == EMPTY

@@ -485,15 +485,25 @@ def test_what_hurts_in_a_taxonomy_is_noted(attribute: str, words: str) -> None:
     assert words in notes(view(taxonomy(choice("A"), more=attribute)))
 
 
-def test_a_plain_taxonomy_has_no_note() -> None:
+def test_a_plain_taxonomy_has_but_the_note_that_it_takes_several_ticks() -> None:
     plain = 'leafsOnly="false" maxUsages="3" required="false"'
-    assert notes(view(taxonomy(choice("A", choice("B")), more=plain))) == ""
+    (note,) = parse_label_config(view(taxonomy(choice("A", choice("B")), more=plain))).notes
+    assert "takes several ticks" in note
+
+
+def test_a_question_that_hides_the_labels_is_noted_with_its_answers() -> None:
+    when = f'{WHEN} whenTagName="present" whenChoiceValue="Animal"'
+    xml = view(choices("present", "Animal", "Empty"), taxonomy(choice("A"), more=when))
+    config = parse_label_config(xml)
+    assert config.hiding == {"present": frozenset({"Empty"})}
+    assert '<Choices name="present"> hides the labels after some answers ("Empty")' in notes(xml)
+    assert parse_label_config(view(taxonomy(choice("A")))).hiding == {}
 
 
 def test_an_ambiguous_chip_is_noted_unless_full_paths_are_shown() -> None:
     inner = choice("A", choice("x")) + choice("B", choice("x"))
     assert "showFullPath" in notes(view(taxonomy(inner)))
-    assert notes(view(taxonomy(inner, more='showFullPath="true"'))) == ""
+    assert "showFullPath" not in notes(view(taxonomy(inner, more='showFullPath="true"')))
 
 
 def test_a_preselected_choice_is_noted_at_any_depth() -> None:
