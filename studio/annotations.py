@@ -19,6 +19,9 @@ from studio.labelconfig import LabelConfig
 #: Keys of a result's value that place it on a region of the picture.
 _REGION_KEYS: Final = frozenset({"x", "points", "rle", "vertices"})
 
+#: Why a skip is passed over.
+WAS_SKIPPED: Final = "skipped by the annotator"
+
 #: Why an annotation is passed over that holds no answer at all.
 EMPTY: Final = "submitted without an answer"
 
@@ -150,7 +153,7 @@ def _read_annotation(entry: object, task_id: int, config: LabelConfig) -> Label 
     if annotation_id is None:
         return Ignored(None, f"annotation id: expected an integer, got {kind_of(entry.get('id'))}")
     if _is_withdrawn(entry):
-        gone = "deleted" if entry.get("deleted") else "skipped by the annotator"
+        gone = "deleted" if entry.get("deleted") else WAS_SKIPPED
         return Ignored(annotation_id, gone)
     results, reason = _own_results(entry.get("result"), config)
     if not results:
