@@ -176,6 +176,8 @@ def read_text(file: Path, encoding: str | None = None) -> str:
     if (size := file.stat().st_size) > MAX_BYTES:
         raise TreeFileError(f"{file}: {size} bytes, at most {MAX_BYTES} are read")
     data = file.read_bytes()
+    if data.startswith(b"PK\x03\x04"):
+        raise TreeFileError(f"{file}: expected text, got a spreadsheet or archive: save it as CSV")
     utf16 = data[:2] in {b"\xff\xfe", b"\xfe\xff"}
     try:
         return data.decode(encoding or ("utf-16" if utf16 else "utf-8-sig")).removeprefix("\ufeff")

@@ -446,7 +446,13 @@ def _parsed(text: str) -> object:
 def _records(data: object) -> list[_Object] | None:
     """The records of a list of flat objects that have headings as keys; None if it is no such."""
     if isinstance(data, _Object):
-        data = dict(data.items).get("categories")
+        listed = dict(data.items).get("categories")
+        by_id = [
+            _Object([("id", key), *(pair for pair in one.items if pair[0] != "id")])
+            for key, one in data.items
+            if isinstance(one, _Object) and is_heading(next(iter(dict(one.items)), ""))
+        ]
+        data = by_id if by_id and len(by_id) == len(data.items) else listed
     if not isinstance(data, list) or not data:
         return None
     for one in data:

@@ -102,7 +102,16 @@ _PATH: Final = (
     "lineage",
     "breadcrumb",
 )
-_CODE: Final = ("code", "icdcode", "icd10", "icd10code", "icd10cm", "icd10cmcode", "icd9code")
+_CODE: Final = (
+    "code",
+    "icdcode",
+    "icd10",
+    "icd10code",
+    "icd10cm",
+    "icd10cmcode",
+    "icd9code",
+    "diagnosiscode",
+)
 _KEYS: Final = frozenset(
     {
         "id",
@@ -573,31 +582,33 @@ def _speciesnet(rows: Sequence[Row], *, common: bool = False) -> Table:
 
 
 def _accepted(columns: _Columns, rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """Rows that are no synonyms, and a note on the others."""
+    """Rows of accepted names, and a note on the others."""
     status = columns.first(_STATUS)
     accepted = columns.first(_ACCEPTED_ID)
+    words = {row[status].casefold() for _, row in rows} if status is not None else set()
+    if columns.first(_STATUS[:2]) is None and not words & _ACCEPTED:
+        status = None  # some other status
     ids = columns.ids()
     kept: list[Row] = []
     left: list[Row] = []
     for line, row in rows:
-        word = row[status].casefold() if status is not None else ""
-        other = row[accepted] if accepted is not None and not word else ""
-        is_synonym = "synonym" in word or "misapplied" in word or word in _NOT_ACCEPTED
-        if not word and other not in _NO_PARENT and ids:
-            is_synonym = all(row[column] != other for column in ids)
-        (left if is_synonym else kept).append((line, row))
+        word = "" if status is None else row[status].casefold()
+        fits = not word or word in _ACCEPTED
+        if not word and accepted is not None and row[accepted] not in _NO_PARENT and ids:
+            fits = any(row[column] == row[accepted] for column in ids)
+        (kept if fits else left).append((line, row))
     if rows and not kept:
         raise TreeFileError(
             f"line {rows[0][0]}: no row is an accepted name: expected some whose "
             f"{shorten(columns.head[status if status is not None else accepted or 0])} says so"
         )
-    notes = [f"{len(left)} synonym(s) left out, such as on line {left[0][0]}"] if left else []
-    return kept, notes
+    lines = f"{len(left)} synonym(s) left out, such as on line {left[0][0]}" if left else ""
+    return kept, [lines] if left else []
 
 
-_NOT_ACCEPTED: Final = frozenset(
-    {"unaccepted", "not accepted", "invalid", "junior", "alternate representation", "unassessed"}
-    | {"ambiguous", "excluded", "nomen nudum", "nomen dubium", "deleted", "unavailable"}
+#: What stands in the status of names that are in use.
+_ACCEPTED: Final = frozenset(
+    {"accepted", "valid", "provisionally accepted", "accepted name", "doubtful"}
 )
 
 
@@ -626,7 +637,9 @@ def _parent_table(
     missing = [(line, up) for line, _, up in nodes.values() if up and up not in nodes]
     if missing:
         line, up = missing[0]
-        why = f"line {line}: its parent {shorten(up)} is on no line"
+        there = any(row[key] == up for _, row in rows)
+        what = "is no accepted name" if there else "is on no line"
+        why = f"line {line}: its parent {shorten(up)} {what}"
         if len(ranks := columns.ranks()) > 1:
             table = _rank_table(columns, rows, ranks, own)
             table.notes.insert(0, f"{why}, so the columns of ranks are read instead")

@@ -321,6 +321,8 @@ def test_records_are_read_as_a_table() -> None:
     assert read_json(json.dumps(records)).tree.paths == (("A",), ("A", "B"))
     coco = {"categories": [{"id": 1, "name": "cat", "supercategory": "animal"}], "images": []}
     assert read_json(json.dumps(coco)).tree.paths == (("animal",), ("animal", "cat"))
+    by_id = {"1": {"name": "A", "parent": None}, "2": {"name": "B", "parent": 1}}
+    assert read_json(json.dumps(by_id)).tree.paths == (("A",), ("A", "B"))
     roboflow = [
         {"id": 0, "name": "animals", "supercategory": "none"},
         {"id": 1, "name": "cat", "supercategory": "animals"},
