@@ -12,9 +12,9 @@ from hierarchy import LabelTree
 from studio import treefiles
 from studio.configwriter import Choice, Form, choose_form, label_config
 from studio.errors import TreeFileError
+from studio.headings import shorten
 from studio.labelconfig import parse_label_config
 from studio.treefiles import TreeFile
-from studio.treetables import shorten
 from worker.settings import Settings
 
 #: Largest file read, in bytes: four for each character that is read.

@@ -20,17 +20,9 @@ from hierarchy.errors import TreeError
 from studio.configwriter import MAX_LEVELS
 from studio.controls import MAX_NODES
 from studio.errors import TreeFileError
-from studio.treetables import (
-    CHOOSE,
-    Path,
-    Row,
-    headless,
-    icd_codes,
-    is_heading,
-    read_table,
-    shorten,
-    some,
-)
+from studio.headings import CHOOSE, Path, Row, is_heading, shorten, some
+from studio.icdcodes import icd_codes
+from studio.treetables import headless, read_table
 
 #: Longest text read, in characters; 50 000 paths of 100 levels would be larger, and nobody's.
 MAX_CHARACTERS: Final = 20_000_000

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from hierarchy import LabelTree
 from studio.errors import TreeFileError
+from studio.headings import RANKS
 from studio.treefiles import read_csv, read_json
-from studio.treetables import RANKS
 from tests.studio.configs import tree_of
 
 Path = tuple[str, ...]
