@@ -36,7 +36,8 @@ def rank_table(
     columns: Columns, rows: Sequence[Row], ranks: Sequence[int], own: int | None
 ) -> Table:
     """A column a rank, cells may be empty; further columns may name the row's own taxon."""
-    if columns.words[1:6] == _SPECIESNET and all(UUID.fullmatch(row[0]) for _, row in rows):
+    ids = all(UUID.fullmatch(row[0]) for _, row in rows)
+    if ids and len(columns.head) == 7 and columns.words[1:6] == _SPECIESNET:
         return speciesnet(rows, common=own == 6)
     names = columns.there(SCIENTIFIC)
     loose = bool(names)
@@ -129,7 +130,8 @@ def _gap_notes(lineages: Sequence[tuple[int, list[str]]]) -> list[str]:
     if not found:
         return []
     listed = ", ".join(found[:3]) + (f", and {len(found) - 3} more" if len(found) > 3 else "")
-    return [f"stand with and without a rank above them, so as two labels: {listed}. Fill the gaps"]
+    words = f"{len(found)} taxa stand with a rank above them and without it, as two labels"
+    return [f"{words}: {listed}. Fill the gap where they are one"]
 
 
 def _fills(other: Path, way: Path) -> bool:
