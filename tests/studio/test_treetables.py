@@ -349,3 +349,42 @@ def test_thousands_of_rows_are_read_in_seconds() -> None:
     began = time.monotonic()
     assert len(read_csv(written(rows, "\t")).tree) == 15_000
     assert time.monotonic() - began < 10
+
+
+_HEADED = st.sampled_from(
+    (
+        "id",
+        "parent_id",
+        "name",
+        "parent",
+        "child",
+        "scientificName",
+        "vernacularName",
+        "kingdom",
+        "order",
+        "genus",
+        "species",
+        "code",
+        "description",
+        "path",
+        "uuid",
+        "taxonRank",
+        "taxonomicStatus",
+        "acceptedNameUsageID",
+        "Level_1",
+        "Foo",
+    )
+)
+_CELLS = st.sampled_from(
+    ["", "NA", "1", "2", "A", "Aa b", "A00", "A00.1", "A00-A09", "synonym", "genus", "x > y", '"q"']
+)
+
+
+@given(st.lists(_HEADED, max_size=7), st.lists(st.lists(_CELLS, max_size=7), max_size=5))
+def test_any_table_is_read_or_refused(head: list[str], rows: list[list[str]]) -> None:
+    try:
+        names, words = read_csv(written([head, *rows])).tree.names, ""
+    except TreeFileError as error:
+        names, words = (), str(error)
+    assert words.isprintable()
+    assert all(name == name.strip() != "" for name in names)
