@@ -213,29 +213,24 @@ def _prepare(client: LabelStudio, home: Path, demo: Demo, settings: Settings) ->
     _connect(client, demo, settings)
     version = _first_version(settings, project, demo)
     plain = {task for task, sample in zip(tasks, pictures, strict=True) if _is_plain(sample)}
-    _begin_with(plain, client, settings, project, demo, version)
+    begin_with(Parts(settings), _key(project, demo), plain, version)
 
 
 def _is_plain(sample: samples.Sample) -> bool:
     return sample.quality in {"clear", "unknown"}
 
 
-def _begin_with(  # noqa: PLR0913 - what the demo is made of
-    plain: set[int],
-    client: LabelStudio,
-    settings: Settings,
-    project: dict[str, Any],
-    demo: Demo,
-    version: str,
-) -> None:
+def begin_with(parts: Parts, key: str, plain: set[int], version: str) -> None:
     """Put plain images with a pre-label first: a newcomer should not meet a blur and an empty box.
 
     After the first answers, the next version asks for what teaches it most.
     """
-    parts, key = Parts(settings), _key(project, demo)
+    project = parts.store.project(key)
+    if project is None:
+        return
     shown = {
         int(task["id"]): sum(map(len, _labels(row)))
-        for task in client.tasks(demo.project, unlabelled_only=True)
+        for task in parts.studio.tasks(project.number, unlabelled_only=True)
         for row in task["predictions"]
         if task["id"] in plain and row["model_version"] == version and row["result"]
     }
@@ -249,7 +244,7 @@ def _begin_with(  # noqa: PLR0913 - what the demo is made of
     parts.board.ask_refresh(key, version, again=True)
     last, deadline = list(first)[-1], time.monotonic() + 60
     while time.monotonic() < deadline:
-        if places.place(last) in {row["score"] for row in client.task(last)["predictions"]}:
+        if places.place(last) in {row["score"] for row in parts.studio.task(last)["predictions"]}:
             return
         time.sleep(0.3)
 
