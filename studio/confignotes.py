@@ -72,10 +72,14 @@ def taxonomy_notes(control: Tag, choices: Sequence[Choice], rows: Sequence[Row])
             'name only. Set showFullPath="true".'
         )
     yield from _preselected(name, choices)
-    if (control.get("maxusages") or "").strip() != "1":
+
+
+def ticks_notes(control: Tag) -> Iterator[str]:
+    """A note on a Taxonomy that takes several answers, as most do."""
+    if control.kind == "taxonomy" and (control.get("maxusages") or "").strip() != "1":
         yield (
-            f"{name} takes several ticks. An answer with several is learnt as the label above them "
-            'all, or as "one of these", and each image gets one pre-label.'
+            f"{describe(control)} takes several ticks. An answer with several is learnt as the "
+            'label above them all, or as "one of these", and each image gets one pre-label.'
         )
 
 

@@ -50,11 +50,12 @@ SHIFTED_KEYS: Final = tuple(f"shift+{key}" for key in SINGLE_KEYS if key.isalpha
 MAX_CASCADE: Final = len(SINGLE_KEYS) + len(SHIFTED_KEYS)
 
 #: Most lines on the screen at once, all levels of one path together, for `auto` to choose a
-#: cascade: what stands beside the picture at 1280 x 800.
+#: cascade: what stands beside the image at 1280 x 800.
 MAX_SHOWN: Final = 20
 
-#: Characters of a name that stand in one of these lines, key and box beside them.
-LINE: Final = 34
+#: Characters of a name that stand in one of these lines, key and box beside them, where the answer
+#: is as narrow as it gets.
+LINE: Final = 26
 
 #: Most levels: beside those of the tree, four tags stand around a choice.
 MAX_LEVELS: Final = MAX_DEPTH - 4

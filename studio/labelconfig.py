@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Final, Literal
 
 from hierarchy.tree import LabelTree
-from studio.confignotes import choices_notes, path_separator, taxonomy_notes
+from studio.confignotes import choices_notes, path_separator, taxonomy_notes, ticks_notes
 from studio.controls import (
     Row,
     cascade_rows,
@@ -163,6 +163,7 @@ def parse_label_config(xml: str) -> LabelConfig:
             *notes,
             *_hiding_notes(hiding),
             *(f"{describe(control)} is not pre-labelled." for control in others),
+            *ticks_notes(group[0]),
         ),
         separator=separator,
         hiding=hiding,

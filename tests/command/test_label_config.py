@@ -174,13 +174,13 @@ def test_the_path_of_folders_is_the_label(tmp_path: Path) -> None:
 
 
 def test_names_of_folders_are_brought_to_one_unicode_form(tmp_path: Path) -> None:
-    apart = unicodedata.normalize("NFD", "École")
-    assert found(folders(tmp_path / "a", f"{apart}/x", "École/y")) == {
+    decomposed = unicodedata.normalize("NFD", "École")
+    assert found(folders(tmp_path / "a", f"{decomposed}/x", "École/y")) == {
         ("École",),
         ("École", "x"),
         ("École", "y"),
     }
-    split = folders(tmp_path / "b", "train/École", f"test/{apart}")
+    split = folders(tmp_path / "b", "train/École", f"test/{decomposed}")
     assert found(split) == {("École",)}
 
 

@@ -71,11 +71,11 @@ SENTENCES = (
 
 
 def test_connect_says_what_is_not_learnt_as_it_was_given(project: tuple[int, str]) -> None:
-    _, told = project
+    _, printed = project
     for sentence in SENTENCES:
-        assert f"Note: {sentence}" in told
-    assert "takes several ticks" in told
-    assert 'hides the labels after some answers ("Empty")' in told
+        assert f"Note: {sentence}" in printed
+    assert "takes several ticks" in printed
+    assert 'hides the labels after some answers ("Empty")' in printed
 
 
 def test_status_and_console_count_it_once_a_version_is_there(
@@ -86,9 +86,9 @@ def test_status_and_console_count_it_once_a_version_is_there(
     (row,) = [one for one in backend.json("status")["projects"] if one["project"] == number]
     counts = {"nothing_there": 5, "several": 4, "several_as_parent": 3, "empty": 2}
     assert {key: row["labels"][key] for key in counts} == counts
-    told, page = backend.hrn("status"), _projects_page(backend)
+    printed, page = backend.hrn("status"), _projects_page(backend)
     for sentence in SENTENCES:
-        assert sentence in told
+        assert sentence in printed
         assert sentence in page
 
 

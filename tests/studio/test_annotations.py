@@ -493,8 +493,8 @@ def test_any_path_of_a_cascade_is_read_from_its_lowest_level_alone(
 
 
 def test_names_are_compared_in_one_unicode_form() -> None:
-    apart = unicodedata.normalize("NFD", "École")
-    for known, written in (("École", apart), (apart, "École")):
+    decomposed = unicodedata.normalize("NFD", "École")
+    for known, written in (("École", decomposed), (decomposed, "École")):
         nested = parse_label_config(
             view(f'<Taxonomy name="label" toName="image">{choice(known)}</Taxonomy>')
         )

@@ -260,8 +260,8 @@ def test_the_most_labels_are_read_where_nothing_is_marked() -> None:
 
 
 def test_names_that_differ_by_normalization_only_are_one() -> None:
-    apart = unicodedata.normalize("NFD", "École")
-    xml = view(taxonomy(choice("École", choice("x")), choice(apart, choice("x"), choice("y"))))
+    decomposed = unicodedata.normalize("NFD", "École")
+    xml = view(taxonomy(choice("École", choice("x")), choice(decomposed, choice("x"), choice("y"))))
     assert parse_label_config(xml).tree.paths == (("École",), ("École", "x"), ("École", "y"))
 
 

@@ -92,7 +92,7 @@ def test_a_skip_moves_its_image_to_the_end(served: Parts, known: Project, stand:
     assert row["score"] == 1.0
     assert row["result"] == before["result"]
     assert max(task["predictions"][0]["score"] for task in stand.tasks) == row["score"]
-    served.store.write_order(known.key, {})  # what to ask next is chosen anew
+    served.store.write_order(known.key, {})  # what to ask next is chosen again
     refresh_predictions(known.key, "v1", served)
     batch = places_of(served.store, known.key, "v1").batch
     assert len(batch) == 29
