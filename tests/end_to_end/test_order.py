@@ -105,7 +105,7 @@ def test_what_chance_chose_is_on_record(shop: Shop, taken: list[int]) -> None:
 
 
 def test_a_skip_moves_its_image_to_the_end(
-    shop: Shop, taken: list[int], annotators: list[Annotator]
+    shop: Shop, before: list[int], annotators: list[Annotator]
 ) -> None:
     skipped = annotators[0].next_task(shop.number)
     annotators[0].skip(skipped)
