@@ -14,7 +14,6 @@ from models.answers import SharedAnswers, answers
 from models.errors import ModelStoreError
 from models.gallery import Gallery, Item
 from models.predictor import Answer, Predictor
-from models.records import Records
 from models.store import (
     CONNECTED,
     DISCONNECTED,

@@ -44,6 +44,6 @@ def webhook() -> ResponseReturnValue:
         return {"job": asked.job, "status": asked.state}, 201
     if call.kind.changes_labels:
         services().hint(call.action, lambda board: board.note_event(key))
-    if call.kind == Event.TASKS_CREATED:
+    if call.kind == Event.TASKS_CREATED or call.skipped:  # a skipped one goes to the end
         services().hint(call.action, lambda board: board.note_tasks(key))
     return {}, 201

@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ from command.supervisor import StartError, Supervisor
 from hierarchy import LabelTree
 from models.store import project_key
 from studio.client import LabelStudio
-from studio.configwriter import taxonomy_config
+from studio.configwriter import choose_form, label_config
 from studio.connection import connect
 from studio.contract import project_key as studio_key
+from studio.labelconfig import LabelConfig, parse_label_config
+from studio.predictions import prediction
+from worker.asking import places_of
 from worker.order import Order
 from worker.parts import Parts
 from worker.settings import Settings
@@ -30,6 +33,9 @@ PICTURES, ANSWERED = 360, 150
 
 #: Share of a folder's pictures that are answered one level up, as people do who know less.
 COARSE = 0.4
+
+#: Tasks that come first in a new demo: plain images with a pre-label.
+PLAIN = 12
 
 USER = "demo@example.com"
 
@@ -190,9 +196,9 @@ def _prepare(client: LabelStudio, home: Path, demo: Demo, settings: Settings) ->
     """The project, its pictures, the first answers and the first version."""
     pictures = _pictures(home, demo)
     tree = LabelTree.from_paths(sorted({sample.path for sample in pictures}))
+    xml = label_config(tree, choose_form(tree).form)
     project = client.create_project(
-        Path(demo.data).name if len(Path(demo.data).name) > 2 else "Sample animals",
-        taxonomy_config(tree),
+        Path(demo.data).name if len(Path(demo.data).name) > 2 else "Sample animals", xml
     )
     demo.project = int(project["id"])
     _say(f"Uploading {len(pictures)} pictures ...")
@@ -200,11 +206,54 @@ def _prepare(client: LabelStudio, home: Path, demo: Demo, settings: Settings) ->
     _say(f"Answering {ANSWERED} of them as an earlier annotator would, some only coarsely ...")
     draw = random.Random(0)  # noqa: S311 - which pictures are answered is no secret
     answered = draw.sample(range(len(pictures)), min(ANSWERED, len(pictures) // 2))
+    config = parse_label_config(xml)
     for at in answered:
-        client.create_annotation(tasks[at], _answer(pictures[at], draw))
+        client.create_annotation(tasks[at], _answer(pictures[at], draw, config))
     _say("Training the first version ...")
     _connect(client, demo, settings)
-    _first_version(settings, project, demo)
+    version = _first_version(settings, project, demo)
+    plain = {task for task, sample in zip(tasks, pictures, strict=True) if _is_plain(sample)}
+    begin_with(Parts(settings), _key(project, demo), plain, version)
+
+
+def _is_plain(sample: samples.Sample) -> bool:
+    return sample.quality in {"clear", "unknown"}
+
+
+def begin_with(parts: Parts, key: str, plain: set[int], version: str) -> None:
+    """Put plain images with a pre-label first: a newcomer should not meet a blur and an empty box.
+
+    After the first answers, the next version asks for what teaches it most.
+    """
+    project = parts.store.project(key)
+    if project is None:
+        return
+    shown = {
+        int(task["id"]): sum(map(len, _labels(row)))
+        for task in parts.studio.tasks(project.number, unlabelled_only=True)
+        for row in task["predictions"]
+        if task["id"] in plain and row["model_version"] == version and row["result"]
+    }
+    first = dict.fromkeys(sorted(shown, key=lambda task: -shown[task])[:PLAIN], "plain")
+    if not first:
+        return
+    places = places_of(parts.store, key, version)
+    rest = {task: why for task, why in places.batch.items() if task not in first}
+    places = replace(places, batch={**first, **rest})
+    parts.store.write_order(key, places.to_json())
+    parts.board.ask_refresh(key, version, again=True)
+    last, deadline = list(first)[-1], time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if places.place(last) in {row["score"] for row in parts.studio.task(last)["predictions"]}:
+            return
+        time.sleep(0.3)
+
+
+def _labels(row: dict[str, Any]) -> list[list[str]]:
+    """The labels of a prediction's results, one list a result."""
+    return [
+        result["value"].get("choices") or result["value"]["taxonomy"][0] for result in row["result"]
+    ]
 
 
 def _pictures(home: Path, demo: Demo) -> list[samples.Sample]:
@@ -227,24 +276,20 @@ def _upload(client: LabelStudio, project: int, pictures: list[samples.Sample]) -
         return client.upload_files(project, names)
 
 
-def _answer(sample: samples.Sample, draw: random.Random) -> list[dict[str, Any]]:
+def _answer(
+    sample: samples.Sample, draw: random.Random, config: LabelConfig
+) -> list[dict[str, Any]]:
     depth = min(sample.suggest_depth, len(sample.path))
     if sample.quality == "unknown" and draw.random() < COARSE:
         depth = max(1, depth - 1)
-    path = list(sample.path[:depth])
-    return [
-        {
-            "from_name": "label",
-            "to_name": "image",
-            "type": "taxonomy",
-            "value": {"taxonomy": [path]},
-        }
-    ]
+    entry = prediction(config, sample.path[:depth], score=1.0, version="demo")
+    results: Any = entry["result"]
+    return [{key: value for key, value in one.items() if key != "score"} for one in results]
 
 
 def _connect(client: LabelStudio, demo: Demo, settings: Settings) -> None:
     project = client.project(demo.project)
-    key = project_key(demo.label_studio_url, studio_key(demo.project, str(project["created_at"])))
+    key = _key(project, demo)
     connect(
         client,
         demo.project,
@@ -259,16 +304,21 @@ def _connect(client: LabelStudio, demo: Demo, settings: Settings) -> None:
 _NO_FAILURE = frozenset({"published", "postponed", "died", "kept back", "nothing new"})
 
 
-def _first_version(settings: Settings, project: dict[str, Any], demo: Demo) -> None:
-    """Ask for a training and wait until its answers are stored."""
+def _key(project: dict[str, Any], demo: Demo) -> str:
+    return project_key(demo.label_studio_url, studio_key(demo.project, str(project["created_at"])))
+
+
+def _first_version(settings: Settings, project: dict[str, Any], demo: Demo) -> str:
+    """Ask for a training, wait until its answers are stored, and return its name."""
     parts = Parts(settings)
-    key = project_key(demo.label_studio_url, studio_key(demo.project, str(project["created_at"])))
+    key = _key(project, demo)
     parts.board.ask(Order(key, "first start of the demo"))
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         version = parts.store.current(key)
-        if version and parts.board.state(key)[0] == "idle" and not parts.board.depth():
-            return
+        idle = parts.board.state(key)[0] == "idle" and not parts.board.depth()
+        if version and idle and parts.board.refreshed(key) == version:
+            return version
         runs = parts.board.runs(key)
         if runs and runs[0]["state"] not in _NO_FAILURE:
             raise StartError(f"the first training: {runs[0]['state']}: {runs[0]['why']}")
@@ -289,13 +339,14 @@ Ready after {seconds:.0f} s.
   password       {demo.console_password}
 
 Try this:
-  1. Sign in, open the tab "Surest first", press "Label All Tasks". The picture comes with a
-     pre-label, as deep as the model is sure of. Right? Press Submit.
-  2. Wrong or too coarse? Tick a deeper node. Not sure yourself? Tick only what you know: any
-     node of the tree is an answer.
-  3. After ten answers a new version is trained and goes live; the next pictures carry its labels.
+  1. Sign in, press "Label All Tasks". The image comes with a pre-label, as deep as the model is
+     sure of. Right? Press Submit, or Ctrl+Enter.
+  2. Wrong or too coarse? Choose another label, by the key beside it where there is one. Not sure
+     yourself? Choose only what you know: any label of the tree is an answer.
+  3. After ten answers a new version is trained and goes live; the next images carry its labels.
      Watch it:   {Path(sys.executable).parent / "hrn"} --home {home} status
-  4. The tab "Most useful first" asks what teaches the model most: there it is sure of little.
+  4. Then the images come first that teach the model most: of those it is sure of little. The tab
+     "Surest first" begins with the others.
 
 Ctrl-C ends everything; the next start finds it as you left it. To start anew, remove {home}."""
     )

@@ -4,13 +4,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hierarchy import LabelTree
 from studio import treefiles
 from studio.configwriter import Choice, Form, choose_form, label_config
 from studio.errors import TreeFileError
+from studio.headings import shorten
 from studio.labelconfig import parse_label_config
 from studio.treefiles import TreeFile
 from worker.settings import Settings
@@ -36,8 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--title", default="What is it?", help="asked above the answer")
     text = "what stands between names where a cell or text is a path, such as /"
     add("--separator", help=text)
-    text = "the first line of a CSV file heads the columns; told from its words if left out"
+    text = "the first line of a CSV file heads the columns; seen from its words if left out"
     add("--header", action=argparse.BooleanOptionalAction, help=text)
+    text = "headings of the columns that are the levels, coarse to fine, commas between them"
+    add("--levels", metavar="COLUMN,...", help=text)
+    text = "heading of the column that names the labels, such as vernacularName"
+    add("--name", metavar="COLUMN", help=text)
+    add("--encoding", help="of the file, such as windows-1252; UTF-8 or UTF-16 if left out")
     add("--out", type=Path, metavar="FILE", help="write the label config here (default: print it)")
 
 
@@ -65,7 +72,14 @@ def _read(arguments: argparse.Namespace) -> int:
 
 
 def _write(arguments: argparse.Namespace) -> int:
-    found = read_tree(arguments.source, separator=arguments.separator, header=arguments.header)
+    found = read_tree(
+        arguments.source,
+        separator=arguments.separator,
+        header=arguments.header,
+        levels=arguments.levels.split(",") if arguments.levels else None,
+        name=arguments.name,
+        encoding=arguments.encoding,
+    )
     chosen = _choose(found.tree, arguments.form)
     xml = label_config(
         found.tree, chosen.form, image_key=arguments.image_field, title=arguments.title
@@ -108,8 +122,14 @@ def _say(text: str) -> None:
 # Sources
 
 
-def read_tree(
-    source: Path, *, separator: str | None = None, header: bool | None = None
+def read_tree(  # noqa: PLR0913 - how a file may be read
+    source: Path,
+    *,
+    separator: str | None = None,
+    header: bool | None = None,
+    levels: Sequence[str] | None = None,
+    name: str | None = None,
+    encoding: str | None = None,
 ) -> TreeFile:
     """The label tree of a folder or file; see :mod:`studio.treefiles` for what files may hold.
 
@@ -118,6 +138,9 @@ def read_tree(
             these do) are read as such, any other as CSV.
         separator: what stands between the names of a path.
         header: whether a CSV file's first line heads the columns.
+        levels: headings of the columns of a CSV file that are the levels, coarse to fine.
+        name: heading of the column that names the labels.
+        encoding: of a file that is neither UTF-8 nor UTF-16.
 
     Raises:
         TreeFileError: it is not as expected; names the file, and the line or place.
@@ -127,21 +150,23 @@ def read_tree(
         raise TreeFileError("--separator is empty: give the text that stands between names")
     if source.is_dir():
         return read_folders(source)
-    text = read_text(source)
+    text = read_text(source, encoding)
     kind = source.suffix.lower()
     start = text.lstrip()[:1]
     try:
         if kind == ".json" or (kind != ".csv" and start in {"{", "["}):
-            return treefiles.read_json(text, separator=separator)
+            return treefiles.read_json(text, separator=separator, levels=levels, name=name)
         if kind == ".xml" or (kind != ".csv" and start == "<"):
             return TreeFile(parse_label_config(text).tree)
-        return treefiles.read_csv(text, separator=separator, header=header)
+        return treefiles.read_csv(
+            text, separator=separator, header=header, levels=levels, name=name
+        )
     except TreeFileError as error:
         raise TreeFileError(f"{source}, {error}") from error
 
 
-def read_text(file: Path) -> str:
-    """A file's text: UTF-8, or UTF-16 with its mark, as spreadsheets save it.
+def read_text(file: Path, encoding: str | None = None) -> str:
+    """A file's text: UTF-8, or UTF-16 with its mark, as spreadsheets save it; or as is said.
 
     Raises:
         TreeFileError: it is too large or no such text; names the line.
@@ -151,14 +176,21 @@ def read_text(file: Path) -> str:
     if (size := file.stat().st_size) > MAX_BYTES:
         raise TreeFileError(f"{file}: {size} bytes, at most {MAX_BYTES} are read")
     data = file.read_bytes()
+    if data.startswith(b"PK\x03\x04"):
+        raise TreeFileError(f"{file}: expected text, got a spreadsheet or archive: save it as CSV")
     utf16 = data[:2] in {b"\xff\xfe", b"\xfe\xff"}
     try:
-        return data.decode("utf-16" if utf16 else "utf-8-sig")
+        return data.decode(encoding or ("utf-16" if utf16 else "utf-8-sig")).removeprefix("\ufeff")
+    except LookupError as error:
+        raise TreeFileError(
+            f"--encoding {encoding}: expected the name of one, such as windows-1252"
+        ) from error
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise TreeFileError(
-            f"{file}, line {line}: expected UTF-8 text, got the byte {data[error.start]:#04x}: "
-            "save the file as UTF-8"
+            f"{file}, line {line}: expected {encoding or 'UTF-8'} text, got the byte "
+            f"{data[error.start]:#04x}: save the file as UTF-8, or say --encoding (such as "
+            "windows-1252, of Excel in western Europe)"
         ) from error
 
 
@@ -185,7 +217,7 @@ def read_folders(root: Path) -> TreeFile:
         if more:
             raise TreeFileError(
                 f"{folder} has {len(more)} label(s) that train has not, such as "
-                f"{treefiles.shorten('/'.join(more[0]))}: move or rename them, or give "
+                f"{shorten('/'.join(more[0]))}: move or rename them, or give "
                 f"{splits['train']} alone"
             )
     names = ", ".join(folder.name for folder in splits.values())
@@ -209,9 +241,11 @@ def _folders(root: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     none = True
     for place, names, _ in os.walk(root):
         names[:] = sorted(name for name in names if not name.startswith("."))
-        path = Path(place).relative_to(root).parts
-        for name in names:
+        path = tuple(
+            unicodedata.normalize("NFC", name) for name in Path(place).relative_to(root).parts
+        )
+        for name in (unicodedata.normalize("NFC", name) for name in names):
             none = False
-            yield f"folder {treefiles.shorten('/'.join((*path, name)))}", (*path, name)
+            yield f"folder {shorten('/'.join((*path, name)))}", (*path, name)
     if none:
         raise TreeFileError(f"{root}: expected a folder for each label, found no folder in it")

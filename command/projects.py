@@ -20,7 +20,7 @@ from worker.errors import MisconfiguredError
 from worker.order import Order
 from worker.parts import Parts
 from worker.queue import RedisError, in_words
-from worker.snapshot import counted
+from worker.snapshot import counted, left_out, passed_over
 
 
 class UsageError(Exception):
@@ -127,8 +127,8 @@ def describe(told: dict[str, Any]) -> str:
             f"  learnt from {told['labels']['labels']} labels; of images held out whose label "
             f"reaches it, right on {levels(told['metrics'])}"
         )
-        labels = told["labels"]
-        if passed := {**labels.get("ignored", {}), **labels.get("skipped", {})}:
+        lines += [f"  {sentence}" for sentence in left_out(told["labels"])]
+        if passed := passed_over(told["labels"]):
             lines.append(f"  passed over: {counted(passed)}")
     if told.get("following"):
         lines.append(f"  {seen_since(told['following'])}")

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -201,7 +202,8 @@ def from_folders(folder: Path) -> list[Sample]:
     has_splits = {parts[0] for parts, _ in found if len(parts) > 1} <= SPLITS
     samples = []
     for parts, file in found:
-        split, path = (parts[0], parts[1:-1]) if has_splits else (None, parts[:-1])
+        names = tuple(unicodedata.normalize("NFC", name) for name in parts[:-1])
+        split, path = (names[0], names[1:]) if has_splits and names else (None, names)
         if path:
             samples.append(Sample(file, path, "unknown", suggest_depth=len(path), split=split))
     if not samples:

@@ -11,12 +11,22 @@ from dataclasses import dataclass
 from typing import Final, TypeGuard
 
 from hierarchy.tree import LabelTree
+from studio.controls import composed
 from studio.errors import AnnotationError
 from studio.fields import as_id, as_text, kind_of
 from studio.labelconfig import LabelConfig
 
 #: Keys of a result's value that place it on a region of the picture.
 _REGION_KEYS: Final = frozenset({"x", "points", "rle", "vertices"})
+
+#: Why a skip is passed over.
+WAS_SKIPPED: Final = "skipped by the annotator"
+
+#: Why an annotation is passed over that holds no answer at all.
+EMPTY: Final = "submitted without an answer"
+
+#: Why one is passed over whose answer to the question before the labels hides them.
+NOTHING_THERE: Final = "says that nothing of the label tree is there"
 
 #: Longest piece of an annotation repeated in a reason, in characters.
 _QUOTED: Final = 100
@@ -143,14 +153,14 @@ def _read_annotation(entry: object, task_id: int, config: LabelConfig) -> Label 
     if annotation_id is None:
         return Ignored(None, f"annotation id: expected an integer, got {kind_of(entry.get('id'))}")
     if _is_withdrawn(entry):
-        gone = "deleted" if entry.get("deleted") else "skipped by the annotator"
+        gone = "deleted" if entry.get("deleted") else WAS_SKIPPED
         return Ignored(annotation_id, gone)
     results, reason = _own_results(entry.get("result"), config)
     if not results:
         return Ignored(annotation_id, reason)
     nodes, notes = _nodes(results, config)
     if not nodes:
-        return Ignored(annotation_id, "; ".join(notes) or "submitted without an answer")
+        return Ignored(annotation_id, "; ".join(notes) or EMPTY)
     return Label(
         task_id=task_id,
         annotation_id=annotation_id,
@@ -175,13 +185,25 @@ def _own_results(results: object, config: LabelConfig) -> tuple[list[Mapping[str
     if not isinstance(results, list | tuple):
         return [], f"result: expected a list, got {kind_of(results)}"
     if not results:
-        return [], "submitted without an answer"
+        return [], EMPTY
     own = [
         result
         for result in results
         if isinstance(result, Mapping) and as_text(result.get("from_name")) in config.control_names
     ]
+    if not own and _says_nothing_is_there(results, config):
+        return own, NOTHING_THERE
     return own, f"holds no result of {', '.join(sorted(config.control_names)[:5])}"
+
+
+def _says_nothing_is_there(results: Sequence[object], config: LabelConfig) -> bool:
+    for result in results:
+        if isinstance(result, Mapping) and isinstance(value := result.get("value"), Mapping):
+            ticked = value.get("choices")
+            hiding = config.hiding.get(as_text(result.get("from_name")), frozenset())
+            if isinstance(ticked, list) and ticked and hiding:
+                return all(isinstance(one, str) and composed(one) in hiding for one in ticked)
+    return False
 
 
 def _quote(words: str | tuple[str, ...]) -> str:
@@ -281,9 +303,9 @@ def _walk(path: tuple[str, ...], config: LabelConfig) -> tuple[int | None, int]:
     """Deepest node reached by names or else titles, and how many steps led there."""
     tree = config.tree
     node, below = None, tree.level_nodes(0)
-    for depth, word in enumerate(path):
-        named = (child for child in below if tree.names[child] == word)
-        titled = (child for child in below if config.titles[child] == word)
+    for depth, word in enumerate(map(composed, path)):
+        named = (child for child in below if composed(tree.names[child]) == word)
+        titled = (child for child in below if composed(config.titles[child]) == word)
         step = next(named, next(titled, None))
         if step is None:
             return node, depth
@@ -299,8 +321,8 @@ def _choices_nodes(
     for control, item in _items(results, "choices", notes):
         if not isinstance(item, str):
             notes.append(f"value.choices: expected a list of strings, got {kind_of(item)} in it")
-        elif (control, item) in config.answers:
-            named[control, item] = config.answers[control, item]
+        elif (key := (control, composed(item))) in config.answers:
+            named[key] = config.answers[key]
         else:
             notes.append(f'{_quote(item)} is no choice of "{control}"')
     ticked = {node for nodes in named.values() for node in nodes}

@@ -90,6 +90,15 @@ def tree_notes(tree: LabelTree) -> Iterator[str]:
         )
 
 
+def ticks_notes(control: Tag) -> Iterator[str]:
+    """A note on a Taxonomy that takes several answers, as most do."""
+    if control.kind == "taxonomy" and (control.get("maxusages") or "").strip() != "1":
+        yield (
+            f"{describe(control)} takes several ticks. An answer with several is learnt as the "
+            'label above them all, or as "one of these", and each image gets one pre-label.'
+        )
+
+
 def choices_notes(control: Tag, place: int) -> Iterator[str]:
     """Notes on one control of a cascade; ``place`` 0 is its top."""
     name = describe(control)

@@ -18,6 +18,7 @@ from studio.controls import MAX_NODES, REFERENCE
 from studio.errors import LabelConfigError
 from studio.labelconfig import FIELD, parse_label_config
 from studio.labelxml import MAX_DEPTH
+from studio.levels import MARK
 
 #: How labels are asked for.
 Form = Literal["taxonomy", "choices"]
@@ -48,9 +49,13 @@ SHIFTED_KEYS: Final = tuple(f"shift+{key}" for key in SINGLE_KEYS if key.isalpha
 #: too, and one key on two choices ticks both, so none can be used again elsewhere in the tree.
 MAX_CASCADE: Final = len(SINGLE_KEYS) + len(SHIFTED_KEYS)
 
-#: Most labels on the screen at once, all levels of one path together, for `auto` to choose a
-#: cascade: what stands beside the picture at 1024 x 700.
-MAX_SHOWN: Final = 16
+#: Most lines on the screen at once, all levels of one path together, for `auto` to choose a
+#: cascade: what stands beside the image at 1280 x 800.
+MAX_SHOWN: Final = 20
+
+#: Characters of a name that stand in one of these lines, key and box beside them, where the answer
+#: is as narrow as it gets.
+LINE: Final = 26
 
 #: Most levels: beside those of the tree, four tags stand around a choice.
 MAX_LEVELS: Final = MAX_DEPTH - 4
@@ -82,23 +87,21 @@ def label_config(
 
 
 def choose_form(tree: LabelTree) -> Choice:
-    """The form that suits a tree: a cascade where each label has a single key and room."""
+    """The form that suits a tree: a cascade where each label has a key, and one branch has room."""
     if (obstacle := why_no_cascade(tree)) is not None:
         return Choice("taxonomy", obstacle)
-    if len(tree) > len(SINGLE_KEYS):
-        why = f"{len(tree)} labels, and {len(SINGLE_KEYS)} single keys for a cascade"
-        return Choice("taxonomy", why)
     if (shown := most_shown(tree)) > MAX_SHOWN:
-        why = f"a cascade would show {shown} labels at once; {MAX_SHOWN} have room beside a picture"
+        why = f"a cascade would show {shown} lines at once; {MAX_SHOWN} have room beside an image"
         return Choice("taxonomy", why)
     return Choice("choices", f"{len(tree)} labels, each with a key of its own")
 
 
 def most_shown(tree: LabelTree) -> int:
-    """Most labels that a cascade shows at once: the siblings all along one path."""
-    shown = dict.fromkeys([-1], len(tree.level_nodes(0)))
+    """Most lines that a cascade shows at once: the siblings all along one path."""
+    lines = [1 + (len(name) - 1) // LINE for name in tree.names]
+    shown = dict.fromkeys([-1], sum(lines[top] for top in tree.level_nodes(0)))
     for node in tree.preorder:
-        shown[node] = shown[tree.parents[node]] + len(tree.children[node])
+        shown[node] = shown[tree.parents[node]] + sum(lines[one] for one in tree.children[node])
     return max(shown.values())
 
 
@@ -202,6 +205,7 @@ def _add_choices(
     place: ET.Element, tree: LabelTree, name: str, nodes: Iterable[int], keys: dict[int, str]
 ) -> None:
     choices = ET.SubElement(place, "Choices", name=name, toName="image", choice="single")
+    choices.set(MARK, "true")
     for node in nodes:
         ET.SubElement(choices, "Choice", value=tree.names[node], hotkey=keys[node])
 

@@ -133,6 +133,7 @@ class WebhookCall:
         annotation_ids: annotations concerned, each once, in order.
         task_ids: tasks concerned, each once; empty for deleted annotations, whose tasks
             Label Studio does not tell.
+        skipped: whether an annotator skipped a task.
     """
 
     action: str
@@ -142,6 +143,7 @@ class WebhookCall:
     label_config: str | None
     annotation_ids: tuple[int, ...] = ()
     task_ids: tuple[int, ...] = ()
+    skipped: bool = False
 
     @classmethod
     def from_json(cls, obj: object) -> Self:
@@ -166,6 +168,7 @@ class WebhookCall:
             label_config=None if config is None else _text(config, "project.label_config"),
             annotation_ids=_ids(entry.get("id") for entry in annotations),
             task_ids=_ids([*(task.get("id") for task in tasks), *of_annotations]),
+            skipped=any(entry.get("was_cancelled") is True for entry in annotations),
         )
 
 

@@ -7,8 +7,9 @@ Names, conditions and separators follow what Label Studio's editor 1.23.2 does w
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from studio.errors import LabelConfigError
@@ -56,7 +57,10 @@ class Condition:
 
     def met_by(self, choice: Choice) -> bool:
         """Whether ticking a choice shows the control; value and alias count alike."""
-        return self.values is None or choice.name in self.values or choice.title in self.values
+        if self.values is None:
+            return True
+        values = set(map(composed, self.values))
+        return composed(choice.name) in values or composed(choice.title) in values
 
 
 def describe(control: Tag) -> str:
@@ -91,7 +95,23 @@ def _read_siblings(control: Tag, above: Tag, path: tuple[str, ...]) -> tuple[Cho
                 f'{describe(control)} has two choices "{twice}" {_under(path)}: Label Studio '
                 "cannot tell them apart, so rename one (value and alias must both differ)"
             )
-    return choices
+    return _merged(choices)
+
+
+def composed(name: str) -> str:
+    """A name in one Unicode form (NFC), in which names are compared."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _merged(choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+    """Choices that people cannot tell apart, since only their Unicode form differs, as one."""
+    found: dict[str, Choice] = {}
+    for choice in choices:
+        first = found.setdefault(composed(choice.name), choice)
+        if first is not choice:
+            both = _merged((*first.children, *choice.children))
+            found[composed(choice.name)] = replace(first, children=both)
+    return tuple(found.values())
 
 
 def _choice_tags(above: Tag) -> Iterator[Tag]:

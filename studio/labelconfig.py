@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Literal
 
 from hierarchy.tree import LabelTree
-from studio.confignotes import choices_notes, path_separator, taxonomy_notes, tree_notes
+from studio.confignotes import (
+    choices_notes,
+    path_separator,
+    taxonomy_notes,
+    ticks_notes,
+    tree_notes,
+)
 from studio.controls import (
     Row,
     cascade_rows,
+    composed,
     conditions,
     describe,
     is_conditional,
@@ -27,12 +34,10 @@ from studio.controls import (
 from studio.errors import LabelConfigError
 from studio.fields import field_of
 from studio.labelxml import Tag, read_tags
+from studio.levels import MARK, is_left_out, split_levels
 
 #: How a project asks for labels: nested choices, one control a level, or one flat control.
 Kind = Literal["taxonomy", "cascade", "choices"]
-
-#: Attribute by which an admin marks the control to pre-label; the editor ignores it.
-MARK: Final = "prelabel"
 
 #: Image values that name one field of the task's data, as the editor reads them (parseValue).
 FIELD: Final = re.compile(r"\$([\w\[\].{}]+)", re.ASCII)
@@ -55,6 +60,8 @@ class LabelConfig:
         notes: what hurts in this setup, in words for the admin; none of it stops anything.
         separator: set where names contain the Taxonomy's path separator: the editor then stores
             such a name as several (`NewTaxonomy.onChange` splits there).
+        hiding: by name of a control that is asked before the labels, its answers that hide them:
+            they say that nothing of the tree is there.
     """
 
     tree: LabelTree
@@ -65,14 +72,18 @@ class LabelConfig:
     titles: tuple[str, ...]
     notes: tuple[str, ...] = ()
     separator: str | None = None
+    hiding: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @cached_property
     def answers(self) -> Mapping[tuple[str, str], tuple[int, ...]]:
-        """Nodes by (control, name); by (control, title) where no name of that control is so."""
+        """Nodes by (control, name); by (control, title) where no name of that control is so.
+
+        Names and titles are in NFC.
+        """
         found: dict[tuple[str, str], list[int]] = {}
         for words in (self.tree.names, self.titles):
             taken = set(found)
-            for node, key in enumerate(zip(self.controls, words, strict=True)):
+            for node, key in enumerate(zip(self.controls, map(composed, words), strict=True)):
                 if key not in taken:
                     found.setdefault(key, []).append(node)
         return {key: tuple(nodes) for key, nodes in found.items()}
@@ -120,8 +131,9 @@ def parse_label_config(xml: str) -> LabelConfig:
     """
     root = read_tags(xml)
     images = _images(root)
-    groups = _groups(_whole_image_controls(root, images))
-    group = _pick(groups)
+    controls = _whole_image_controls(root, images)
+    groups = _groups(controls)
+    group, chosen = _pick(groups)
     others = [control for other in groups if other is not group for control in other]
     image = _image(images, group[0])
     key = _image_key(image)
@@ -129,6 +141,7 @@ def parse_label_config(xml: str) -> LabelConfig:
     kind: Kind = "cascade" if len({row.control for row in rows}) > 1 else "choices"
     kind = "taxonomy" if group[0].kind == "taxonomy" else kind
     tree, ordered = _tree(rows)
+    hiding = _hiding(group[0], controls)
     return LabelConfig(
         tree=tree,
         kind=kind,
@@ -137,12 +150,39 @@ def parse_label_config(xml: str) -> LabelConfig:
         controls=tuple(row.control for row in ordered),
         titles=tuple(row.title for row in ordered),
         notes=(
+            *chosen,
             *notes,
+            *_hiding_notes(hiding),
             *(f"{describe(control)} is not pre-labelled." for control in others),
             *tree_notes(tree),
+            *ticks_notes(group[0]),
         ),
         separator=separator,
+        hiding=hiding,
     )
+
+
+def _hiding(labels: Tag, controls: Sequence[Tag]) -> dict[str, frozenset[str]]:
+    """Answers that hide the control of the labels, by the control they are given in."""
+    try:
+        shown_by = {one.control: one for one in conditions(labels) if one.values is not None}
+        asked = {tag.name: read_choices(tag) for tag in controls if tag.name in shown_by}
+    except LabelConfigError:
+        return {}
+    found = {
+        name: frozenset(composed(one.name) for one in choices if not shown_by[name].met_by(one))
+        for name, choices in asked.items()
+    }
+    return {name: answers for name, answers in found.items() if answers}
+
+
+def _hiding_notes(hiding: Mapping[str, frozenset[str]]) -> Iterator[str]:
+    for name, answers in hiding.items():
+        words = ", ".join(f'"{answer}"' for answer in sorted(answers)[:3])
+        yield (
+            f'<Choices name="{name}"> hides the labels after some answers ({words}). These are not '
+            "learnt, and the promised accuracy is about the other images alone."
+        )
 
 
 def _tree(rows: Sequence[Row]) -> tuple[LabelTree, list[Row]]:
@@ -237,18 +277,41 @@ def _waits_for(control: Tag) -> str:
     return next((tag.get("whentagname") or "" for tag in holders), "")
 
 
-def _pick(groups: Sequence[list[Tag]]) -> list[Tag]:
-    """The group to pre-label: the marked one, else the only Taxonomy, else the only one."""
+def _pick(groups: Sequence[list[Tag]]) -> tuple[list[Tag], tuple[str, ...]]:
+    """The group to pre-label, and a note if a rule had to choose it.
+
+    It is the marked one, else the only Taxonomy, else that with the most levels, or else labels: a
+    question beside the labels stops nothing.
+    """
     marked = [group for group in groups if any(tag.says(MARK) for tag in group)]
-    taxonomies = [group for group in groups if group[0].kind == "taxonomy"]
-    candidates = marked or taxonomies or groups
+    open_ones = [group for group in groups if not is_left_out(group[0])] or groups
+    taxonomies = [group for group in open_ones if group[0].kind == "taxonomy"]
+    candidates = marked or taxonomies or open_ones
     if len(candidates) == 1:
-        return candidates[0]
+        return candidates[0], ()
     names = ", ".join(describe(group[0]) for group in candidates)
+    if not marked:
+        sizes = [_size(group) for group in candidates]
+        if sizes.count(max(sizes)) == 1:
+            best = candidates[sizes.index(max(sizes))]
+            note = (
+                f"labels are read from {describe(best[0])}, which has the most of {names}. If they "
+                f'are in another, write {MARK}="true" on that.'
+            )
+            return best, (note,)
     raise LabelConfigError(
         f'several controls could carry the labels ({names}): put {MARK}="true" on the one to '
         f"pre-label{' only' if marked else ''}"
     )
+
+
+def _size(group: Sequence[Tag]) -> tuple[int, int]:
+    """Levels and labels of a group; none where it cannot be read."""
+    try:
+        rows, _, _ = _read_group(group)
+    except LabelConfigError:
+        return 0, 0
+    return max(len(row.path) for row in rows), len(rows)
 
 
 # The image
@@ -311,6 +374,10 @@ def _read_group(group: Sequence[Tag]) -> tuple[list[Row], tuple[str, ...], str |
             f'{describe(top)} is shown only after an answer of "{_waits_for(top)}", which is not '
             "a <Choices> for the same image: show it from the start"
         )
-    rows, idle = cascade_rows(group)
-    notes = [note for place, control in enumerate(group) for note in choices_notes(control, place)]
-    return rows, (*notes, *idle), None
+    waiting: dict[str, list[Tag]] = {}
+    for control in group[1:]:
+        waiting.setdefault(_waits_for(control), []).append(control)
+    levels, beside = split_levels(top, waiting)
+    rows, idle = cascade_rows(levels)
+    notes = [note for place, control in enumerate(levels) for note in choices_notes(control, place)]
+    return rows, (*notes, *idle, *beside), None

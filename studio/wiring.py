@@ -29,30 +29,33 @@ SAMPLING: Final = "Uncertainty sampling"
 #: What Label Studio itself shows as long as a project has no tab of its own.
 DEFAULT_TAB: Final[Mapping[str, object]] = {"title": "Default", "type": "list", "target": "tasks"}
 
-#: Tasks that nobody has answered.
-_OPEN: Final[Mapping[str, object]] = {
-    "conjunction": "and",
-    "items": [
-        {
-            "filter": "filter:tasks:total_annotations",
-            "operator": "equal",
-            "type": "Number",
-            "value": 0,
-        }
-    ],
-}
 
-
-def _tab(title: str, order: str) -> Mapping[str, object]:
-    kind = {"type": "list", "target": "tasks"}
-    return {"title": title, **kind, "ordering": [order], "filters": _OPEN}
+def _tab(title: str, order: str, *none_of: str) -> Mapping[str, object]:
+    """A tab of the tasks that have none of these."""
+    items = [
+        {"filter": f"filter:tasks:{what}", "operator": "equal", "type": "Number", "value": 0}
+        for what in none_of
+    ]
+    filters = {"conjunction": "and", "items": items}
+    return {
+        "title": title,
+        "type": "list",
+        "target": "tasks",
+        "ordering": [order],
+        "filters": filters,
+    }
 
 
 #: Open tasks in the Data Manager: lowest score first to teach the model, highest first to accept
-#: what it is sure of.
+#: what it is sure of. Skipped tasks have the highest score, so the second tab leaves them out.
 OPEN_TABS: Final = (
-    _tab("Most useful first", "tasks:predictions_score"),
-    _tab("Surest first", "-tasks:predictions_score"),
+    _tab("Most useful first", "tasks:predictions_score", "total_annotations"),
+    _tab(
+        "Surest first",
+        "-tasks:predictions_score",
+        "total_annotations",
+        "cancelled_annotations",
+    ),
 )
 
 

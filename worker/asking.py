@@ -39,6 +39,9 @@ RANDOM_SHARE: Final = 0.05
 #: Pictures among which is chosen; of more, so many are drawn. Features of 5,000 are 26 MB.
 MOST: Final = 5000
 
+#: The place of a task that an annotator skipped: behind all others.
+SKIPPED: Final = 1.0
+
 #: The place of a task of which nothing is known: neither among the first nor the surest.
 UNKNOWN: Final = (1 + FRONT) / 2
 
@@ -164,7 +167,7 @@ class Pool:
         log_p: ``(B, N)`` what the version says; None before there is one.
         taken: ``(T, C)`` pooled features of answered pictures.
         answered: tasks that have an answer, those whose picture is gone as well.
-        still_open: all open tasks, the B among them.
+        still_open: all open tasks that nobody skipped, the B among them.
         whole: are the B all that can be chosen? Otherwise it is done again with the others.
     """
 

@@ -26,12 +26,22 @@ from hierarchy.quantised import QuantisedMaps, joined
 from models.gallery import Gallery, Item
 from models.predictor import Answer, Predictor
 from models.store import DISCONNECTED, GONE, UNTRAINED, Project
-from studio.annotations import read_task
+from studio.annotations import WAS_SKIPPED, read_task
 from studio.errors import AnnotationError, PictureError
 from studio.labelconfig import LabelConfig, parse_label_config
 from studio.predictions import prediction
 from studio.prelabels import stored_node
-from worker.asking import FRONT, MOST, Places, Pool, choose, entry_of, places_of, read_places
+from worker.asking import (
+    FRONT,
+    MOST,
+    SKIPPED,
+    Places,
+    Pool,
+    choose,
+    entry_of,
+    places_of,
+    read_places,
+)
 from worker.parts import Parts
 from worker.presence import DisconnectedError, check_registered
 from worker.queue import Board, RedisError
@@ -68,12 +78,14 @@ class OpenTask:
         picture: address of its picture.
         stored: the version's prediction that it has, None where there is none.
         more: has it rows of ours beside that one?
+        skipped: has somebody skipped it?
     """
 
     task: int
     picture: str
     stored: Mapping[str, Any] | None
     more: bool = False
+    skipped: bool = False
 
     @property
     def place(self) -> float:
@@ -291,7 +303,8 @@ def _open_tasks(work: Work) -> Iterator[OpenTask]:
         stored = max(ours, key=lambda row: int(row["id"]), default=None)
         more = len(ours) > 1 or bool(_rows_of(task, versions))
         if read.picture is not None:
-            yield OpenTask(read.task_id, read.picture, stored, more)
+            skipped = any(one.reason == WAS_SKIPPED for one in read.ignored)
+            yield OpenTask(read.task_id, read.picture, stored, more, skipped)
 
 
 def _rows_of(task: Mapping[str, Any], versions: set[str]) -> list[Mapping[str, Any]]:
@@ -307,13 +320,13 @@ def _order_is_due(work: Work, tasks: Sequence[OpenTask], places: Places | None) 
         return False
     if places is None or places.version != work.version:
         return True
-    still_open = {task.task for task in tasks}
+    still_open = {task.task for task in tasks if not task.skipped}
     return places.used(still_open) or places.outgrown(still_open)
 
 
 def _to_choose_from(tasks: Sequence[OpenTask]) -> set[int]:
-    """Open tasks among which is chosen; of very many, some drawn by chance."""
-    ids = [task.task for task in tasks]
+    """Open tasks among which is chosen, no skipped ones; of very many, some drawn by chance."""
+    ids = [task.task for task in tasks if not task.skipped]
     if len(ids) > MOST:
         ids = random.Random(len(ids)).sample(ids, MOST)  # noqa: S311 - no secret
     return set(ids)
@@ -417,6 +430,8 @@ def _choose(
         for task in work.parts.studio.tasks(work.project.number, annotated_only=True)
         if (read := read_task(task, work.config)).labels and read.picture is not None
     ]
+    # Like an answered image, a skipped one says that those that look like it are asked later.
+    known = [*answered, *((task.picture, task.task) for task in tasks if task.skipped)]
     looks = {task: look for task, look in seen.items() if look.pooled is not None}
     features = [look.pooled for look in looks.values() if look.pooled is not None]
     width = len(features[0]) if features else 1
@@ -425,9 +440,9 @@ def _choose(
         tasks=list(looks),
         features=_stack(features, width),
         log_p=np.stack(log_p) if log_p else None,
-        taken=_stack(_pooled(work, answered[-MOST:] if features else []), width),
+        taken=_stack(_pooled(work, known[-MOST:] if features else []), width),
         answered=len(answered),
-        still_open=frozenset(task.task for task in tasks),
+        still_open=frozenset(task.task for task in tasks if not task.skipped),
         whole=whole,
     )
     places = choose(pool, work.config.tree, work.version, before)
@@ -460,12 +475,16 @@ def _change(work: Work, task: OpenTask, look: Look | None, places: Places) -> Ch
     if task.stored is not None:
         return _replaced(work, task, answer, places)
     if work.predictor is None:
-        place = places.place(task.task)
+        place = _place(task, places, None)
         return Change(task, prediction(work.config, None, score=place, version=work.version))
     if answer is None:
         return None
-    place = places.place(task.task, answer.margin)
+    place = _place(task, places, answer.margin)
     return Change(task, entry_of(answer, work.config, work.version, place))
+
+
+def _place(task: OpenTask, places: Places, lead: float | None) -> float:
+    return SKIPPED if task.skipped else places.place(task.task, lead)
 
 
 def _replaced(work: Work, task: OpenTask, answer: Answer | None, places: Places) -> Change | None:
@@ -477,8 +496,8 @@ def _replaced(work: Work, task: OpenTask, answer: Answer | None, places: Places)
     stored = task.stored or {}
     place, result = task.place, stored.get("result")
     lead = None if answer is None else answer.margin
-    if task.task in places.batch or place < FRONT:
-        place = places.place(task.task, lead)
+    if task.skipped or task.task in places.batch or place < FRONT:
+        place = _place(task, places, lead)
     if answer is not None and _differs(stored, answer.path, work.config):
         result = entry_of(answer, work.config, work.version, place)["result"]
     if result == stored.get("result") and place == stored.get("score"):

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from hierarchy import LabelTree
-from studio.annotations import Label, TaskLabels
+from studio.annotations import EMPTY, NOTHING_THERE, Label, TaskLabels
 from worker.reading import Read
 
 
@@ -53,10 +53,44 @@ class Snapshot:
             "tasks": len(self.tasks),
             "by_level": {str(level): count for level, count in sorted(by_level.items())},
             "ignored": self.ignored,
+            "nothing_there": self.ignored.get(NOTHING_THERE, 0),
+            "empty": self.ignored.get(EMPTY, 0),
+            "several": by_level[0],
+            "several_as_parent": sum(
+                label.target is not None and len(label.nodes) > 1 for label in self.labels
+            ),
             "digest": self.digest,
             "trained_through": self.trained_through,
             "recent": dict(self.recent),
         }
+
+
+def left_out(labels: Mapping[str, Any]) -> list[str]:
+    """What an admin should know of answers that are not learnt as they were given, in sentences.
+
+    Args:
+        labels: what :meth:`Snapshot.summary` gave, perhaps in an earlier release.
+    """
+    learnt = labels.get("labels", 0)
+    nothing, empty = labels.get("nothing_there", 0), labels.get("empty", 0)
+    several, parent = labels.get("several", 0), labels.get("several_as_parent", 0)
+    given = learnt + nothing + empty
+    found = {
+        f"{nothing} of {given} answers say that nothing of the label tree is there: they are not "
+        "learnt, and the promised accuracy leaves such images out": nothing,
+        f"{several} of {learnt} answers name labels with nothing above them all: they are learnt "
+        'as "one of these", and an image gets one pre-label': several,
+        f"{parent} of {learnt} answers name several labels: they are learnt as the label above "
+        "them": parent,
+        f"{empty} of {given} answers were submitted empty: they are not learnt": empty,
+    }
+    return [sentence for sentence, count in found.items() if count]
+
+
+def passed_over(labels: Mapping[str, Any]) -> dict[str, int]:
+    """Reasons for labels and images that did not count, beside those that `left_out` tells."""
+    reasons = {**labels.get("ignored", {}), **labels.get("skipped", {})}
+    return {why: count for why, count in reasons.items() if why not in (EMPTY, NOTHING_THERE)}
 
 
 def take(tasks: Iterable[TaskLabels], tree: LabelTree) -> Snapshot:

@@ -14,6 +14,7 @@ from worker import presence
 from worker.errors import MisconfiguredError
 from worker.parts import Parts
 from worker.queue import RedisError
+from worker.snapshot import left_out
 
 #: Stages of a training, as people would call them.
 STAGES: Mapping[str, str] = {
@@ -122,6 +123,7 @@ class Standing:
         coverage: share of pictures that get a label.
         training: what Redis knows.
         problems: what is wrong, each with its mend.
+        left_out: what answers are not learnt as they were given, a sentence each.
     """
 
     project: Project
@@ -131,6 +133,7 @@ class Standing:
     coverage: float | None
     training: Training
     problems: Sequence[tuple[str, str]] = field(default=())
+    left_out: Sequence[str] = ()
 
     @property
     def kind(self) -> str:
@@ -187,6 +190,7 @@ def standing(parts: Parts, project: Project) -> Standing:
         manifest.get("calibration", {}).get("given"),
         training,
         problems,
+        left_out(manifest.get("labels", {})),
     )
 
 

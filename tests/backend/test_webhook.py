@@ -75,6 +75,16 @@ def test_start_training_tells_the_job(
     assert board.state(key(parts, body)) == ("queued", first["job"])
 
 
+def test_a_skip_asks_for_another_order(
+    client: FlaskClient, parts: Parts, board: Board, shared: Path
+) -> None:
+    body = recorded(shared, "ANNOTATION_CREATED")
+    client.post("/webhook", json=body)
+    assert not board.take_new_tasks(key(parts, body))
+    client.post("/webhook", json=recorded(shared, "ANNOTATION_CREATED_skipped_task"))
+    assert board.take_new_tasks(key(parts, body))
+
+
 def test_new_tasks_want_pre_labels(
     client: FlaskClient, parts: Parts, board: Board, shared: Path
 ) -> None:

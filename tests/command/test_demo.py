@@ -9,6 +9,9 @@ import pytest
 from command.demo import _NO_FAILURE, Demo, _answer, _free_port, run
 from command.samples import Quality, Sample
 from command.supervisor import StartError
+from hierarchy import LabelTree
+from studio.configwriter import choices_config, taxonomy_config
+from studio.labelconfig import parse_label_config
 
 
 def test_a_demo_is_made_once_and_found_again(tmp_path: Path) -> None:
@@ -39,11 +42,20 @@ def test_a_demos_annotator_names_what_a_careful_person_could(quality: Quality, d
     sample = Sample(Path("a.jpg"), ("Cat", "Siamese", "Blue"), quality, 2)
     depths = set()
     draw = random.Random(0)
+    config = parse_label_config(taxonomy_config(LabelTree.from_paths([sample.path])))
     for _ in range(50):
-        (result,) = _answer(sample, draw)
+        (result,) = _answer(sample, draw, config)
         depths.add(len(result["value"]["taxonomy"][0]))
     assert min(depths) == depth
     assert max(depths) == 2
+
+
+def test_in_a_cascade_it_answers_level_by_level() -> None:
+    sample = Sample(Path("a.jpg"), ("Cat", "Siamese"), "clear", 2)
+    config = parse_label_config(choices_config(LabelTree.from_paths([sample.path])))
+    results = _answer(sample, random.Random(0), config)
+    assert [one["value"] for one in results] == [{"choices": ["Cat"]}, {"choices": ["Siamese"]}]
+    assert all("score" not in one for one in results)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`hrn label-config`: sources in, label config out and back; faults are told with their line."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -131,9 +132,26 @@ def test_texts_are_read_as_spreadsheets_save_them(tmp_path: Path, encoding: str)
     assert ("Früchte", "Äpfel") in found(source)
 
 
-def test_another_encoding_is_refused_with_its_line(tmp_path: Path) -> None:
-    source = file(tmp_path, "t.csv", "A,x\nB,Äpfel\n".encode("latin-1"))
+def test_another_encoding_is_refused_with_its_line_unless_it_is_named(tmp_path: Path) -> None:
+    source = file(tmp_path, "t.csv", "A,x\nA,Äpfel\n".encode("windows-1252"))
     assert "t.csv, line 2: expected UTF-8" in refusal(source)
+    assert "--encoding" in refusal(source)
+    assert ("A", "Äpfel") in read_tree(source, encoding="windows-1252").tree.paths
+    with pytest.raises(TreeFileError, match="expected the name of one"):
+        read_tree(source, encoding="no such")
+
+
+def test_columns_can_be_named_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(file(tmp_path, "t.csv", "Gruppe;Notiz;Art\nVogel;laut;Amsel\n"))
+    assert main(["label-config", "--from", source]) == 1
+    assert "--levels" in capsys.readouterr().err
+    assert main(["label-config", "--from", source, "--levels", "Gruppe,Art"]) == 0
+    assert parse_label_config(capsys.readouterr().out).tree.paths == (
+        ("Vogel",),
+        ("Vogel", "Amsel"),
+    )
 
 
 def test_the_kind_of_a_file_shows_in_its_name_or_else_its_text(tmp_path: Path) -> None:
@@ -153,6 +171,17 @@ def test_the_path_of_folders_is_the_label(tmp_path: Path) -> None:
     root = folders(tmp_path / "data", "Fruit/Apple", "Fruit/Pear", "Milk", ".cache/x")
     file(root / "Milk", "1.jpg", b"")
     assert found(root) == PATHS
+
+
+def test_names_of_folders_are_brought_to_one_unicode_form(tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "École")
+    assert found(folders(tmp_path / "a", f"{decomposed}/x", "École/y")) == {
+        ("École",),
+        ("École", "x"),
+        ("École", "y"),
+    }
+    split = folders(tmp_path / "b", "train/École", f"test/{decomposed}")
+    assert found(split) == {("École",)}
 
 
 def test_a_layer_of_splits_on_top_is_no_label(tmp_path: Path) -> None:

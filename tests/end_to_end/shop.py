@@ -51,6 +51,13 @@ class Annotator:
         reply = self.session.post(url, json=body, timeout=60)
         assert reply.ok, reply.text
 
+    def skip(self, task: dict[str, Any]) -> None:
+        """Press Skip."""
+        url = f"{self.studio.url}/api/tasks/{task['id']}/annotations/?project={task['project']}"
+        body = {"result": [], "was_cancelled": True, "lead_time": 2.0}
+        reply = self.session.post(url, json=body, timeout=60)
+        assert reply.ok, reply.text
+
 
 @dataclass
 class Shop:

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import requests
 
+from command.demo import PLAIN, begin_with
 from tests.end_to_end.backend import HRN
+from tests.end_to_end.campaign import Campaign
 from tests.end_to_end.label_studio import free_port
+from tests.end_to_end.shop import Annotator
 
 pytestmark = [pytest.mark.label_studio, pytest.mark.slow]
 
@@ -103,6 +106,30 @@ def _sign_in(page: str, user: str, password: str) -> int:
             page, data=form, headers={"Referer": page}, timeout=30, allow_redirects=False
         )
         return reply.status_code
+
+
+def test_it_begins_with_plain_images_that_have_a_pre_label(campaign: Campaign) -> None:
+    """On the project of the campaign, where pre-labels are shown."""
+    parts, studio = campaign.backend.parts(), campaign.studio
+    (key,) = [one.key for one in parts.store.projects() if one.number == campaign.project]
+    version = parts.store.current(key)
+    assert version is not None
+    plain = {photo.task for photo in campaign.open[::2]}
+    begin_with(parts, key, plain, version)
+    shown = {
+        task["id"]: row
+        for task in studio.client().tasks(campaign.project, unlabelled_only=True)
+        for row in task["predictions"]
+        if row["model_version"] == version
+    }
+    first = sorted(shown, key=lambda task: float(shown[task]["score"]))
+    labelled = {task for task in plain if shown.get(task, {}).get("result")}
+    begun = first[: min(PLAIN, len(labelled))]
+    assert begun
+    assert set(begun) <= labelled
+    task = Annotator(studio).next_task(campaign.project)
+    assert task["id"] == begun[0]
+    assert [row["result"] for row in task["predictions"]] == [shown[begun[0]]["result"]]
 
 
 def test_the_password_that_is_told_opens_label_studio_and_another_does_not(demo: Demo) -> None:

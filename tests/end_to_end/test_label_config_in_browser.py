@@ -10,9 +10,18 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
+from command.samples import ANIMALS
 from hierarchy import LabelTree
 from studio.annotations import Label, read_task
-from studio.configwriter import choices_config, path_separator, taxonomy_config
+from studio.configwriter import (
+    MAX_SHOWN,
+    choices_config,
+    choose_form,
+    label_config,
+    most_shown,
+    path_separator,
+    taxonomy_config,
+)
 from studio.labelconfig import LabelConfig, parse_label_config
 from studio.predictions import prediction
 from tests.end_to_end.label_studio import RunningLabelStudio
@@ -46,14 +55,20 @@ SHAPES = {"tall": (900, 1800), "wide": (1800, 800)}
 class Project:
     """A project with a tall and a wide photo, each with a coarse pre-label."""
 
-    def __init__(self, studio: RunningLabelStudio, xml: str, photos: list[Path]) -> None:
+    def __init__(
+        self,
+        studio: RunningLabelStudio,
+        xml: str,
+        photos: list[Path],
+        path: tuple[str, ...] = COARSE,
+    ) -> None:
         self.studio = studio
         self.config: LabelConfig = parse_label_config(xml)
         self.number = studio.create_project("Label config", xml)
         tasks = studio.upload(self.number, photos)
         self.tasks = dict(zip(SHAPES, tasks, strict=True))
         client = studio.client()
-        row = prediction(self.config, COARSE, score=0.4, version="v1")
+        row = prediction(self.config, path, score=0.4, version="v1")
         client.import_predictions(self.number, [{"task": task, **row} for task in tasks])
         client.update_project(self.number, {"model_version": "v1"})
 
@@ -187,6 +202,50 @@ def test_one_key_deepens_a_coarse_pre_label(page: Page, cascade: Project) -> Non
     assert cascade.config.tree.path(label.target) == DEEPER
     assert label.origin == "prediction-changed"
     assert label.note == ""
+
+
+#: As many lines at once as `auto` takes for a cascade.
+FULL = LabelTree.from_paths(
+    [
+        *((f"Top {number}",) for number in range(7)),
+        *(("Top 6", f"Middle {number}") for number in range(7)),
+        *(("Top 6", "Middle 6", f"Leaf {number}") for number in range(MAX_SHOWN - 14)),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("tree", "path"),
+    [
+        (LabelTree.from_paths(list(ANIMALS)), ("Mammal", "Cat family", "Lion")),
+        (FULL, ("Top 6", "Middle 6", "Leaf 0")),
+    ],
+    ids=["demo", "full"],
+)
+def test_what_auto_chooses_fits_the_screen(
+    page: Page,
+    label_studio: RunningLabelStudio,
+    photos: list[Path],
+    artefacts: Path,
+    tree: LabelTree,
+    path: tuple[str, ...],
+) -> None:
+    """The demo's 44 labels, and the most lines that are thought to have room."""
+    chosen = choose_form(tree)
+    assert chosen.form == "choices"
+    project = Project(label_studio, label_config(tree, chosen.form), photos, path)
+    project.open(page, "tall", WINDOWS[0])
+    expect(box(page, path[-1])).to_be_checked()
+    wait_until_seen(page, PICTURE, ".hrn-answer")
+    page.wait_for_timeout(500)
+    page.screenshot(path=artefacts / f"auto-{most_shown(tree)}-lines.png")
+    other = tree.names[tree.children[tree.index(path[:-1])][-1]]
+    hint = page.locator(".hrn-answer label:visible", has_text=other).locator("sup")
+    page.keyboard.press(hint.inner_text().strip("[]"))
+    submit(page, lambda: page.keyboard.press("Control+Enter"))
+    label = project.only_label("tall")
+    assert label.target is not None
+    assert project.config.tree.path(label.target) == (*path[:-1], other)
 
 
 def test_another_top_leaves_nothing_of_the_levels_it_hides(page: Page, cascade: Project) -> None:

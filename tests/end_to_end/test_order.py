@@ -102,3 +102,27 @@ def test_what_chance_chose_is_on_record(shop: Shop, taken: list[int]) -> None:
     drawn = {task for task, why in batch.items() if why == "random"}
     assert drawn
     assert drawn <= asked_at_random(store, key).keys()
+
+
+def test_a_skip_moves_its_image_to_the_end(
+    shop: Shop, before: list[int], annotators: list[Annotator]
+) -> None:
+    skipped = annotators[0].next_task(shop.number)
+    annotators[0].skip(skipped)
+
+    def last() -> bool:
+        scores = shop.listed()
+        return scores[skipped["id"]] == 1.0 == max(score or 0.0 for score in scores.values())
+
+    shop.backend.until(last, 60, "the skipped task at the end")
+    later = [one.next_task(shop.number)["id"] for one in annotators]
+    assert skipped["id"] not in later
+    with shop.studio.session() as page:
+        views = page.get(f"{shop.studio.url}/api/dm/views/?project={shop.number}", timeout=30)
+        tabs = {view["data"]["title"]: view["id"] for view in views.json()}
+        shown = {}
+        for tab in ("Most useful first", "Surest first"):
+            url = f"{shop.studio.url}/api/tasks?project={shop.number}&view={tabs[tab]}"
+            shown[tab] = [row["id"] for row in page.get(url, timeout=30).json()["tasks"]]
+    assert shown["Most useful first"][-1] == skipped["id"]
+    assert skipped["id"] not in shown["Surest first"]

@@ -1,6 +1,7 @@
 """Annotations -> targets at any depth, and a reason for each annotation that teaches nothing."""
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hierarchy.tree import LabelTree
-from studio.annotations import Ignored, Label, TaskLabels, read_task
+from studio.annotations import EMPTY, NOTHING_THERE, Ignored, Label, TaskLabels, read_task
 from studio.errors import AnnotationError
 from studio.labelconfig import LabelConfig, parse_label_config
 from tests.studio.configs import (
@@ -44,7 +45,7 @@ CASCADE = parse_label_config(
 SHARED = parse_label_config(
     view(
         level("l1", "Fruit", "Vegetables"),
-        level("l2", "Fresh", "Frozen", more=f'{WHEN}"Fruit,Vegetables"'),
+        level("l2", "Fresh", "Frozen", more=f'prelabel="true" {WHEN}"Fruit,Vegetables"'),
     )
 )
 
@@ -489,3 +490,34 @@ def test_any_path_of_a_cascade_is_read_from_its_lowest_level_alone(
     config = parse_label_config(cascade_xml(tree))
     node = data.draw(st.sampled_from(range(len(tree))))
     assert label(config, ticked(config.controls[node], tree.names[node])).target == node
+
+
+def test_names_are_compared_in_one_unicode_form() -> None:
+    decomposed = unicodedata.normalize("NFD", "École")
+    for known, written in (("École", decomposed), (decomposed, "École")):
+        nested = parse_label_config(
+            view(f'<Taxonomy name="label" toName="image">{choice(known)}</Taxonomy>')
+        )
+        found = label(nested, taxonomy([written]))
+        assert (path_of(found, nested), found.note) == ((known,), "")
+        flat = parse_label_config(choices_xml([known]))
+        assert target(flat, ticked("label", written)) == (known,)
+
+
+def test_an_answer_that_hides_the_labels_says_that_nothing_is_there() -> None:
+    when = 'visibleWhen="choice-selected" whenTagName="present" whenChoiceValue="Animal"'
+    config = parse_label_config(
+        view(
+            level("present", "Animal", "Empty"),
+            f'<Taxonomy name="label" toName="image" {when}>{choice("Fox")}</Taxonomy>',
+        )
+    )
+
+    def reason(*results: object) -> str:
+        entry = {"id": 1, "result": list(results)}
+        (found,) = read_task({"id": 1, "data": {}, "annotations": [entry]}, config).ignored
+        return found.reason
+
+    assert reason(ticked("present", "Empty")) == NOTHING_THERE
+    assert reason(ticked("present", "Animal")) == "holds no result of label"
+    assert reason() == EMPTY

@@ -206,11 +206,14 @@ def test_a_control_keeps_its_name_when_the_tree_grows() -> None:
 
 def test_small_trees_get_a_cascade_and_large_ones_a_taxonomy() -> None:
     assert choose_form(tree_of(GROCERY)).form == "choices"
-    many = tree_of([(f"{i // 6}", f"{i}") for i in range(len(SINGLE_KEYS))])
-    assert choose_form(many).form == "taxonomy"
-    assert "single keys" in choose_form(many).why
+    many = [(f"{i // 6}", f"{i}") for i in range(MAX_CASCADE)]
+    assert choose_form(tree_of(many[: len(SINGLE_KEYS) + 12])).form == "choices"
+    assert "has keys for 54 labels" in choose_form(tree_of(many)).why
     flat = tree_of([(f"{i}",) for i in range(MAX_SHOWN + 1)])
     assert "at once" in choose_form(flat).why
+    assert choose_form(tree_of(flat.paths[:MAX_SHOWN])).form == "choices"
+    long = tree_of([(f"{i} {'long ' * 9}",) for i in range(MAX_SHOWN // 2 + 1)])
+    assert "at once" in choose_form(long).why
     assert choose_form(tree_of([("$x",)])).form == "taxonomy"
 
 

@@ -143,6 +143,28 @@ def test_the_tab_lists_unanswered_tasks_least_sure_first(
     assert tabbed(client, tab) == [ids[2], ids[3], ids[0]]
 
 
+def test_a_skipped_task_stays_open_and_is_among_the_last(
+    client: LabelStudio, project: int, backend: RecordingBackend
+) -> None:
+    """The refresh gives it the highest score; "Surest first" would begin with it."""
+    backend.version = "v1"
+    connected(client, project, backend)
+    rows = [{"data": {"image": f"http://pictures.invalid/{n}"}} for n in range(3)]
+    ids = client.import_tasks(project, rows)
+    scores = dict(zip(ids, (0.9, 1.0, 0.2), strict=True))
+    predictions = [
+        {"task": task, "result": [], "score": scores[task], "model_version": "v1"} for task in ids
+    ]
+    client.import_predictions(project, predictions)
+    client.create_annotation(ids[1], [], skipped=True)
+    found = {task["id"]: task for task in client.tasks(project, unlabelled_only=True)}
+    assert set(found) == set(ids)
+    assert [one["was_cancelled"] for one in found[ids[1]]["annotations"]] == [True]
+    tabs = {row["data"]["title"]: row["id"] for row in client.views(project)}
+    assert tabbed(client, tabs["Most useful first"]) == [ids[2], ids[0], ids[1]]
+    assert tabbed(client, tabs["Surest first"]) == [ids[0], ids[2]]
+
+
 def tabbed(client: LabelStudio, tab: int) -> list[int]:
     """The tasks a tab of the Data Manager lists."""
     address = f"{client.url}/api/tasks"

@@ -1,6 +1,7 @@
 """Label config -> tree: every supported form, and a clear refusal of every other."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -198,9 +199,70 @@ def test_a_control_shared_by_two_answers_hangs_under_both() -> None:
     assert len(tree) == 7
 
 
-def test_without_values_a_control_hangs_under_every_answer() -> None:
-    xml = view(choices("l1", "A", "B"), choices("l2", "x", more=f'{WHEN} whenTagName="l1"'))
-    assert parse_label_config(xml).tree.paths == (("A",), ("B",), ("A", "x"), ("B", "x"))
+@pytest.mark.parametrize("values", ["", 'whenChoiceValue="B,A"'])
+def test_what_is_asked_after_every_answer_is_a_level_only_if_it_is_marked(values: str) -> None:
+    why = choices("why", "blurred", "dark", more=f'{WHEN} whenTagName="l1" {values}')
+    xml = view(choices("l1", "A", "B"), why)
+    config = parse_label_config(xml)
+    assert (config.tree.paths, config.kind) == ((("A",), ("B",)), "choices")
+    assert '<Choices name="why"> is no level of labels (it is asked after every' in notes(xml)
+    marked = parse_label_config(xml.replace('name="why"', 'name="why" prelabel="true"'))
+    assert ("B", "dark") in marked.tree.paths
+    assert len(marked.tree) == 6
+
+
+def test_questions_beside_the_labels_are_left_out() -> None:
+    """Species, then sex and age: once a refusal that nothing could cure."""
+    sex = choices("sex", "male", "female", more=f'{WHEN} whenTagName="species"')
+    age = choices("age", "adult", "young", more=f'{WHEN} whenTagName="species"')
+    xml = view(choices("species", "Deer", "Fox", "Bird"), sex, age)
+    assert parse_label_config(xml).tree.names == ("Deer", "Fox", "Bird")
+    assert notes(xml).count("is no level of labels") == 2
+    some = xml.replace('whenTagName="species"', 'whenTagName="species" whenChoiceValue="Deer,Fox"')
+    assert parse_label_config(some).tree.names == ("Deer", "Fox", "Bird")
+    assert "the same answer shows" in notes(some)
+    marked = xml.replace('name="age"', 'name="age" prelabel="true"')
+    assert ("Fox", "young") in parse_label_config(marked).tree.paths
+
+
+def test_kinds_of_one_answer_are_a_level_beside_the_questions_of_more() -> None:
+    kinds = choices("kind", "Owl", "Duck", more=f'{WHEN} whenTagName="l1" whenChoiceValue="Bird"')
+    sex = choices(
+        "sex", "male", "female", more=f'{WHEN} whenTagName="l1" whenChoiceValue="Bird,Fox"'
+    )
+    xml = view(choices("l1", "Bird", "Fox", "Empty"), sex, kinds)
+    assert parse_label_config(xml).tree.paths[3:] == (("Bird", "Owl"), ("Bird", "Duck"))
+    when = f'{WHEN} whenTagName="l1" whenChoiceValue="Animal"'
+    after = view(
+        choices("l1", "Animal", "Empty"),
+        choices("sex", "male", "female", more=when),
+        choices("species", "Fox", "Deer", "Owl", more=when),
+    )
+    assert ("Animal", "Owl") in parse_label_config(after).tree.paths
+    assert len(parse_label_config(after).tree) == 5
+
+
+def test_the_mark_takes_a_control_out() -> None:
+    why = choices("why", "blurred", more=f'{WHEN} whenTagName="l1" whenChoiceValue="Unsure"')
+    xml = view(choices("l1", "Fox", "Unsure"), why)
+    assert ("Unsure", "blurred") in parse_label_config(xml).tree.paths
+    assert 'write prelabel="false" on it' in notes(xml)
+    out = xml.replace('name="why"', 'name="why" prelabel="false"')
+    assert parse_label_config(out).tree.names == ("Fox", "Unsure")
+
+
+def test_the_most_labels_are_read_where_nothing_is_marked() -> None:
+    xml = view(choices("sharp", "yes", "no"), choices("species", "Fox", "Deer", "Owl"))
+    assert parse_label_config(xml).tree.names == ("Fox", "Deer", "Owl")
+    assert 'labels are read from <Choices name="species">' in notes(xml)
+    taken = xml.replace('name="species"', 'name="species" prelabel="false"')
+    assert parse_label_config(taken).tree.names == ("yes", "no")
+
+
+def test_names_that_differ_by_normalization_only_are_one() -> None:
+    decomposed = unicodedata.normalize("NFD", "École")
+    xml = view(taxonomy(choice("École", choice("x")), choice(decomposed, choice("x"), choice("y"))))
+    assert parse_label_config(xml).tree.paths == (("École",), ("École", "x"), ("École", "y"))
 
 
 def test_the_condition_may_stand_on_a_view_around_the_control() -> None:
@@ -214,7 +276,7 @@ def test_conditions_of_nested_views_must_all_hold() -> None:
     inner = choices("l3", "deep", more=f'{WHEN} whenTagName="l2" whenChoiceValue="x"')
     xml = view(
         choices("l1", "A", "B"),
-        choices("l2", "x", more=f'{WHEN} whenTagName="l1"'),
+        choices("l2", "x", more=f'{WHEN} whenTagName="l1" prelabel="true"'),
         f'<View {WHEN} whenTagName="l1" whenChoiceValue="A">{inner}</View>',
     )
     paths = parse_label_config(xml).tree.paths
@@ -237,8 +299,8 @@ def test_the_top_control_may_come_last() -> None:
     assert parse_label_config(xml).controls == ("l1", "l2")
 
 
-def test_two_controls_for_one_answer_are_refused() -> None:
-    lower = f'{WHEN} whenTagName="l1" whenChoiceValue="A"'
+def test_two_levels_for_one_answer_are_refused() -> None:
+    lower = f'{WHEN} whenTagName="l1" whenChoiceValue="A" prelabel="true"'
     xml = view(choices("l1", "A"), choices("x", "1", more=lower), choices("y", "2", more=lower))
     assert 'both shown by "A"' in refusal(xml)
 
@@ -265,9 +327,12 @@ def test_a_lone_control_under_another_condition_is_refused(condition: str) -> No
 
 
 def test_a_level_under_an_unreadable_condition_is_refused_with_the_mend() -> None:
-    inner = choices("l2", "x", more=f'{WHEN} whenTagName="l1"')
+    inner = choices("l2", "x", more=f'{WHEN} whenTagName="l1" prelabel="true"')
     xml = view(choices("l1", "A"), f'<View visibleWhen="no-region-selected">{inner}</View>')
     assert 'write visibleWhen="choice-selected" whenTagName' in refusal(xml)
+    plain = xml.replace(' prelabel="true"', "")
+    assert parse_label_config(plain).tree.names == ("A",)
+    assert 'write visibleWhen="choice-selected" whenTagName' in notes(plain)
 
 
 def test_a_value_that_is_not_there_is_noted_and_stops_nothing() -> None:
@@ -282,8 +347,11 @@ def test_a_value_that_is_not_there_is_noted_and_stops_nothing() -> None:
 
 def test_shared_levels_that_multiply_beyond_bounds_are_refused() -> None:
     names = [f"n{i}" for i in range(60)]
+    mark = 'prelabel="true"'
     parts = [choices("l0", *names)]
-    parts += [choices(f"l{i}", *names, more=f'{WHEN} whenTagName="l{i - 1}"') for i in (1, 2)]
+    parts += [
+        choices(f"l{i}", *names, more=f'{WHEN} whenTagName="l{i - 1}" {mark}') for i in (1, 2)
+    ]
     assert MAX_NODES < 60**3
     assert "multiply" in refusal(view(*parts))
 
@@ -417,9 +485,10 @@ def test_what_hurts_in_a_taxonomy_is_noted(attribute: str, words: str) -> None:
     assert words in notes(view(taxonomy(choice("A"), more=attribute)))
 
 
-def test_a_plain_taxonomy_has_no_note() -> None:
+def test_a_plain_taxonomy_has_but_the_note_that_it_takes_several_ticks() -> None:
     plain = 'leafsOnly="false" maxUsages="3" required="false"'
-    assert notes(view(taxonomy(choice("A", choice("B")), choice("C"), more=plain))) == ""
+    (note,) = parse_label_config(view(taxonomy(choice("A", choice("B")), more=plain))).notes
+    assert "takes several ticks" in note
 
 
 def test_a_root_above_everything_is_noted() -> None:
@@ -433,10 +502,19 @@ def test_a_root_above_everything_is_noted() -> None:
     assert "leave no choice" in notes(view(taxonomy(choice("Life", choice("Animal")))))
 
 
+def test_a_question_that_hides_the_labels_is_noted_with_its_answers() -> None:
+    when = f'{WHEN} whenTagName="present" whenChoiceValue="Animal"'
+    xml = view(choices("present", "Animal", "Empty"), taxonomy(choice("A"), more=when))
+    config = parse_label_config(xml)
+    assert config.hiding == {"present": frozenset({"Empty"})}
+    assert '<Choices name="present"> hides the labels after some answers ("Empty")' in notes(xml)
+    assert parse_label_config(view(taxonomy(choice("A")))).hiding == {}
+
+
 def test_an_ambiguous_chip_is_noted_unless_full_paths_are_shown() -> None:
     inner = choice("A", choice("x")) + choice("B", choice("x"))
     assert "showFullPath" in notes(view(taxonomy(inner)))
-    assert notes(view(taxonomy(inner, more='showFullPath="true"'))) == ""
+    assert "showFullPath" not in notes(view(taxonomy(inner, more='showFullPath="true"')))
 
 
 def test_a_preselected_choice_is_noted_at_any_depth() -> None:
@@ -452,7 +530,7 @@ def test_multiple_choice_is_noted() -> None:
 
 
 def test_a_required_level_below_the_top_is_noted_as_a_forced_guess() -> None:
-    lower = choices("l2", "x", more=f'{WHEN} whenTagName="l1" required="true"')
+    lower = choices("l2", "x", more=f'{WHEN} whenTagName="l1" whenChoiceValue="A" required="true"')
     assert "must guess" in notes(view(choices("l1", "A"), lower))
     assert "Skip" in notes(choices_xml(["A"], 'required="true"'))
 

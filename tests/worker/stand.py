@@ -28,6 +28,11 @@ def annotation(number: int, path: list[str], updated_at: str) -> dict[str, Any]:
     }
 
 
+def _is_answered(task: dict[str, Any]) -> bool:
+    """As Label Studio counts: a skip is no answer."""
+    return any(not one.get("was_cancelled") for one in task["annotations"])
+
+
 class Stand:
     """Answers what the reconciler and the jobs ask, whatever project's number they name.
 
@@ -142,9 +147,9 @@ class Stand:
         last = next(item["value"] for item in items if item["filter"] == "filter:tasks:id")
         rows = [task for task in self.tasks if task["id"] > last]
         if ("total_annotations", "greater") in asked:
-            rows = [task for task in rows if task["annotations"]]
+            rows = [task for task in rows if _is_answered(task)]
         if ("total_annotations", "equal") in asked:
-            rows = [task for task in rows if not task["annotations"]]
+            rows = [task for task in rows if not _is_answered(task)]
         if ("updated_at", "greater") in asked:
             since = next(item["value"] for item in items if item["filter"].endswith("updated_at"))
             rows = [task for task in rows if task.get("updated_at", "9") > since]

@@ -78,6 +78,39 @@ def test_open_tasks_get_one_pre_label_each_and_the_rule_is_noted(
     assert stand.changed == []
 
 
+def test_a_skip_moves_its_image_to_the_end(served: Parts, known: Project, stand: Stand) -> None:
+    publish(served, known)
+    open_tasks(stand, 30)
+    refresh_predictions(known.key, "v1", served)
+    first = next(iter(places_of(served.store, known.key, "v1").batch))
+    (skipped,) = [task for task in stand.tasks if task["id"] == first]
+    before = skipped["predictions"][0]
+    assert before["score"] < FRONT
+    skipped["annotations"] = [{"id": 900, "was_cancelled": True, "result": []}]
+    assert refresh_predictions(known.key, "v1", served)["stored"] == 1
+    (row,) = skipped["predictions"]
+    assert row["score"] == 1.0
+    assert row["result"] == before["result"]
+    assert max(task["predictions"][0]["score"] for task in stand.tasks) == row["score"]
+    served.store.write_order(known.key, {})  # what to ask next is chosen again
+    refresh_predictions(known.key, "v1", served)
+    batch = places_of(served.store, known.key, "v1").batch
+    assert len(batch) == 29
+    assert first not in batch
+    assert refresh_predictions(known.key, "v1", served)["stored"] == 0
+
+
+def test_before_a_version_a_skip_comes_last_too(
+    served: Parts, known: Project, stand: Stand
+) -> None:
+    open_tasks(stand, 5)
+    stand.tasks[0]["annotations"] = [{"id": 900, "was_cancelled": True, "result": []}]
+    refresh_predictions(known.key, UNTRAINED, served)
+    scores = [task["predictions"][0]["score"] for task in stand.tasks]
+    assert scores[0] == 1.0
+    assert max(scores[1:]) < FRONT
+
+
 def test_leaving_early_reads_no_further(
     served: Parts, known: Project, stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:

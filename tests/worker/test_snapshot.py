@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hierarchy import LabelTree
-from studio.annotations import Ignored, Label, TaskLabels
+from studio.annotations import EMPTY, NOTHING_THERE, Ignored, Label, TaskLabels
 from tests.strategies import trees
-from worker.snapshot import agreed, take
+from worker.snapshot import agreed, left_out, take
 
 TREE = LabelTree.from_paths([("Fruit", "Apple", "Gala"), ("Fruit", "Pear"), ("Milk",)])
 FRUIT, MILK, APPLE, PEAR, GALA = (TREE.index(path) for path in TREE.paths)
@@ -93,6 +93,25 @@ def test_the_summary_counts_labels_by_level() -> None:
     summary = take(tasks, TREE).summary()
     assert (summary["labels"], summary["tasks"]) == (3, 2)
     assert summary["by_level"] == {"1": 2, "3": 1}
+
+
+def test_answers_that_are_not_learnt_as_given_are_counted_and_said() -> None:
+    two = replace(label(FRUIT), nodes=(APPLE, PEAR))
+    none_above = replace(label(MILK), target=None, nodes=(APPLE, MILK))
+    passed = tuple(Ignored(9, why) for why in (NOTHING_THERE, NOTHING_THERE, EMPTY))
+    tasks = [task(1, label(MILK)), task(2, two), task(3, none_above)]
+    summary = take([*tasks, TaskLabels(4, "b.png", (), passed, {})], TREE).summary()
+    assert {key: summary[key] for key in ("nothing_there", "empty", "several")} == {
+        "nothing_there": 2,
+        "empty": 1,
+        "several": 1,
+    }
+    assert summary["several_as_parent"] == 1
+    sentences = left_out(summary)
+    assert sentences[0].startswith("2 of 6 answers say that nothing of the label tree is there")
+    assert sentences[1].startswith("1 of 3 answers name labels with nothing above them all")
+    assert len(sentences) == 4
+    assert left_out({"labels": 7, "ignored": {}}) == []  # of an earlier release
 
 
 @pytest.mark.parametrize(
