@@ -3,10 +3,11 @@
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from command.redis_server import no_answer
 from models.answers import answers
 from models.errors import ModelError
 from models.galleries import Galleries
@@ -22,6 +23,8 @@ from worker.errors import MisconfiguredError
 from worker.order import Order
 from worker.parts import Parts
 from worker.queue import RedisError
+from worker.reading import Read
+from worker.showing import nothing_shown
 
 
 class UsageError(Exception):
@@ -38,7 +41,18 @@ def find(parts: Parts, wanted: str | None) -> Project:
     fitting = [p for p in known if wanted is None or wanted in (str(p.number), p.key, p.project)]
     if len(fitting) == 1:
         return fitting[0]
-    names = ", ".join(f"{p.number} ({p.key})" for p in known) or "none"
+    if not known:
+        raise UsageError(
+            f"no project has called yet in {parts.store.files.where}: connect one (`hrn connect "
+            "--project NUMBER`), or set HRN_HOME if yours are elsewhere"
+        )
+    # A number tells them apart, unless they are of several Label Studios.
+    numbers = [p.number for p in known]
+    names = ", ".join(
+        (str(p.number) if numbers.count(p.number) == 1 else p.key)
+        + (f" ({p.title})" if p.title else "")
+        for p in known
+    )
     what = "no project" if not fitting else "more than one project"
     meant = "" if wanted is None else f" {wanted!r}"
     raise UsageError(f"{what} fits{meant}: give --project with one of: {names}")
@@ -77,21 +91,53 @@ def ask_training(parts: Parts, project: Project, order: Order) -> dict[str, Any]
 
 def status(parts: Parts) -> dict[str, Any]:
     """Everything at a glance, as plain data."""
+    workers: list[dict[str, Any]] = []
+    waiting, problem = None, ""
     try:
-        workers: Any = parts.board.workers()
-        waiting: Any = parts.board.depth()
-    except (RedisError, MisconfiguredError) as error:
-        workers, waiting = [], f"Redis cannot be reached: {error}"
+        workers, waiting = parts.board.workers(), parts.board.depth()
+    except RedisError as error:
+        problem = no_answer(error)
+    except MisconfiguredError as error:
+        problem = f"no server runs here: {error}"
     return {
+        "home": str(parts.settings.home.resolve()),
+        "store": parts.store.files.where,
+        "problem": problem,
         "workers": workers,
         "waiting_jobs": waiting,
         "projects": [project_status(parts, project) for project in parts.store.projects()],
     }
 
 
+def describe_all(told: Mapping[str, Any]) -> str:
+    """The whole status in words."""
+    where = f"home {told['home']}"
+    lines = [describe(row) for row in told["projects"]]
+    if not lines:
+        none = (
+            "no project has called yet: connect one (`hrn connect --project NUMBER`), or set "
+            f"HRN_HOME if yours are elsewhere than in {told['store']}"
+        )
+        lines = [none]
+    if told["problem"]:
+        return "\n".join([*lines, where, f"PROBLEM: {told['problem']}"])
+    workers, jobs = len(told["workers"]), told["waiting_jobs"]
+    counts = f"{workers} worker{'' if workers == 1 else 's'}, {jobs} waiting job"
+    return "\n".join([*lines, f"{counts}{'' if jobs == 1 else 's'}; {where}"])
+
+
+def describe_cancelled(wish: Mapping[str, Any]) -> str:
+    """What became of one training that was cancelled."""
+    reason = (wish.get("order") or {}).get("reason") or "no reason given"
+    if wish["state"] == "running":
+        return f"{wish['job']} was asked to stop, which takes seconds ({reason})"
+    waited = "was put off" if wish["state"] == "put off" else "waited"
+    return f"a training that {waited} was dropped ({reason})"
+
+
 def project_status(parts: Parts, project: Project) -> dict[str, Any]:
     """One project: its version, what runs, how the last training ended."""
-    version = parts.store.current(project.key)
+    version, learnt = parts.store.current(project.key), Read()
     told: dict[str, Any] = {
         "project": project.number,
         "title": project.title,
@@ -107,7 +153,10 @@ def project_status(parts: Parts, project: Project) -> dict[str, Any]:
             told["problem"] = str(error)
         else:
             told |= {key: manifest[key] for key in ("metrics", "calibration", "labels")}
+            learnt = Read.of_version(manifest)
             told["following"] = following(parts, project, version)
+            missing = nothing_shown(parts, project, version)
+            told["missing"] = missing and {**asdict(missing), "words": missing.words}
     try:
         state, job = parts.board.state(project.key)
         runs = parts.board.runs(project.key)
@@ -116,6 +165,8 @@ def project_status(parts: Parts, project: Project) -> dict[str, Any]:
             "job": job,
             "progress": parts.board.progress(project.key),
             "events_since": parts.board.events(project.key)[0],
+            "unlearnt": parts.board.unlearnt(project.key),
+            "behind": parts.board.behind(project.key, version, learnt),
             "last_run": runs[0] if runs else None,
         }
     except (RedisError, MisconfiguredError):
@@ -131,7 +182,9 @@ def describe(told: dict[str, Any]) -> str:
     if "problem" in told:
         lines.append(f"  problem: {told['problem']}")
     if "calibration" in told:
-        lines.append(f"  {promise(told['calibration'])}")
+        missing = told.get("missing")
+        nothing = missing and f"shows nothing yet: {missing['words']}"
+        lines.append(f"  {nothing or promise(told['calibration'])}")
         lines.append(
             f"  learnt from {told['labels']['labels']} labels; held out, {levels(told['metrics'])}"
         )
@@ -145,12 +198,30 @@ def describe(told: dict[str, Any]) -> str:
         )
     elif told["training"] != "idle":
         lines.append(f"  training: {told['training']}")
-    if told.get("events_since"):
-        lines.append(f"  {told['events_since']} annotation events since labels were last read")
+    if new := newer(told["version"], told.get("unlearnt", 0), told.get("behind", 0)):
+        lines.append(f"  {new}")
     if run := told.get("last_run"):
         ago = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run["ended_at"]))
         lines.append(f"  last training: {run['state']} at {ago} ({run['why']})")
     return "\n".join(lines)
+
+
+def newer(version: str | None, unlearnt: int, behind: int | None) -> str:
+    """The answers that the live version has not learnt from, in words; "" if there are none.
+
+    Args:
+        version: the live one.
+        unlearnt: labels that no training has read.
+        behind: labels that one has read and this version has not; None: not counted yet.
+    """
+    if not version:
+        return f"{unlearnt} labels so far" if unlearnt else ""
+    if behind is None:
+        return f"newer answers that {version} has not learnt are being counted"
+    if not unlearnt + behind:
+        return ""
+    read = f", {behind} of them read by a training" if behind else ""
+    return f"{unlearnt + behind} newer answers, which {version} has not learnt{read}"
 
 
 def promise(calibration: dict[str, Any]) -> str:
@@ -273,6 +344,14 @@ def predict(parts: Parts, project: Project, files: Sequence[Path]) -> list[dict[
     return [_told(file, one, version) for file, one in zip(files, found, strict=True)]
 
 
+def describe_answer(row: Mapping[str, Any]) -> str:
+    """One answer in words: what would be shown, and what the model takes the image for."""
+    best = f"best leaf {' > '.join(row['best_leaf'])} ({row['confidence']:.0%})"
+    if row["answer"]:
+        return f"{' > '.join(row['answer'])} ({row['probability']:.0%}); {best}"
+    return f"no label is shown ({row['reason']}); {best}"
+
+
 def _reference(file: Path) -> str:
     """Path, size and time: a file that was changed is another picture."""
     try:
@@ -377,6 +456,9 @@ __all__ = [
     "connect_project",
     "depth_text",
     "describe",
+    "describe_all",
+    "describe_answer",
+    "describe_cancelled",
     "describe_version",
     "find",
     "following",

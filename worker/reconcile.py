@@ -82,7 +82,7 @@ class Reconciler:
         self._parts = parts
         ours = parts.settings
         self._policy = Policy(ours.train_every, ours.train_after * 60)
-        self._looked: dict[str, float] = {}
+        self._looked: dict[str, tuple[float, str | None]] = {}
         self._refreshed: dict[str, str] = {}
         self._pruned = -PRUNE
         self._followed: dict[str, float] = {}
@@ -103,8 +103,10 @@ class Reconciler:
                 continue  # of a Label Studio that another server looks after, or that has moved
             try:
                 self._hints(project)
-                if time.monotonic() - self._looked.get(project.key, -LOOK) >= LOOK:
-                    self._looked[project.key] = time.monotonic()
+                live = self._parts.store.current(project.key)
+                when, of = self._looked.get(project.key, (-LOOK, live))
+                if time.monotonic() - when >= LOOK or live != of:
+                    self._looked[project.key] = time.monotonic(), live
                     self.look(project)
             except RedisError as error:
                 log.warning("redis is away: %s", error)
@@ -194,8 +196,10 @@ class Reconciler:
         self._announce(project, version or UNTRAINED)
         self._ask_refresh(project, version or UNTRAINED)
         config = parse_label_config(str(settings["label_config"]))
-        new, last = self._unlearnt(project, version, config)
+        new, last, behind = self._unlearnt(project, version, config)
         self._parts.board.note_unlearnt(project.key, new)
+        if version:
+            self._parts.board.note_behind(project.key, version, behind)
         if last != self._newest.get(project.key):  # its event may have been lost
             self._missed(project, version, new)
         self._newest[project.key], self._new[project.key] = last, new
@@ -233,22 +237,30 @@ class Reconciler:
 
     def _unlearnt(
         self, project: Project, version: str | None, config: LabelConfig
-    ) -> tuple[int, float | None]:
-        """Labels that no attempt has read yet, and when the last of them came."""
-        known = self._parts.board.attempted(project.key)
+    ) -> tuple[int, float | None, int]:
+        """Labels that no attempt has read yet, when the last of them came, and others.
+
+        The others an attempt has read, but the live version has not learnt from them: it is an
+        earlier one, or what came of them was refused.
+        """
+        attempted, learnt = self._parts.board.attempted(project.key), Read()
         if version:
-            manifest = self._parts.store.manifest(project.key, version)
-            known = known.newer(Read.of_version(manifest))
+            learnt = Read.of_version(self._parts.store.manifest(project.key, version))
+        read = attempted.newer(learnt)
+        since = min(read.since, learnt.since) if version else read.since
         tasks = self._parts.studio.tasks(
-            project.number, annotated_only=True, updated_after=known.since or None
+            project.number, annotated_only=True, updated_after=since or None
         )
-        times = [
-            label.updated_at
-            for task in tasks
-            for label in read_task(task, config).labels
-            if known.lacks(label.annotation_id, label.updated_at)
+        labels = [label for task in tasks for label in read_task(task, config).labels]
+        times = [one.updated_at for one in labels if read.lacks(one.annotation_id, one.updated_at)]
+        behind = [
+            one.annotation_id
+            for one in labels
+            if learnt.lacks(one.annotation_id, one.updated_at)
+            and not read.lacks(one.annotation_id, one.updated_at)
         ]
-        return len(times), _seconds(max(times)) if times else None
+        last = _seconds(max(times)) if times else None
+        return len(times), last, len(behind) if version else 0
 
 
 def _seconds(stamp: str) -> float | None:

@@ -11,10 +11,11 @@ from backend.console.blueprint import bp
 from backend.console.layout import page, tell, the_project
 from backend.services import services
 from models.errors import ModelError, ModelStoreError, UnknownVersionError, VersionInUseError
-from models.insight import NodeChange, compare_manifests, node_changes
+from models.insight import Missing, NodeChange, compare_manifests, node_changes
 from models.store import NOTE_LENGTH, Project
 from worker import choosing
 from worker.choosing import ChoiceError
+from worker.showing import nothing_shown
 
 #: Rows of a comparison of nodes, of each kind.
 CHANGES = 10
@@ -35,6 +36,7 @@ class Row:
         note: a person's.
         needed: why it may not be deleted, "" if it may.
         shown: what annotators' answers say of what it showed, None if nothing.
+        missing: of the live one, what it needs before it shows a label; None if it shows some.
     """
 
     version: str
@@ -44,6 +46,7 @@ class Row:
     note: str
     needed: str
     shown: dict[str, Any] | None
+    missing: Missing | None
 
 
 @bp.get("/projects/<key>/versions")
@@ -82,12 +85,15 @@ def rows_of(project: Project, names: list[str]) -> list[Row]:
         needed = dict.fromkeys(names, str(error))
     rows = []
     for name in names:
+        missing = None
         try:
             manifest, problem = records.summary(project.key, name), ""
+            if name == live:
+                missing = nothing_shown(services().parts, project, name)
         except ModelError as error:
             manifest, problem = {}, str(error)
         told = (name, name == live, manifest, problem, store.note(project.key, name))
-        rows.append(Row(*told, needed.get(name, ""), _shown(project, name)))
+        rows.append(Row(*told, needed.get(name, ""), _shown(project, name), missing))
     return rows
 
 
