@@ -86,8 +86,12 @@ def _ours(error: Exception) -> bool:
     """Is it one of our errors, whose message is made for people?"""
     from redis.exceptions import RedisError
 
-    from command.projects import UsageError
     from command.redis_server import NoRedisError
+
+    if isinstance(error, SettingError | NoRedisError | RedisError | OSError):
+        return True  # before what takes seconds to load
+
+    from command.projects import UsageError
     from command.samples import SamplesError
     from command.supervisor import StartError
     from experiments.errors import ExperimentError
@@ -97,9 +101,7 @@ def _ours(error: Exception) -> bool:
     from worker.errors import JobError
 
     known = (
-        SettingError,
         UsageError,
-        NoRedisError,
         SamplesError,
         StartError,
         ExperimentError,
@@ -107,8 +109,6 @@ def _ours(error: Exception) -> bool:
         StudioError,
         JobError,
         HierarchyError,
-        RedisError,
-        OSError,
     )
     return isinstance(error, known)
 
@@ -301,6 +301,11 @@ def _demo(arguments: Arguments, settings: Settings) -> int:
 
 def _up(_arguments: Arguments, settings: Settings) -> int:
     from dataclasses import replace
+
+    from command import redis_server
+
+    if settings.redis_url:  # first of all: what comes next takes seconds to load
+        redis_server.check(settings.redis_url)
 
     from command import services
     from command.serve import check_exposure

@@ -43,7 +43,7 @@ def find(parts: Parts, wanted: str | None) -> Project:
         return fitting[0]
     if not known:
         raise UsageError(
-            f"no project has called yet in {parts.store.files.where}: connect one (`hrn connect "
+            f"no project has called yet in {where(parts)}: connect one (`hrn connect "
             "--project NUMBER`), or set HRN_HOME if yours are elsewhere"
         )
     # A number tells them apart, unless they are of several Label Studios.
@@ -56,6 +56,12 @@ def find(parts: Parts, wanted: str | None) -> Project:
     what = "no project" if not fitting else "more than one project"
     meant = "" if wanted is None else f" {wanted!r}"
     raise UsageError(f"{what} fits{meant}: give --project with one of: {names}")
+
+
+def where(parts: Parts) -> str:
+    """Where versions are: a whole path, or a bucket's address."""
+    ours = parts.settings
+    return parts.store.files.where if ours.in_bucket else str(ours.store.resolve())
 
 
 def connect_project(parts: Parts, number: int) -> Connected:
@@ -101,7 +107,7 @@ def status(parts: Parts) -> dict[str, Any]:
         problem = f"no server runs here: {error}"
     return {
         "home": str(parts.settings.home.resolve()),
-        "store": parts.store.files.where,
+        "store": where(parts),
         "problem": problem,
         "workers": workers,
         "waiting_jobs": waiting,

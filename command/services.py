@@ -109,10 +109,10 @@ def console_words(settings: Settings) -> str:
 
 def home_words(settings: Settings) -> str:
     """Where models are, for the person who started the server; a place without any is named so."""
-    files = Parts(settings).store.files
-    if files.names("projects"):
-        return f"Models in {files.where}"
-    return f"No models in {files.where} yet: set HRN_HOME (or HRN_STORE) if yours are elsewhere"
+    where = settings.store_url if settings.in_bucket else settings.store.resolve()
+    if Parts(settings).store.files.names("projects"):
+        return f"Models in {where}"
+    return f"No models in {where} yet: set HRN_HOME (or HRN_STORE) if yours are elsewhere"
 
 
 def next_words(settings: Settings) -> str:

@@ -541,6 +541,9 @@ def node_changes(
 #: tried on drawn evidence, this told most often how many answers were needed, within a factor of 3.
 STATED = 30
 
+#: Images of which is said how many were wrong, also where the version is sure of fewer.
+FEWEST = 10
+
 #: Times as many images as there are, beyond which nobody can say how many more are needed.
 FURTHEST = 20
 
@@ -611,7 +614,8 @@ def missing_evidence(
     checked, wrong = (right >= 0).cumsum(), (right == 0).cumsum()
     foretold = (1 - stated).cumsum() / np.arange(1, len(stated) + 1)
     rate = ((wrong + STATED * foretold) / (checked + STATED))[first - 1 :]
-    said = int(checked[surest - 1]), int(wrong[surest - 1])  # of all, where none is that sure
+    some = max(surest, min(FEWEST, len(stated))) - 1
+    said = int(checked[some]), int(wrong[some])
     least = 3 / risk - 1  # from there on two may be wrong, which is where the search begins
     for times in np.geomspace(1, FURTHEST, 200):
         count = checked[first - 1 :] * times
