@@ -614,8 +614,8 @@ def missing_evidence(
     checked, wrong = (right >= 0).cumsum(), (right == 0).cumsum()
     foretold = (1 - stated).cumsum() / np.arange(1, len(stated) + 1)
     rate = ((wrong + STATED * foretold) / (checked + STATED))[first - 1 :]
-    some = max(surest, min(FEWEST, len(stated))) - 1
-    said = int(checked[some]), int(wrong[some])
+    some = max(surest, min(FEWEST, len(stated))) if surest else len(stated)
+    said = int(checked[some - 1]), int(wrong[some - 1])
     least = 3 / risk - 1  # from there on two may be wrong, which is where the search begins
     for times in np.geomspace(1, FURTHEST, 200):
         count = checked[first - 1 :] * times
