@@ -1,7 +1,7 @@
 """The `hrn` command: reads arguments, calls one function, prints, and exits with a status.
 
-0 done · 1 a check failed or the thing asked for is not so · 2 wrong usage or settings · 141 whoever
-read the output has gone, as for any program in a pipe.
+0 done · 1 a check failed or the thing asked for is not so · 2 wrong usage or settings · 141 nobody
+reads the output any more, as for any program in a pipe.
 """
 
 import argparse

@@ -115,29 +115,29 @@ def status(parts: Parts) -> dict[str, Any]:
     }
 
 
-def describe_all(told: Mapping[str, Any]) -> str:
+def describe_all(found: Mapping[str, Any]) -> str:
     """The whole status in words."""
-    where = f"home {told['home']}"
-    lines = [describe(row) for row in told["projects"]]
+    where = f"home {found['home']}"
+    lines = [describe(row) for row in found["projects"]]
     if not lines:
         none = (
             "no project has called yet: connect one (`hrn connect --project NUMBER`), or set "
-            f"HRN_HOME if yours are elsewhere than in {told['store']}"
+            f"HRN_HOME if yours are elsewhere than in {found['store']}"
         )
         lines = [none]
-    if told["problem"]:
-        return "\n".join([*lines, where, f"PROBLEM: {told['problem']}"])
-    workers, jobs = len(told["workers"]), told["waiting_jobs"]
+    if found["problem"]:
+        return "\n".join([*lines, where, f"PROBLEM: {found['problem']}"])
+    workers, jobs = len(found["workers"]), found["waiting_jobs"]
     counts = f"{workers} worker{'' if workers == 1 else 's'}, {jobs} waiting job"
     return "\n".join([*lines, f"{counts}{'' if jobs == 1 else 's'}; {where}"])
 
 
-def describe_cancelled(wish: Mapping[str, Any]) -> str:
+def describe_cancelled(request: Mapping[str, Any]) -> str:
     """What became of one training that was cancelled."""
-    reason = (wish.get("order") or {}).get("reason") or "no reason given"
-    if wish["state"] == "running":
-        return f"{wish['job']} was asked to stop, which takes seconds ({reason})"
-    waited = "was put off" if wish["state"] == "put off" else "waited"
+    reason = (request.get("order") or {}).get("reason") or "no reason given"
+    if request["state"] == "running":
+        return f"{request['job']} was asked to stop, which takes seconds ({reason})"
+    waited = "was put off" if request["state"] == "put off" else "waited"
     return f"a training that {waited} was dropped ({reason})"
 
 

@@ -178,7 +178,7 @@ class Board:
             return self._next(project) and f"{name} ended without a word: what waited was queued"
 
     def cancel(self, project: str, only: str = "") -> list[dict[str, Any]]:
-        """Stop a project's trainings; each that was stopped, as `wishes` tells it.
+        """Stop a project's trainings; each that was stopped, as `wishes` has it.
 
         Those that have not begun are dropped at once, each with a run that says so; the running one
         ends within seconds and says so itself.
@@ -193,18 +193,20 @@ class Board:
                 self._stop(project, one)
             return stopped
 
-    def _stop(self, project: str, wish: dict[str, Any]) -> None:
-        name = wish.get("job") or wish.get("id")
-        if "job" in wish:  # also for a queued one: a worker may have taken it and not said so yet
+    def _stop(self, project: str, request: dict[str, Any]) -> None:
+        name = request.get("job") or request.get("id")
+        if (
+            "job" in request
+        ):  # also for a queued one: a worker may have taken it and not said so yet
             self.redis.set(self._key(project, "cancel"), str(name), ex=3600)
-            if wish["state"] == "running":
+            if request["state"] == "running":
                 return
             if (job := self._job(project)) is not None:
                 self._forget(job)
             self.redis.delete(self._key(project, "job"))
         else:
-            self.redis.delete(self._key(project, "again" if "id" in wish else "later"))
-        reason = (wish.get("order") or {}).get("reason", "")
+            self.redis.delete(self._key(project, "again" if "id" in request else "later"))
+        reason = (request.get("order") or {}).get("reason", "")
         why = "asked to stop before it began"
         self.log_run(project, {"job": name, "reason": reason, "state": "cancelled", "why": why})
 
@@ -516,9 +518,9 @@ class Board:
             version: the live one.
             learnt: what it has read.
         """
-        told = self._get(project, "behind")
-        if told is not None and told.get("version") == version:
-            return int(told["labels"])
+        counted = self._get(project, "behind")
+        if counted is not None and counted.get("version") == version:
+            return int(counted["labels"])
         return None if version and self.attempted(project).through > learnt.through else 0
 
     # What operators look at

@@ -29,6 +29,7 @@ COMMANDS = [
     "up",
     "serve",
     "work",
+    "console",
     "connect",
     "train",
     "status",
