@@ -537,8 +537,8 @@ def node_changes(
 # Where nothing is shown
 
 
-#: What is stated of an image weighs as much as what was seen of so many. With 10 the number
-#: is nearer (59 % within a factor of 3, 51 % with 30, 48 % with 100; 347 cases drawn) and more often
+#: What is stated of an image weighs as much as what was seen of so many. With 10 the number is
+#: nearer (59 % within a factor of 3; 51 % with 30, 48 % with 100; 347 cases drawn) and more often
 #: there is none.
 STATED = 30
 
