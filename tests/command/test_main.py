@@ -102,6 +102,7 @@ def test_wrong_usage_ends_with_2(words: list[str]) -> None:
         (["status", "--nothing-like-it"], "unrecognized arguments: --nothing-like-it\n"),
         (["train", "--fast", "--fine-tune"], "--fine-tune the backbone too: give one"),
         (["train", "--cancel", "--fast"], "--cancel starts no training: leave out --fast"),
+        (["label-config", "--read", "a.xml", "--out", "b.xml"], "writes no file: leave out --out"),
     ],
 )
 def test_wrong_usage_says_what_may_have_been_meant(
