@@ -1,18 +1,23 @@
 """The `hrn` command: reads arguments, calls one function, prints, and exits with a status.
 
-0 done · 1 a check failed or the thing asked for is not so · 2 wrong usage or settings.
+0 done · 1 a check failed or the thing asked for is not so · 2 wrong usage or settings · 141 nobody
+reads the output any more, as for any program in a pipe.
 """
 
 import argparse
+import importlib.metadata
 import json
 import logging
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeAlias
+from types import MappingProxyType
+from typing import Any, NoReturn, TypeAlias
 
 from command import evaluate, label_config, simulate
 from worker.settings import SettingError, Settings
@@ -27,37 +32,64 @@ Arguments: TypeAlias = argparse.Namespace
 Run: TypeAlias = Callable[[Arguments, Settings], int]
 
 
+#: Exit status of a program whose output nobody reads any more: 128 + SIGPIPE.
+PIPE_CLOSED = 141
+
+
 def main(words: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    arguments = _parser().parse_args(words)
+    try:
+        try:
+            return _main(words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `hrn status | head`: what is left goes nowhere, without a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+
+
+def _main(words: list[str] | None) -> int:
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        arguments.parser.refuse_unknown(unknown)
+    if arguments.run is None:
+        parser.print_help()
+        return 0
     try:
         settings = _settings(arguments, os.environ)
         run: Run = arguments.run
         return run(arguments, settings)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if arguments.verbose or not _ours(error):
             raise
-        print(f"hrn: {_message(error)}", file=sys.stderr)
+        print(f"hrn: {_words(error)}", file=sys.stderr)
         return 2 if isinstance(error, SettingError) else 1
 
 
-def _message(error: Exception) -> str:
-    """What it says for people."""
+def _words(error: Exception) -> str:
+    """The message of an error of ours; Redis' own do not say what it is about."""
     from redis.exceptions import RedisError
 
-    from worker.queue import in_words
+    from command.redis_server import no_answer
 
-    return in_words(error) if isinstance(error, RedisError) else str(error)
+    return no_answer(error) if isinstance(error, RedisError) else str(error)
 
 
 def _ours(error: Exception) -> bool:
     """Is it one of our errors, whose message is made for people?"""
     from redis.exceptions import RedisError
 
-    from command.projects import UsageError
     from command.redis_server import NoRedisError
+
+    if isinstance(error, SettingError | NoRedisError | RedisError | OSError):
+        return True  # before what takes seconds to load
+
+    from command.projects import UsageError
     from command.samples import SamplesError
     from command.supervisor import StartError
     from experiments.errors import ExperimentError
@@ -67,9 +99,7 @@ def _ours(error: Exception) -> bool:
     from worker.errors import JobError
 
     known = (
-        SettingError,
         UsageError,
-        NoRedisError,
         SamplesError,
         StartError,
         ExperimentError,
@@ -77,8 +107,6 @@ def _ours(error: Exception) -> bool:
         StudioError,
         JobError,
         HierarchyError,
-        RedisError,
-        OSError,
     )
     return isinstance(error, known)
 
@@ -100,17 +128,43 @@ def _settings(arguments: Arguments, environ: Mapping[str, str]) -> Settings:
     return Settings.from_environ({**known, **environ, "HRN_HOME": str(home)})
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what a mistyped command or option may have meant."""
+
+    #: Names of commands, by their parsers.
+    commands: Mapping[str, argparse.ArgumentParser] = MappingProxyType({})
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit with 2."""
+        if found := re.match(r"argument COMMAND: invalid choice: '(.*?)'", message):
+            name = found[1]
+            message = f"there is no command {name!r}{_meant(name, self.commands)} (`hrn` lists all)"
+        super().error(message)
+
+    def refuse_unknown(self, words: list[str]) -> NoReturn:
+        """Exit with 2, naming the options that nobody knows."""
+        known = re.findall(r"--[\w-]+", self.format_usage())
+        self.error(f"unrecognized arguments: {' '.join(words)}{_meant(words[0], known)}")
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    close = get_close_matches(word, known, 1, cutoff=0.7)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
 class _Commands:
     """Adds commands to the parser, each with the function that runs it."""
 
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self._commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    def __init__(self, parser: _Parser) -> None:
+        self._commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+        parser.commands = self._commands.choices
+        parser.set_defaults(run=None, parser=parser)
 
     def __call__(
         self, name: str, run: Run, text: str, *, project: bool = False, as_json: bool = False
     ) -> argparse.ArgumentParser:
-        sub: argparse.ArgumentParser = self._commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
+        sub: _Parser = self._commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run, parser=sub)
         if project:
             known = "its number in Label Studio, or its key; may be left out if there is one"
             sub.add_argument("--project", help=known)
@@ -119,8 +173,8 @@ class _Commands:
         return sub
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> _Parser:
+    parser = _Parser(
         prog="hrn",
         description="Pre-labels images in Label Studio by a taxonomy, "
         "as deep as it can stand behind.",
@@ -128,6 +182,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--home", help="folder of models, cache and Redis (HRN_HOME; default var)")
     parser.add_argument("--verbose", action="store_true", help="show where an error came from")
+    ours = importlib.metadata.version("label-studio-hrn")
+    parser.add_argument("--version", action="version", version=f"hrn {ours}")
     command = _Commands(parser)
     _add_servers(command)
     _add_training(command)
@@ -154,6 +210,9 @@ def _add_servers(command: _Commands) -> None:
     demo.add_argument("--label-studio", help="the label-studio program")
     command("up", _up, "server, worker and, without REDIS_URL, an embedded Redis; until Ctrl-C")
     command("serve", _serve, "the web server alone")
+    text = "where the console is and its password"
+    console = command("console", _console, text)
+    console.add_argument("--unlock", action="store_true", help="forget wrong tries to sign in")
     command("work", _work, "one worker and the reconciler; until told to stop")
 
 
@@ -250,6 +309,11 @@ def _demo(arguments: Arguments, settings: Settings) -> int:
 def _up(_arguments: Arguments, settings: Settings) -> int:
     from dataclasses import replace
 
+    from command import redis_server
+
+    if settings.redis_url:  # first of all: what comes next takes seconds to load
+        redis_server.check(settings.redis_url)
+
     from command import services
     from command.serve import check_exposure
     from command.supervisor import Supervisor
@@ -258,15 +322,28 @@ def _up(_arguments: Arguments, settings: Settings) -> int:
     settings = replace(settings, redis_url=services.redis_url(settings.home))
     settings = services.with_console(settings)
     with Supervisor(settings.home / "logs") as supervisor:
+        print(services.home_words(settings), flush=True)
         services.start_all(supervisor, settings)
         services.write_environment(settings.home, settings)
         print(
-            f"Serving on {settings.host}:{settings.port}. Next: hrn connect --project NUMBER\n"
+            f"Serving on {settings.host}:{settings.port}. {services.next_words(settings)}\n"
             f"{services.console_words(settings)}",
             flush=True,
         )
         supervisor.run()
     return 0
+
+
+def _console(arguments: Arguments, settings: Settings) -> int:
+    from backend.console.limits import Tries
+    from command import services
+    from worker.parts import Parts
+
+    print(services.console_words(settings))
+    if arguments.unlock:
+        Tries(Parts(settings)).unlock()
+        print("wrong tries are forgotten: everybody may sign in again")
+    return 0 if settings.console_password else 1
 
 
 def _serve(_arguments: Arguments, settings: Settings) -> int:
@@ -282,6 +359,7 @@ def _work(_arguments: Arguments, settings: Settings) -> int:
     from worker.parts import Parts
 
     Parts(settings).board.redis.ping()  # rather than a worker that dies again and again
+    print(services.home_words(settings), flush=True)
     environment = services.child_environment(settings)
     with Supervisor(settings.home / "logs") as supervisor:
         supervisor.start("worker", [sys.executable, "-m", "worker"], environment)
@@ -329,12 +407,14 @@ def _train(arguments: Arguments, settings: Settings) -> int:
     from worker.order import Order
     from worker.parts import Parts
 
+    _check_training(arguments)
     parts = Parts(settings)
     project = projects.find(parts, arguments.project)
     if arguments.cancel:
-        job = parts.board.cancel(project.key)
-        print("nothing runs or waits" if job is None else f"{job} was asked to stop")
-        return 0 if job else 1
+        stopped = parts.board.cancel(project.key)
+        lines = [projects.describe_cancelled(one) for one in stopped] or ["nothing runs or waits"]
+        _print(stopped, "\n".join(lines), as_json=arguments.json)
+        return 0 if stopped else 1
     order = Order(
         project.key,
         "hrn train",
@@ -347,6 +427,24 @@ def _train(arguments: Arguments, settings: Settings) -> int:
         _print(asked, f"{asked['state']}: job {asked['job']}", as_json=arguments.json)
         return 0
     return _follow(parts, project.key, asked["job"], as_json=arguments.json)
+
+
+def _check_training(arguments: Arguments) -> None:
+    """Refuse options of which one would be ignored."""
+    if arguments.fast and arguments.fine_tune:
+        arguments.parser.error(
+            "--fast trains a small head and no backbone, --fine-tune the backbone too: give one"
+        )
+    given = {
+        "--force": arguments.force,
+        "--fast": arguments.fast,
+        "--fine-tune": arguments.fine_tune is True,
+        "--no-fine-tune": arguments.fine_tune is False,
+        "--wait": arguments.wait,
+    }
+    also = [name for name, is_given in given.items() if is_given]
+    if arguments.cancel and also:
+        arguments.parser.error(f"--cancel starts no training: leave out {', '.join(also)}")
 
 
 def _follow(parts: Any, key: str, job: str, *, as_json: bool) -> int:  # noqa: ANN401 - Parts
@@ -375,10 +473,8 @@ def _status(arguments: Arguments, settings: Settings) -> int:
     from worker.parts import Parts
 
     told = projects.status(Parts(settings))
-    lines = [projects.describe(row) for row in told["projects"]] or ["no project has called yet"]
-    lines.append(f"{len(told['workers'])} worker(s), waiting jobs: {told['waiting_jobs']}")
-    _print(told, "\n".join(lines), as_json=arguments.json)
-    return 0
+    _print(told, projects.describe_all(told), as_json=arguments.json)
+    return 1 if told["problem"] else 0
 
 
 def _versions(arguments: Arguments, settings: Settings) -> int:
@@ -427,9 +523,7 @@ def _predict(arguments: Arguments, settings: Settings) -> int:
     lines = [
         f"{row['file']}: {row['problem']}"
         if "problem" in row
-        else f"{row['file']}: {' > '.join(row['answer'] or ('nothing certain',))} "
-        f"({row['probability']:.0%}); "
-        f"best leaf {' > '.join(row['best_leaf'])} ({row['confidence']:.0%})"
+        else f"{row['file']}: {projects.describe_answer(row)}"
         for row in rows
     ]
     _print(rows, "\n".join(lines), as_json=arguments.json)

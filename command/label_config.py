@@ -50,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, _settings: Settings) -> int:
     """Write or read. Returns the exit status."""
+    if arguments.read and arguments.out:
+        arguments.parser.error("--read prints a tree and writes no file: leave out --out")
     return _read(arguments) if arguments.read else _write(arguments)
 
 

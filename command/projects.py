@@ -3,10 +3,11 @@
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from command.redis_server import no_answer
 from models.answers import answers
 from models.errors import ModelError
 from models.galleries import Galleries
@@ -19,7 +20,9 @@ from worker.choosing import ChoiceError, promote
 from worker.errors import MisconfiguredError
 from worker.order import Order
 from worker.parts import Parts
-from worker.queue import RedisError, in_words
+from worker.queue import RedisError
+from worker.reading import Read
+from worker.showing import nothing_shown
 from worker.snapshot import counted, left_out, passed_over
 
 
@@ -41,10 +44,27 @@ def find(parts: Parts, wanted: str | None, *, connected_first: bool = True) -> P
         fitting = [p for p in fitting if p.state == CONNECTED] or fitting
     if len(fitting) == 1:
         return fitting[0]
-    names = ", ".join(f"{p.number} ({p.key})" for p in known) or "none"
+    if not known:
+        raise UsageError(
+            f"no project has called yet in {where(parts)}: connect one (`hrn connect "
+            "--project NUMBER`), or set HRN_HOME if yours are elsewhere"
+        )
+    # A number tells them apart, unless they are of several Label Studios.
+    numbers = [p.number for p in known]
+    names = ", ".join(
+        (str(p.number) if numbers.count(p.number) == 1 else p.key)
+        + (f" ({p.title})" if p.title else "")
+        for p in known
+    )
     what = "no project" if not fitting else "more than one project"
     meant = "" if wanted is None else f" {wanted!r}"
     raise UsageError(f"{what} fits{meant}: give --project with one of: {names}")
+
+
+def where(parts: Parts) -> str:
+    """Where versions are: a whole path, or a bucket's address."""
+    ours = parts.settings
+    return parts.store.files.where if ours.in_bucket else str(ours.store.resolve())
 
 
 def ask_training(parts: Parts, project: Project, order: Order) -> dict[str, Any]:
@@ -61,21 +81,53 @@ def ask_training(parts: Parts, project: Project, order: Order) -> dict[str, Any]
 
 def status(parts: Parts) -> dict[str, Any]:
     """Everything at a glance, as plain data."""
+    workers: list[dict[str, Any]] = []
+    waiting, problem = None, ""
     try:
-        workers: Any = parts.board.workers()
-        waiting: Any = parts.board.depth()
-    except (RedisError, MisconfiguredError) as error:
-        workers, waiting = [], f"Redis cannot be reached: {in_words(error)}"
+        workers, waiting = parts.board.workers(), parts.board.depth()
+    except RedisError as error:
+        problem = no_answer(error)
+    except MisconfiguredError as error:
+        problem = f"no server runs here: {error}"
     return {
+        "home": str(parts.settings.home.resolve()),
+        "store": where(parts),
+        "problem": problem,
         "workers": workers,
         "waiting_jobs": waiting,
         "projects": [project_status(parts, project) for project in parts.store.projects()],
     }
 
 
+def describe_all(found: Mapping[str, Any]) -> str:
+    """The whole status in words."""
+    where = f"home {found['home']}"
+    lines = [describe(row) for row in found["projects"]]
+    if not lines:
+        none = (
+            "no project has called yet: connect one (`hrn connect --project NUMBER`), or set "
+            f"HRN_HOME if yours are elsewhere than in {found['store']}"
+        )
+        lines = [none]
+    if found["problem"]:
+        return "\n".join([*lines, where, f"PROBLEM: {found['problem']}"])
+    workers, jobs = len(found["workers"]), found["waiting_jobs"]
+    counts = f"{workers} worker{'' if workers == 1 else 's'}, {jobs} waiting job"
+    return "\n".join([*lines, f"{counts}{'' if jobs == 1 else 's'}; {where}"])
+
+
+def describe_cancelled(request: Mapping[str, Any]) -> str:
+    """What became of one training that was cancelled."""
+    reason = (request.get("order") or {}).get("reason") or "no reason given"
+    if request["state"] == "running":
+        return f"{request['job']} was asked to stop, which takes seconds ({reason})"
+    waited = "was put off" if request["state"] == "put off" else "waited"
+    return f"a training that {waited} was dropped ({reason})"
+
+
 def project_status(parts: Parts, project: Project) -> dict[str, Any]:
     """One project: its version, what runs, how the last training ended."""
-    version = parts.store.current(project.key)
+    version, learnt = parts.store.current(project.key), Read()
     told: dict[str, Any] = {
         "project": project.number,
         "title": project.title,
@@ -96,7 +148,10 @@ def project_status(parts: Parts, project: Project) -> dict[str, Any]:
         else:
             told |= {key: manifest[key] for key in ("metrics", "labels")}
             told["calibration"] = calibration
+            learnt = Read.of_version(manifest)
             told["following"] = following(parts, project, version)
+            missing = nothing_shown(parts, project, version)
+            told["missing"] = missing and {**asdict(missing), "words": missing.words}
     try:
         state, job = parts.board.state(project.key)
         runs = parts.board.runs(project.key)
@@ -105,6 +160,8 @@ def project_status(parts: Parts, project: Project) -> dict[str, Any]:
             "job": job,
             "progress": parts.board.progress(project.key),
             "events_since": parts.board.events(project.key)[0],
+            "unlearnt": parts.board.unlearnt(project.key),
+            "behind": parts.board.behind(project.key, version, learnt),
             "last_run": runs[0] if runs else None,
         }
     except (RedisError, MisconfiguredError):
@@ -122,14 +179,10 @@ def describe(told: dict[str, Any]) -> str:
     if "problem" in told:
         lines.append(f"  problem: {told['problem']}")
     if "calibration" in told:
-        lines.append(f"  {promise(told['calibration'])}")
-        lines.append(
-            f"  learnt from {told['labels']['labels']} labels; of images held out whose label "
-            f"reaches it, right on {levels(told['metrics'])}"
-        )
-        lines += [f"  {sentence}" for sentence in left_out(told["labels"])]
-        if passed := passed_over(told["labels"]):
-            lines.append(f"  passed over: {counted(passed)}")
+        missing = told.get("missing")
+        nothing = missing and f"shows nothing yet: {missing['words']}"
+        lines.append(f"  {nothing or promise(told['calibration'])}")
+        lines += [f"  {line}" for line in _learnt(told)]
     if told.get("following"):
         lines.append(f"  {seen_since(told['following'])}")
     if progress := told.get("progress"):
@@ -140,12 +193,41 @@ def describe(told: dict[str, Any]) -> str:
         )
     elif told["training"] != "idle":
         lines.append(f"  training: {told['training']}")
-    if told.get("events_since"):
-        lines.append(f"  {told['events_since']} annotation events since labels were last read")
+    if new := newer(told["version"], told.get("unlearnt", 0), told.get("behind", 0)):
+        lines.append(f"  {new}")
     if run := told.get("last_run"):
         ago = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run["ended_at"]))
         lines.append(f"  last training: {run['state']} at {ago} ({run['why']})")
     return "\n".join(lines)
+
+
+def _learnt(told: dict[str, Any]) -> list[str]:
+    """What the live version has learnt from, how right it is, and which answers did not count."""
+    count, right = told["labels"]["labels"], levels(told["metrics"])
+    lines = [
+        f"learnt from {count} labels; of images held out whose label reaches it, right on {right}",
+        *left_out(told["labels"]),
+    ]
+    passed = passed_over(told["labels"])
+    return [*lines, f"passed over: {counted(passed)}"] if passed else lines
+
+
+def newer(version: str | None, unlearnt: int, behind: int | None) -> str:
+    """The answers that the live version has not learnt from, in words; "" if there are none.
+
+    Args:
+        version: the live one.
+        unlearnt: labels that no training has read.
+        behind: labels that one has read and this version has not; None: not counted yet.
+    """
+    if not version:
+        return f"{unlearnt} labels so far" if unlearnt else ""
+    if behind is None:
+        return f"newer answers that {version} has not learnt are being counted"
+    if not unlearnt + behind:
+        return ""
+    read = f", {behind} of them read by a training" if behind else ""
+    return f"{unlearnt + behind} newer answers, which {version} has not learnt{read}"
 
 
 def promise(calibration: dict[str, Any]) -> str:
@@ -270,6 +352,14 @@ def predict(parts: Parts, project: Project, files: Sequence[Path]) -> list[dict[
     return [_told(file, one, version) for file, one in zip(files, found, strict=True)]
 
 
+def describe_answer(row: Mapping[str, Any]) -> str:
+    """One answer in words: what would be shown, and what the model takes the image for."""
+    best = f"best leaf {' > '.join(row['best_leaf'])} ({row['confidence']:.0%})"
+    if row["answer"]:
+        return f"{' > '.join(row['answer'])} ({row['probability']:.0%}); {best}"
+    return f"no label is shown ({row['reason']}); {best}"
+
+
 def _reference(file: Path) -> str:
     """Path, size and time: a file that was changed is another picture."""
     try:
@@ -374,6 +464,9 @@ __all__ = [
     "ask_training",
     "depth_text",
     "describe",
+    "describe_all",
+    "describe_answer",
+    "describe_cancelled",
     "describe_version",
     "find",
     "following",

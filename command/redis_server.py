@@ -90,7 +90,30 @@ def arguments(home: Path, *, binary: str | None = None) -> list[str]:
 def answers(address: str) -> bool:
     """Does a Redis answer there?"""
     try:
-        with Redis.from_url(address, socket_connect_timeout=1, socket_timeout=1) as connection:
-            return bool(connection.ping())
-    except RedisError:
+        check(address)
+    except NoRedisError:
         return False
+    return True
+
+
+def check(address: str) -> None:
+    """Does a Redis answer there?
+
+    Raises:
+        NoRedisError: what it said instead, and what to do.
+    """
+    try:
+        with Redis.from_url(address, socket_connect_timeout=2, socket_timeout=2) as connection:
+            connection.ping()
+    except RedisError as error:
+        raise NoRedisError(no_answer(error)) from error
+
+
+def no_answer(error: Exception) -> str:
+    """That Redis does not answer, why, and what to do."""
+    from worker.queue import in_words
+
+    return (
+        f"Redis cannot be reached: {in_words(error).rstrip('.')}. Start it, or correct REDIS_URL; "
+        "without REDIS_URL `hrn up` starts one of its own, which runs as long as `hrn up` does"
+    )

@@ -1,5 +1,6 @@
 """The web server: the Flask application under gunicorn, one process with threads."""
 
+import atexit
 import ctypes
 import gc
 import ipaddress
@@ -119,6 +120,7 @@ def _warm(parts: "Parts") -> None:
     # quarter of a second nobody is answered. Before that, what loading has left behind.
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # see `worker.__main__.load`
 
 
 def is_local(host: str) -> bool:

@@ -111,6 +111,30 @@ def console_words(settings: Settings) -> str:
     return f"console: {address}, password {settings.console_password.reveal()}"
 
 
+def home_words(settings: Settings) -> str:
+    """Where models are, for the person who started the server; a place without any is named so."""
+    where = settings.store_url if settings.in_bucket else settings.store.resolve()
+    if Parts(settings).store.files.names("projects"):
+        return f"Models in {where}"
+    return f"No models in {where} yet: set HRN_HOME (or HRN_STORE) if yours are elsewhere"
+
+
+def next_words(settings: Settings) -> str:
+    """What comes next: connecting a project, or the settings that are missing for it."""
+    needed = {
+        "LABEL_STUDIO_URL": settings.label_studio_url,
+        "LABEL_STUDIO_API_KEY": settings.label_studio_token,
+        "HRN_BACKEND_URL": settings.backend_url,
+    }
+    missing = [name for name, value in needed.items() if not value]
+    if not missing:
+        return "Next: hrn connect --project NUMBER"
+    return (
+        f"No project can be connected yet: set {', '.join(missing)} (README says what each is), "
+        "then start again"
+    )
+
+
 def write_environment(home: Path, settings: Settings) -> None:
     """Let `hrn status` and the like find this server; the file is readable by this user alone."""
     home.mkdir(parents=True, exist_ok=True)
@@ -142,7 +166,9 @@ def start_all(supervisor: Supervisor, settings: Settings) -> None:
     address = authority(_reachable(settings.host), settings.port)
     if answers_http(f"http://{address}/health"):
         raise StartError(f"another server answers at {address}: end it, or set another HRN_PORT")
-    if not os.environ.get("REDIS_URL"):
+    if os.environ.get("REDIS_URL"):
+        redis_server.check(settings.redis_url)  # rather than processes that wait for it
+    else:
         if redis_server.answers(settings.redis_url):
             raise StartError(
                 f"a server runs already in {settings.home}: end it first, or give --home another "

@@ -623,3 +623,103 @@ def node_changes(
         if before is not None and after is not None and min(checked) >= least and before != after:
             found.append(NodeChange(path, before, after, checked))
     return sorted(found, key=lambda one: (one.difference, one.path))
+
+
+# Where nothing is shown
+
+
+#: What is stated of an image weighs as much as what was seen of so many. With 10 the number is
+#: nearer (59 % within a factor of 3; 51 % with 30, 48 % with 100; 347 cases drawn) and more often
+#: there is none.
+STATED = 30
+
+#: Images of which is said how many were wrong, also where the version is sure of fewer.
+FEWEST = 10
+
+#: Times as many images as there are, beyond which nobody can say how many more are needed.
+FURTHEST = 20
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why a version shows nothing, and what would change that.
+
+    Attributes:
+        target: accuracy asked of shown labels.
+        checked: labels that could be checked, of those that the version is surest of.
+        wrong: how many of them were wrong.
+        answers: about how many more answers let it show something, if it goes on as right as now;
+            None where nobody can say.
+        at_least: nothing could be checked yet: that many are needed in any case.
+    """
+
+    target: float
+    checked: int
+    wrong: int
+    answers: int | None
+    at_least: bool = False
+
+    @property
+    def words(self) -> str:
+        """For people, after "shows nothing yet: "."""
+        if self.answers is None and self.wrong > (1 - self.target) * self.checked:
+            return (
+                f"{self.wrong} of the {self.checked} labels that it is surest of were wrong, too "
+                f"many for {self.target:.0%}: more answers may help, or a lower target"
+            )
+        if self.answers is None:
+            return (
+                f"it is sure of too few labels to say how many more answers {self.target:.0%} "
+                "needs: label more, or set a lower target"
+            )
+        count = f"{self.answers} more answer{'' if self.answers == 1 else 's'}"
+        return f"too little evidence; {'at least' if self.at_least else 'about'} {count}"
+
+
+def missing_evidence(
+    seen: Evidence, *, target: float, minimum: int = 1, maximum: int | None = None
+) -> Missing:
+    """How many more answers a version needs before it shows something, of which it shows nothing.
+
+    It begins to show the labels that it is surest of, once (wrong + 1) / (checked + 1) of them is
+    no more than the target allows (``calibration.fit_rule``). Both grow with the answers; how many
+    of them are wrong is taken from those seen and, while they are few, from what is stated of them.
+
+    Args:
+        seen: held-out evidence of that version.
+        target: accuracy asked of shown labels.
+        minimum: shallowest depth shown.
+        maximum: deepest depth shown, None for no limit.
+    """
+    risk = 1 - target
+    allowed = (seen.at >= minimum) & (seen.at <= (maximum or np.inf))
+    known = np.where(allowed, seen.right, -1)
+    if not (known >= 0).any():
+        return Missing(target, 0, 0, int(np.ceil(1 / risk - 1 - 1e-9)), at_least=True)
+    rows, sure = np.arange(len(seen)), np.where(allowed, left_out(seen, fit_platt(seen)), 0.0)
+    safest = sure.argmax(axis=1)
+    stated, right = sure[rows, safest], known[rows, safest]
+    order = np.argsort(-stated, kind="stable")
+    stated, right = stated[order], right[order]
+    # An image less sure than the target is shown only after all that are surer.
+    surest = int((stated >= target).sum())
+    first = max(1, surest)
+    checked, wrong = (right >= 0).cumsum(), (right == 0).cumsum()
+    foretold = (1 - stated).cumsum() / np.arange(1, len(stated) + 1)
+    rate = ((wrong + STATED * foretold) / (checked + STATED))[first - 1 :]
+    some = max(surest, min(FEWEST, len(stated))) if surest else len(stated)
+    said = int(checked[some - 1]), int(wrong[some - 1])
+    least = 3 / risk - 1  # from there on two may be wrong, which is where the search begins
+    for times in np.geomspace(1, FURTHEST, 200):
+        count = checked[first - 1 :] * times
+        enough = np.flatnonzero(count >= least)
+        at = int(enough[0]) if len(enough) else len(count) - 1
+        if rate[at] * count[at] + 1 <= risk * (count[at] + 1):
+            return Missing(target, *said, _round(max(1, int(np.ceil((times - 1) * len(seen))))))
+    return Missing(target, *said, None)
+
+
+def _round(count: int) -> int:
+    """To one digit, up: more would claim to know."""
+    one = int(10 ** (len(str(count)) - 1))
+    return -(-count // one) * one

@@ -178,7 +178,7 @@ def choices_config(tree: LabelTree, *, image_key: str = "image", title: str = "W
             not carry a name.
     """
     if (obstacle := why_no_cascade(tree)) is not None:
-        raise LabelConfigError(f"{obstacle}, or use a taxonomy")
+        raise LabelConfigError(f"{obstacle}; or use a taxonomy (`--as taxonomy`)")
     _check(tree, image_key, title)
     view, answer = _page(image_key, title)
     in_order = [node for level in range(tree.depth) for node in tree.level_nodes(level)]

@@ -1,5 +1,6 @@
 """`python -m worker` takes jobs; `python -m worker reconcile` asks for what is missing."""
 
+import atexit
 import contextlib
 import gc
 import multiprocessing
@@ -58,6 +59,9 @@ def load() -> None:
     # write to pages that jobs share with this process.
     gc.collect()
     gc.freeze()
+    # What is frozen is not collected when the interpreter ends, and libraries written with nanobind
+    # (triton) then print pages about leaks into the log.
+    atexit.register(gc.unfreeze)
 
 
 def work(settings: Settings) -> None:

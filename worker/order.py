@@ -27,6 +27,18 @@ class Order:
     attempt: int = 0
     crashes: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            ValueError: with what to choose.
+        """
+        if self.fast and self.fine_tune:
+            raise ValueError(
+                "a fast training trains a small head and no backbone: ask for it, or for "
+                "fine-tuning, not for both"
+            )
+
     def joined(self, other: Self) -> Self:
         """One wish that fulfils both; where they differ on fine-tuning, the later word holds.
 
@@ -46,5 +58,11 @@ class Order:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The order; fields that another release added are passed over."""
-        return cls(**{name: data[name] for name in cls.__dataclass_fields__ if name in data})
+        """The order; fields that another release added are passed over.
+
+        Earlier releases took a fast one that fine-tunes, and trained it fast.
+        """
+        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+        if known.get("fast"):
+            known["fine_tune"] = None
+        return cls(**known)

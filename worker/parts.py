@@ -3,12 +3,14 @@
 Each is opened when first used, so that what is not needed cannot fail.
 """
 
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from models.files import BucketFiles
 from models.galleries import Galleries
@@ -25,6 +27,24 @@ from worker.settings import Settings
 
 if TYPE_CHECKING:
     from worker.queue import Board
+
+
+def _check_address(url: str, ours: Settings) -> None:
+    """Refuse an address that is a page of Label Studio, or this backend itself.
+
+    Raises:
+        MisconfiguredError: with the address that is meant.
+    """
+    if page := re.search(r"/projects(?:/\d.*)?$", urlsplit(url).path):
+        meant = url[: -len(page[0])]
+        raise MisconfiguredError(
+            f"LABEL_STUDIO_URL is the address of a page, {url}: give Label Studio's own, {meant}"
+        )
+    if url == ours.backend_url:
+        raise MisconfiguredError(
+            f"LABEL_STUDIO_URL and HRN_BACKEND_URL are the same address, {url}: the first is Label "
+            "Studio's, the second this backend's"
+        )
 
 
 class Parts:
@@ -91,6 +111,7 @@ class Parts:
                 "(the token is made in Label Studio under Account & Settings)"
             )
         url, token = self.settings.label_studio_url, self.settings.label_studio_token.reveal()
+        _check_address(url, self.settings)
         try:
             return LabelStudio(url, token, trust=self.trust)
         except ValueError as error:

@@ -21,6 +21,7 @@ reconciler. Keys of a project in Redis, all under ``hrn:<key>:``
 ``runs``      how past trainings ended, newest first
 ``events``    annotation events since labels were last read; ``touched`` when the last one came
 ``unlearnt``  labels that no training has read, as last counted in Label Studio
+``behind``    of which live version, how many labels a training has read and that version has not
 """
 
 import contextlib
@@ -184,22 +185,43 @@ class Board:
             self.redis.delete(self._key(project, "job"))
             return self._next(project) and f"{name} ended without a word: what waited was queued"
 
-    def cancel(self, project: str) -> str | None:
-        """Stop a project's training: running, waiting or postponed; what was stopped, or None."""
+    def cancel(self, project: str, only: str = "") -> list[dict[str, Any]]:
+        """Stop a project's trainings; each that was stopped, as `wishes` has it.
+
+        Those that have not begun are dropped at once, each with a run that says so; the running one
+        ends within seconds and says so itself.
+
+        Args:
+            project: whose.
+            only: ``running``, ``queued``, ``waiting`` or ``put off``; empty: all of them.
+        """
         with self._locked(project):
-            job = self._job(project)
-            status = _status(job)
-            names = (self._key(project, "again"), self._key(project, "later"))
-            dropped = self.redis.delete(*names)
-            if job is None or status not in _WANTED:
-                return "the training that was put off" if dropped else None
-            # Also for one that waits: a worker may have taken it and not said so yet.
-            self.redis.set(self._key(project, "cancel"), job.id, ex=3600)
-            if status != JobStatus.STARTED:
+            stopped = [one for one in self.wishes(project) if only in ("", one["state"])]
+            for one in stopped:
+                self._stop(project, one)
+            return stopped
+
+    def _stop(self, project: str, request: dict[str, Any]) -> None:
+        name = request.get("job") or request.get("id")
+        if (
+            "job" in request
+        ):  # also for a queued one: a worker may have taken it and not said so yet
+            self.redis.set(self._key(project, "cancel"), str(name), ex=3600)
+            if request["state"] == "running":
+                return
+            if (job := self._job(project)) is not None:
                 self._forget(job)
-                self.redis.delete(self._key(project, "job"))
-                self.log_run(project, {"job": job.id, "state": "cancelled", "why": "asked to stop"})
-            return str(job.id)
+            self.redis.delete(self._key(project, "job"))
+        else:
+            self.redis.delete(self._key(project, "again" if "id" in request else "later"))
+        reason = (request.get("order") or {}).get("reason", "")
+        why = "asked to stop before it began"
+        self.log_run(project, {"job": name, "reason": reason, "state": "cancelled", "why": why})
+
+    def is_stopping(self, project: str) -> bool:
+        """Was the training that runs asked to stop?"""
+        job = self._text(project, "job")
+        return job is not None and self.is_cancelled(project, job)
 
     def forget(self, project: str) -> None:
         """Drop all that is known of a project; what runs of it is asked to stop."""
@@ -498,6 +520,23 @@ class Board:
         """How many labels no training has read: as last counted, or as events tell, if more."""
         counted = self.redis.get(self._key(project, "unlearnt"))
         return max(int(counted or 0), self.events(project)[0])
+
+    def note_behind(self, project: str, version: str, labels: int) -> None:
+        """So many labels that a training has read are not what this version learnt from."""
+        self._set(project, "behind", {"version": version, "labels": labels})
+
+    def behind(self, project: str, version: str | None, learnt: Read) -> int | None:
+        """How many labels a training has read and the live version has not; None: not counted yet.
+
+        Args:
+            project: whose.
+            version: the live one.
+            learnt: what it has read.
+        """
+        counted = self._get(project, "behind")
+        if counted is not None and counted.get("version") == version:
+            return int(counted["labels"])
+        return None if version and self.attempted(project).through > learnt.through else 0
 
     # What operators look at
 

@@ -96,6 +96,7 @@ class Reconciler:
         ours = parts.settings
         self._policy = Policy(ours.train_every, ours.train_after * 60)
         self._next: dict[str, float] = {}
+        self._live: dict[str, str | None] = {}
         self._absent: dict[str, tuple[float, int]] = {}
         self._unconfirmed: set[str] = set()
         self._unhooked: set[str] = set()
@@ -122,8 +123,11 @@ class Reconciler:
                 if project.state == CONNECTED:
                     self._hints(project)
                 self._hurry(project)
-                if time.monotonic() >= self._next.get(project.key, 0.0):
+                live = self._parts.store.current(project.key)
+                changed = live != self._live.setdefault(project.key, live)
+                if changed or time.monotonic() >= self._next.get(project.key, 0.0):
                     self._next[project.key] = time.monotonic() + LOOK
+                    self._live[project.key] = live
                     self.look(project)
             except RedisError as error:
                 log.warning("redis is away: %s", error)
@@ -236,8 +240,10 @@ class Reconciler:
         self._find_new_tasks(project)
         self._ask_refresh(project, version or UNTRAINED)
         config = parse_label_config(str(settings["label_config"]))
-        new, last = self._unlearnt(project, version, config)
+        new, last, behind = self._unlearnt(project, version, config)
         self._parts.board.note_unlearnt(project.key, new)
+        if version:
+            self._parts.board.note_behind(project.key, version, behind)
         if last != self._newest.get(project.key):  # its event may have been lost
             self._missed(project, version, new)
         self._newest[project.key], self._new[project.key] = last, new
@@ -337,22 +343,30 @@ class Reconciler:
 
     def _unlearnt(
         self, project: Project, version: str | None, config: LabelConfig
-    ) -> tuple[int, float | None]:
-        """Labels that no attempt has read yet, and when the last of them came."""
-        known = self._parts.board.attempted(project.key)
+    ) -> tuple[int, float | None, int]:
+        """Labels that no attempt has read yet, when the last of them came, and others.
+
+        The others an attempt has read, but the live version has not learnt from them: it is an
+        earlier one, or what came of them was refused.
+        """
+        attempted, learnt = self._parts.board.attempted(project.key), Read()
         if version:
-            manifest = self._parts.store.manifest(project.key, version)
-            known = known.newer(Read.of_version(manifest))
+            learnt = Read.of_version(self._parts.store.manifest(project.key, version))
+        read = attempted.newer(learnt)
+        since = min(read.since, learnt.since) if version else read.since
         tasks = self._parts.studio.tasks(
-            project.number, annotated_only=True, updated_after=known.since or None
+            project.number, annotated_only=True, updated_after=since or None
         )
-        times = [
-            label.updated_at
-            for task in tasks
-            for label in read_task(task, config).labels
-            if known.lacks(label.annotation_id, label.updated_at)
+        labels = [label for task in tasks for label in read_task(task, config).labels]
+        times = [one.updated_at for one in labels if read.lacks(one.annotation_id, one.updated_at)]
+        behind = [
+            one.annotation_id
+            for one in labels
+            if learnt.lacks(one.annotation_id, one.updated_at)
+            and not read.lacks(one.annotation_id, one.updated_at)
         ]
-        return len(times), _seconds(max(times)) if times else None
+        last = _seconds(max(times)) if times else None
+        return len(times), last, len(behind) if version else 0
 
 
 def _seconds(stamp: str) -> float | None:

@@ -10,6 +10,7 @@ import secrets
 import uuid
 from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, jsonify, make_response, redirect, request, url_for
 from flask.typing import ResponseReturnValue
@@ -96,8 +97,18 @@ def _sign_in_first() -> ResponseReturnValue:
         answer = page("onward", title="One moment", onward=_here())
         answer.headers["Refresh"] = f"0; url={_here()}"
         return answer
-    onward = _here() if request.method == "GET" else None
-    return redirect(url_for("console.sign_in_page", next=onward), HTTPStatus.SEE_OTHER)
+    sent = request.method != "GET"
+    why = None if not request.cookies.get(COOKIE) else "sent" if sent else "ended"
+    onward = _came_from() if sent else _here()
+    return redirect(url_for("console.sign_in_page", next=onward, why=why), HTTPStatus.SEE_OTHER)
+
+
+def _came_from() -> str | None:
+    """The page of ours that a form was on, as a path."""
+    there = urlsplit(request.referrer or "")
+    if there.netloc != request.host:
+        return None
+    return f"{there.path}?{there.query}" if there.query else there.path
 
 
 def _here() -> str:

@@ -1,7 +1,9 @@
 """What pages have in common: the way around, messages, how figures and times are written."""
 
 import re
+import sys
 import time
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -10,11 +12,24 @@ from flask import Response, abort, current_app, g, make_response, render_templat
 from backend.console.blueprint import TABS, bp
 from backend.console.state import console
 from backend.services import services
-from models.errors import ModelStoreError
+from models.errors import ModelError, ModelStoreError
 from models.store import Project
+from worker.showing import nothing_shown
 
-#: A path of this machine in a sentence: two names or more, not part of an address or a fraction.
-_PATH: Final = re.compile(r"(?<![\w:/.\]])/(?:[\w.@~+-]+/)+[\w.@~+-]*")
+#: The rest of a path, and what stands before one that is not part of an address or a fraction.
+_REST: Final = r"(?:/[\w.@~+-]+)*/?"
+_BEFORE: Final = r"(?<![\w:/.\]-])"
+
+#: A path of any machine in a sentence, by the folders that systems have at their root. Label
+#: Studio's own (/data/upload, /api/projects) are none of these: what to do is said with them.
+_SYSTEM: Final = re.compile(
+    _BEFORE
+    + r"/(?:Users|boot|dev|etc|home|lib\w*|media|mnt|nix|opt|private|proc|root|run|s?bin|srv"
+    rf"|sys|tmp|usr|var)/[\w.@~+-]+{_REST}"
+)
+
+#: Label Studio's paths, also where a folder of ours has the same beginning.
+_STUDIO: Final = r"(?!/data/(?:upload|local-files)\b)"
 
 #: A password in an address.
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^\s/@]*@")
@@ -80,11 +95,21 @@ def studio_link(project: Project, rest: str = "") -> str | None:
 def plain(text: object) -> str:
     """A message without paths of this machine, and without passwords in addresses."""
     words = str(text)
-    home = services().parts.settings.home
-    for known in {str(home.resolve()), str(home)}:
-        if "/" in known:
-            words = re.sub(rf"{re.escape(known)}(?:/[\w.@~+-]+)*", "its folder", words)
-    return _CREDENTIALS.sub("", _PATH.sub("its folder", words))
+    for known in _folders():
+        words = re.sub(
+            f"{_BEFORE}{_STUDIO}{re.escape(known)}(?![\\w-]){_REST}", "its folder", words
+        )
+    return _CREDENTIALS.sub("", _SYSTEM.sub("its folder", words))
+
+
+def _folders() -> list[str]:
+    """Folders and files that settings name, and those of this program; the longest first."""
+    ours = services().parts.settings
+    set_here = (ours.home, ours.backbone_weights, ours.local_files)
+    store = None if ours.in_bucket else ours.store
+    paths = [path for path in (*set_here, store, Path(sys.prefix), Path.cwd()) if path is not None]
+    names = {str(form) for path in paths for form in (path, path.resolve())}
+    return sorted((name for name in names if name.count("/") and name != "/"), key=len)[::-1]
 
 
 @bp.app_template_filter("share")
@@ -160,7 +185,16 @@ def _common() -> dict[str, Any]:
         "tabs": [tab for tab in TABS if tab[0] in current_app.view_functions],
         "name_of": name_of,
         "studio_link": studio_link,
+        "shows_labels": _shows_labels,
     }
+
+
+def _shows_labels(project: Project, version: str) -> bool:
+    """Would a version show any label of the project?"""
+    try:
+        return nothing_shown(services().parts, project, version) is None
+    except ModelError:
+        return False
 
 
 def _others() -> list[Project]:

@@ -60,6 +60,19 @@ class Tries:
         except (RedisError, MisconfiguredError) as error:
             log.debug("counted in this process only: %s", error)
 
+    def unlock(self) -> None:
+        """Forget all tries, of all addresses, for all servers.
+
+        Raises:
+            RedisError, MisconfiguredError: what was counted in another process stays until that
+                one ends.
+        """
+        with self._lock:
+            self._counts.clear()
+        redis = self._parts.board.redis
+        for key in redis.scan_iter(f"{PREFIX}:tries*"):
+            redis.delete(key)
+
     def _take_shared(self, who: str) -> int:
         redis = self._parts.board.redis
         pipe = redis.pipeline()

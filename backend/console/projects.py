@@ -87,6 +87,7 @@ def _revision(told: list[Standing], found: Found | None) -> str:
             one.project.title,
             one.version,
             one.chip,
+            one.missing,
             one.problems and one.problems[0][0],
         )
         for one in told

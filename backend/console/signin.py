@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import logging
 import re
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -13,6 +14,7 @@ from flask.typing import ResponseReturnValue
 from backend.console.blueprint import bp
 from backend.console.guards import COOKIE, FORM_COOKIE, drop_cookie, set_cookie
 from backend.console.layout import page, span
+from backend.console.sessions import IDLE, LONGEST
 from backend.console.state import console
 from backend.services import services
 
@@ -22,12 +24,29 @@ log = logging.getLogger(__name__)
 _ONWARD: Final = re.compile(r"/console(?:/\w[\w.-]*)*/?(?:\?[\w.=&%-]*)?")
 
 
+_ENDED: Final = (
+    f"You were signed out: a session ends after {span(IDLE)} without use, after {span(LONGEST)} in "
+    "any case, and when the password changes."
+)
+
+#: Why somebody who was signed in stands here, by the name that the address has for it.
+WHY: Final[Mapping[str, str]] = {
+    "ended": _ENDED,
+    "sent": f"{_ENDED} What you have just sent was not done: sign in, then send it again.",
+}
+
+
 @bp.get("/sign-in", endpoint="sign_in_page")
 def _sign_in_page() -> ResponseReturnValue:
     """The form; who is signed in already is led on."""
     if g.session is not None:
         return redirect(_onward(request.args.get("next", "")), HTTPStatus.SEE_OTHER)
-    return page("signin", title="Sign in", onward=_onward(request.args.get("next", "")))
+    return page(
+        "signin",
+        title="Sign in",
+        onward=_onward(request.args.get("next", "")),
+        why=WHY.get(request.args.get("why", "")),
+    )
 
 
 @bp.post("/sign-in")
@@ -43,7 +62,10 @@ def sign_in() -> ResponseReturnValue:
     tries = console().tries
     if wait := tries.take(address):
         log.warning("console: too many tries to sign in")
-        words = f"Too many tries. Wait {span(wait)}, then try again."
+        words = (
+            f"Too many tries. Wait {span(wait)}, then try again; or run `hrn console --unlock` "
+            "where the server runs, which lets everybody try again at once."
+        )
         answer = page(
             "signin",
             title="Sign in",

@@ -9,11 +9,14 @@ from typing import Any
 
 from backend.console.layout import plain, share, span
 from models.errors import ModelError
+from models.insight import Missing
 from models.store import DISCONNECTED, GONE, UNCONFIRMED, Project
 from worker import presence
 from worker.errors import MisconfiguredError
 from worker.parts import Parts
 from worker.queue import RedisError
+from worker.reading import Read
+from worker.showing import nothing_shown
 from worker.snapshot import left_out
 
 #: Stages of a training, as people would call them.
@@ -52,6 +55,7 @@ class Training:
         wishes: what runs, waits or was put off.
         progress: where the running one is.
         unlearnt: labels that no training has read.
+        behind: labels that one has read and the live version has not; None: not counted yet.
         runs: how past ones ended, newest first.
     """
 
@@ -60,11 +64,12 @@ class Training:
     wishes: Sequence[Mapping[str, Any]] = ()
     progress: Mapping[str, Any] | None = None
     unlearnt: int = 0
+    behind: int | None = 0
     runs: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
-    def of(cls, parts: Parts, project: Project) -> "Training":
-        """As it is now."""
+    def of(cls, parts: Parts, project: Project, version: str | None, learnt: Read) -> "Training":
+        """As it is now, beside the live version and what that has read."""
         try:
             board, key = parts.board, project.key
             wishes = board.wishes(key)
@@ -76,6 +81,7 @@ class Training:
                 wishes=wishes,
                 progress=progress,
                 unlearnt=board.unlearnt(key),
+                behind=board.behind(key, version, learnt),
                 runs=board.runs(key),
             )
         except (RedisError, MisconfiguredError):
@@ -124,6 +130,7 @@ class Standing:
         training: what Redis knows.
         problems: what is wrong, each with its mend.
         left_out: what answers are not learnt as they were given, a sentence each.
+        missing: what the live version needs before it shows a label; None where it shows some.
     """
 
     project: Project
@@ -134,6 +141,7 @@ class Standing:
     training: Training
     problems: Sequence[tuple[str, str]] = field(default=())
     left_out: Sequence[str] = ()
+    missing: Missing | None = None
 
     @property
     def kind(self) -> str:
@@ -144,7 +152,7 @@ class Standing:
             return "plain"
         if self.problems or not self.training.known:
             return "warn"
-        return "good" if self.version else "plain"
+        return "good" if self.version and self.missing is None else "plain"
 
     @property
     def chip(self) -> str:
@@ -157,22 +165,27 @@ class Standing:
             return STATES[self.project.state]
         if self.problems or not self.training.known:
             return "Needs attention"
+        if self.missing is not None:
+            return "Shows nothing yet"
         return "Live" if self.version else "Untrained"
 
 
 def standing(parts: Parts, project: Project) -> Standing:
     """As it is now; what cannot be read is among the problems."""
-    training, problems = Training.of(parts, project), []
+    problems = []
     version: str | None = None
     manifest: Mapping[str, Any] = {}
+    missing: Missing | None = None
     try:
         version = parts.store.current(project.key)
         if version:
             calibration = parts.records.calibration(project, version)
             manifest = {**parts.records.summary(project.key, version), "calibration": calibration}
+            missing = nothing_shown(parts, project, version)
     except ModelError as error:
         mend = "Promote another version under Versions, or train anew."
         problems.append((plain(str(error)), mend))
+    training = Training.of(parts, project, version, Read.of_version(manifest))
     if not training.known:
         what = "Redis cannot be reached: predictions go on, trainings wait."
         problems.append((what, "Start Redis, or correct REDIS_URL where the server is started."))
@@ -191,6 +204,7 @@ def standing(parts: Parts, project: Project) -> Standing:
         training,
         problems,
         left_out(manifest.get("labels", {})),
+        missing,
     )
 
 
@@ -221,24 +235,34 @@ def sentence(told: Standing, every: int, after: float, *, brief: bool = False) -
     if training.state == "idle" and (state := presence.sentence(told.project)):
         return f"{state}."
     first = _learnt(told)
-    if training.state == "running" and brief:
-        return f"{first}; a training runs."
     if training.state == "running":
-        left = f", {training.left}" if training.left else ""
-        return f"{first}; training now: {training.stage.lower()}, {training.percent} %{left}."
+        return f"{first}; {'a training runs' if brief else _running(training)}."
     if training.state == "queued":
         return f"{first}; a training waits for a worker."
     if not training.known:
         return f"{first}."
-    since = f" since {told.version}" if told.version else ""
-    new = f"{training.unlearnt} new{since}" if training.unlearnt else f"nothing new{since}"
-    when = f"next training at {every}"
-    if training.unlearnt:
-        when += f", or {after:g} min after the last answer"
+    when = f"training at {_plural(every, 'new answer')}"
+    if training.unlearnt or told.version is None:
+        when += f", or {after:g} min after the last one"
     if told.version is None:
-        new = _plural(training.unlearnt, "label") + " so far"
-        when = f"first training at {every}, or {after:g} min after the last answer"
-    return f"{first}, {new}, {when}." if told.version else f"{first}: {new}, {when}."
+        return f"{first}: {_plural(training.unlearnt, 'label')} so far, first {when}."
+    return f"{first}, {_newer(told.version, training)}, next {when}."
+
+
+def _running(training: Training) -> str:
+    left = f", {training.left}" if training.left else ""
+    return f"training now: {training.stage.lower()}, {training.percent} %{left}"
+
+
+def _newer(version: str, training: Training) -> str:
+    """How many answers the live version has not learnt from."""
+    new, read = training.unlearnt, training.behind
+    if read is None:
+        return f"newer answers than those of {version} are being counted"
+    if not read:
+        return f"{new or 'nothing'} new since {version}"
+    which = f"{read} of them" if new else "them"
+    return f"{new + read} new since {version} (a training has read {which} already)"
 
 
 def _learnt(told: Standing) -> str:

@@ -35,7 +35,7 @@ SHOWN: Final = 30
 #: Ways to train, as the form sends them: fast, and whether the backbone learns too.
 WAYS: Final[Mapping[str, tuple[bool, bool | None]]] = {
     "usual": (False, None),
-    "fast": (True, False),
+    "fast": (True, None),
     "head": (False, False),
     "tune": (False, True),
 }
@@ -69,6 +69,7 @@ def _training(key: str) -> ResponseReturnValue:
         sentence=sentence(told, settings.train_every, settings.train_after, brief=True),
         curves=curves(told.training),
         figures=figures_of(told.training),
+        asked=_asked(project, told.training),
         refresh=_refresh(project),
         workers=_workers(),
         waiting=_depth(),
@@ -116,21 +117,20 @@ def _start(key: str) -> ResponseReturnValue:
     reason = f"asked in the console: {note}" if note else "asked in the console"
     order = Order(project.key, reason, request.form.get("force") == "yes", tune, fast)
     asked = services().parts.board.ask(order)
-    waits = "The training waits: another one of this project is before it."
-    tell("The training is in the queue." if asked.state == "queued" else waits)
-    return _back(project)
+    return _back(project, asked.job)
 
 
 @bp.post("/projects/<key>/training/cancel", endpoint="training_cancel")
 def _cancel(key: str) -> ResponseReturnValue:
-    """Stop what runs, waits or was put off."""
+    """Stop what runs, or drop what waits or was put off: the one that the form names."""
     project = the_project(key)
-    stopped = services().parts.board.cancel(project.key)
-    if stopped is None:
-        tell("Nothing runs or waits.", "plain")
-    else:
-        tell("The training was asked to stop; it does so within seconds.")
-    return _back(project)
+    stopped = services().parts.board.cancel(project.key, request.form.get("only", ""))
+    if not stopped:
+        tell("Nothing was stopped: that training has begun or ended meanwhile.", "plain")
+    if any(one["state"] != "running" for one in stopped):
+        tell("The training that had not begun was dropped; it is among the past trainings.")
+    running = next((one["job"] for one in stopped if one["state"] == "running"), None)
+    return _back(project, running)
 
 
 @bp.post("/projects/<key>/training/stop-refresh", endpoint="training_stop_refresh")
@@ -147,8 +147,32 @@ def _stop_refresh(key: str) -> ResponseReturnValue:
     return _back(project)
 
 
-def _back(project: Project) -> ResponseReturnValue:
-    return redirect(url_for("console.training", key=project.key), HTTPStatus.SEE_OTHER)
+def _back(project: Project, job: str | None = None) -> ResponseReturnValue:
+    """To the page; it tells of the job as long as it is open, whatever becomes of it."""
+    address = url_for("console.training", key=project.key, asked=job)
+    return redirect(address, HTTPStatus.SEE_OTHER)
+
+
+def _asked(project: Project, training: Training) -> tuple[str, str] | None:
+    """How the training stands that the address names: kind and words of a message."""
+    job = request.args.get("asked")
+    ended = {run.get("job"): run for run in training.runs}
+    for _ in training.runs:  # its process died, another took its place
+        job = ended.get(job, {}).get("again", job)
+    if (run := ended.get(job)) is not None and job:
+        how, why = str(run.get("state")), plain(run.get("why", ""))
+        return ENDS.get(how, "warn"), f"The training has ended, {how}: {why}."
+    state = next((w["state"] for w in training.wishes if job in (w.get("job"), w.get("id"))), None)
+    if job is None or state is None:
+        return None
+    if state == "running" and services().parts.board.is_stopping(project.key):
+        return "plain", "The training was asked to stop; it does so within seconds."
+    words = {
+        "running": "The training runs.",
+        "queued": "The training is in the queue.",
+        "waiting": "The training waits: another one of this project is before it.",
+    }
+    return "good", words[state]
 
 
 def _one_line(text: str) -> str:
@@ -166,8 +190,12 @@ def _workers() -> list[dict[str, Any]] | None:
 
 
 def _depth() -> int:
+    """Jobs in the queue, and trainings that wait behind a running one of their project."""
+    parts = services().parts
     try:
-        return services().parts.board.depth()
+        wishes = [wish for one in parts.store.projects() for wish in parts.board.wishes(one.key)]
+        behind = [wish for wish in wishes if wish["state"] == "waiting"]
+        return parts.board.depth() + len(behind)
     except (RedisError, MisconfiguredError):
         return 0
 
@@ -216,6 +244,7 @@ def _wish(wish: Mapping[str, Any]) -> dict[str, Any]:
         "reason": plain(order.get("reason", "")),
         "way": way,
         "force": bool(order.get("force")),
+        "name": wish["state"],
         "asked_at": wish.get("asked_at"),
         "not_before": wish.get("not_before"),
     }
@@ -227,5 +256,5 @@ def _revision(project: Project, training: Training) -> str:
     ended = training.runs[0].get("ended_at") if training.runs else None
     wishes = [(wish["state"], wish.get("job"), wish.get("id")) for wish in training.wishes]
     workers = [(one["name"], one["state"], one["device"]) for one in _workers() or ()]
-    refreshing = _refresh(project) is not None
-    return revision(refreshing, project.key, training.known, newest, ended, wishes, workers)
+    shown = (_refresh(project) is not None, _asked(project, training))
+    return revision(shown, project.key, training.known, newest, ended, wishes, workers)

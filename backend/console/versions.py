@@ -11,10 +11,11 @@ from backend.console.blueprint import bp
 from backend.console.layout import page, tell, the_project
 from backend.services import services
 from models.errors import ModelError, ModelStoreError, UnknownVersionError, VersionInUseError
-from models.insight import NodeChange, compare_manifests, node_changes
+from models.insight import Missing, NodeChange, compare_manifests, node_changes
 from models.store import NOTE_LENGTH, Project
 from worker import choosing
 from worker.choosing import ChoiceError
+from worker.showing import nothing_shown
 
 #: Rows of a comparison of nodes, of each kind.
 CHANGES = 10
@@ -36,6 +37,7 @@ class Row:
         needed: why it may not be deleted, "" if it may.
         shown: what annotators' answers say of what it showed, None if nothing.
         levels: accuracy on each level of the held-out images whose label reaches it, by level.
+        missing: of the live one, what it needs before it shows a label; None if it shows some.
     """
 
     version: str
@@ -46,6 +48,7 @@ class Row:
     needed: str
     shown: dict[str, Any] | None
     levels: dict[int, dict[str, Any]]
+    missing: Missing | None
 
 
 @bp.get("/projects/<key>/versions")
@@ -84,13 +87,16 @@ def rows_of(project: Project, names: list[str]) -> list[Row]:
         needed = dict.fromkeys(names, str(error))
     rows = []
     for name in names:
+        missing = None
         try:
             manifest, problem = records.summary(project.key, name), ""
+            if name == live:
+                missing = nothing_shown(services().parts, project, name)
         except ModelError as error:
             manifest, problem = {}, str(error)
         told = (name, name == live, manifest, problem, store.note(project.key, name))
         levels = {row["level"]: row for row in manifest.get("metrics", {}).get("by_level", [])}
-        rows.append(Row(*told, needed.get(name, ""), _shown(project, name), levels))
+        rows.append(Row(*told, needed.get(name, ""), _shown(project, name), levels, missing))
     return rows
 
 

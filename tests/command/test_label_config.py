@@ -119,7 +119,7 @@ def test_a_tree_too_large_for_a_cascade_is_refused_as_one(
 ) -> None:
     source = file(tmp_path, "t.csv", "\n".join(f"n{i}" for i in range(99)))
     assert main(["label-config", "--from", str(source), "--as", "choices"]) == 1
-    assert "or use a taxonomy" in capsys.readouterr().err
+    assert "or use a taxonomy (`--as taxonomy`)" in capsys.readouterr().err
     assert main(["label-config", "--from", str(source)]) == 0
 
 

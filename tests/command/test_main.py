@@ -1,25 +1,35 @@
 """The command line: help, exit statuses, and JSON that a script can read."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rq.job import JobStatus
 
+from backend.console.limits import Tries
 from command.__main__ import main
 from command.services import write_environment
 from models.store import ModelStore
 from tests.published import project, publish
 from worker.order import Order
+from worker.parts import Parts
 from worker.queue import Board
-from worker.settings import Settings
+from worker.settings import Secret, Settings
 
 COMMANDS = [
     "demo",
     "up",
     "serve",
     "work",
+    "console",
     "connect",
     "disconnect",
     "forget",
@@ -67,17 +77,95 @@ def test_every_command_explains_itself(
 @pytest.mark.parametrize(
     "words",
     [
-        [],
         ["paint"],
         ["connect"],
         ["connect", "--project", "x"],
         ["train", "--fine-tune", "--no-fine-tune"],
+        ["train", "--fast", "--fine-tune"],
+        ["train", "--cancel", "--force"],
+        ["train", "--cancel", "--wait"],
+        ["train", "--cancel", "--fast"],
+        ["train", "--cancel", "--no-fine-tune"],
     ],
 )
 def test_wrong_usage_ends_with_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stats"], "there is no command 'stats', did you mean 'status'? (`hrn` lists all)"),
+        (["paint"], "there is no command 'paint' (`hrn` lists all)"),
+        (["train", "--cancle"], "--cancle, did you mean '--cancel'?"),
+        (["train", "--forec", "--wait"], "--forec, did you mean '--force'?"),
+        (["status", "--nothing-like-it"], "unrecognized arguments: --nothing-like-it\n"),
+        (["train", "--fast", "--fine-tune"], "--fine-tune the backbone too: give one"),
+        (["train", "--cancel", "--fast"], "--cancel starts no training: leave out --fast"),
+        (["label-config", "--read", "a.xml", "--out", "b.xml"], "writes no file: leave out --out"),
+    ],
+)
+def test_wrong_usage_says_what_may_have_been_meant(
+    clean: Put, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean()
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_fast_training_without_fine_tuning_is_one_thing(
+    clean: Put, store: ModelStore, redis_url: str, board: Board
+) -> None:
+    clean(REDIS_URL=redis_url)
+    assert main(["train", "--fast", "--no-fine-tune"]) == 0
+    assert board.wishes(store.projects()[0].key)[0]["order"]["fast"] is True
+
+
+def test_hrn_alone_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "usage: hrn" in capsys.readouterr().out
+
+
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert re.fullmatch(r"hrn \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(["--help"], 0), (["status"], 128 + signal.SIGPIPE), (["versions"], 128 + signal.SIGPIPE)],
+)
+def test_output_that_nobody_reads_ends_a_command_without_a_word(
+    store: ModelStore, tmp_path: Path, words: list[str], status: int
+) -> None:
+    """As in `hrn status | head`."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "command", "--home", str(tmp_path), *words]
+    ended = subprocess.run(
+        command, stdout=writes, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+    )
+    os.close(writes)
+    assert (ended.returncode, ended.stderr) == (status, "")
+
+
+def test_up_names_a_redis_that_is_away_at_once(tmp_path: Path) -> None:
+    environment = {**os.environ, "HRN_PORT": "19397", "REDIS_URL": "redis://127.0.0.1:1/0"}
+    command = [sys.executable, "-m", "command", "--home", str(tmp_path), "up"]
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert ended.returncode == 1
+    assert "Redis cannot be reached: Error 111 connecting to 127.0.0.1:1" in ended.stderr
+    assert "correct REDIS_URL" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    assert not list((tmp_path / "logs").glob("*"))  # nothing was started
 
 
 def test_a_wrong_setting_ends_with_2_and_its_name(
@@ -120,7 +208,7 @@ def test_what_needs_redis_says_so(
     assert "REDIS_URL is not set" in capsys.readouterr().err
     clean(REDIS_URL="redis://127.0.0.1:1/0")
     assert main([command]) == 1
-    assert "hrn: " in capsys.readouterr().err
+    assert "hrn: Redis cannot be reached: Error 111" in capsys.readouterr().err
 
 
 def test_a_worker_is_not_started_where_redis_does_not_answer(
@@ -167,14 +255,51 @@ def test_a_backup_is_restored_into_another_home(
     assert "holds projects already" in capsys.readouterr().err
 
 
-def test_status_as_json_without_redis(
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [("redis://127.0.0.1:1/0", "Redis cannot be reached"), ("", "REDIS_URL is not set")],
+)
+def test_status_without_redis_shows_versions_and_ends_with_1(
+    clean: Put, store: ModelStore, capsys: pytest.CaptureFixture[str], address: str, problem: str
+) -> None:
+    clean(REDIS_URL=address)
+    assert main(["status"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("PROBLEM: ")
+    assert problem in lines[-1]
+    assert lines[-2] == f"home {store.root.parent}"
+    assert main(["status", "--json"]) == 1
+    told = said(capsys)
+    assert problem in told["problem"]
+    assert told["workers"] == []
+    assert [row["version"] for row in told["projects"]] == ["v2"]
+
+
+def test_an_empty_home_is_named_with_the_way_to_another(
+    clean: Put, tmp_path: Path, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean(REDIS_URL=redis_url, HRN_HOME=tmp_path / "new")
+    assert main(["status"]) == 0
+    out = capsys.readouterr().out
+    assert f"set HRN_HOME if yours are elsewhere than in {tmp_path / 'new'}" in out
+    assert f"home {tmp_path / 'new'}" in out
+    assert not (tmp_path / "new").exists()
+    for words in (["train"], ["versions"], ["predict", "cat.jpg"]):
+        assert main(words) == 1
+        assert f"in {tmp_path / 'new' / 'models'}" in capsys.readouterr().err
+
+
+def test_several_projects_are_told_apart_by_number_and_title(
     clean: Put, store: ModelStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clean()
-    assert main(["status", "--json"]) == 0
-    told = said(capsys)
-    assert told["workers"] == []
-    assert [row["version"] for row in told["projects"]] == ["v2"]
+    store.register(replace(project("http://studio", "21.1795440233"), title="Birds"))
+    store.register(project("http://other", "22.1795440233"))
+    store.register(project("http://third", "22.1795440233"))
+    assert main(["versions"]) == 1
+    assert "one of: 1, 22-" not in (err := capsys.readouterr().err)
+    assert "21 (Birds)" in err
+    assert "other-22-1795440233" in err
 
 
 def test_a_training_is_asked_for_and_cancelled(
@@ -190,8 +315,16 @@ def test_a_training_is_asked_for_and_cancelled(
     (job,) = board.queue.jobs
     assert told == {"project": store.projects()[0].key, "job": job.id, "state": "queued"}
     assert (job.args[0]["force"], job.args[0]["fine_tune"]) == (True, False)
+    board.wishes(store.projects()[0].key)
+    board._job(store.projects()[0].key).set_status(JobStatus.STARTED)  # type: ignore[union-attr]
+    assert main(["train"]) == 0
+    capsys.readouterr()
     assert main(["train", "--cancel"]) == 0
-    assert board.depth() == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{job.id} was asked to stop, which takes seconds (hrn train)",
+        "a training that waited was dropped (hrn train)",
+    ]
+    board.finished(store.projects()[0].key, job.id)
     assert main(["train", "--cancel"]) == 1
 
 
@@ -241,7 +374,7 @@ def test_other_commands_find_a_running_server_and_the_environment_goes_first(
     assert said(capsys)["waiting_jobs"] == 0
     clean(REDIS_URL="redis://127.0.0.1:1/0")
     main(["status", "--json"])
-    assert "cannot be reached" in said(capsys)["waiting_jobs"]
+    assert "cannot be reached" in said(capsys)["problem"]
 
 
 def test_a_server_does_not_start_from_what_the_last_one_was_told(
@@ -265,6 +398,22 @@ def test_the_demo_has_a_home_of_its_own() -> None:
     assert _settings(arguments, {"HRN_HOME": "elsewhere"}).home == Path("elsewhere")
     named = _parser().parse_args(["--home", "there", "demo"])
     assert _settings(named, {"HRN_HOME": "elsewhere"}).home == Path("there")
+
+
+def test_the_console_s_password_is_said_again_and_its_lock_is_opened(
+    clean: Put, tmp_path: Path, redis_url: str, board: Board, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret, ours = Secret("correct-horse"), {"home": tmp_path, "redis_url": redis_url}
+    write_environment(tmp_path, Settings(console_password=secret, **ours))  # type: ignore[arg-type]
+    clean()
+    tries = Tries(Parts(Settings(**ours)))  # type: ignore[arg-type]
+    while not tries.take("192.0.2.1"):
+        pass
+    assert main(["console"]) == 0
+    assert "/console, password correct-horse" in capsys.readouterr().out
+    assert tries.take("192.0.2.1") > 0
+    assert main(["console", "--unlock"]) == 0
+    assert tries.take("192.0.2.1") == 0
 
 
 def test_doctor_ends_with_1_and_names_what_is_wrong(

@@ -3,11 +3,15 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from command import projects
 from command.projects import UsageError
+from hierarchy.calibration import Evidence
 from models.errors import ModelError
+from models.predictor import EVIDENCE
 from models.store import Project
 from tests.models.small import FROZEN, head_of, seen
 from tests.models.small import publish as publish_with_evidence
@@ -15,6 +19,7 @@ from tests.published import TREE, manifest, project, publish
 from worker.order import Order
 from worker.parts import Parts
 from worker.queue import Board
+from worker.reading import Read
 from worker.settings import Settings
 
 
@@ -46,17 +51,18 @@ def test_a_project_that_is_not_there_is_answered_with_those_that_are(
 ) -> None:
     with pytest.raises(UsageError, match=re.escape("no project fits '7': give --project")) as told:
         projects.find(parts, "7")
-    assert known.key in str(told.value)
+    assert str(told.value).endswith("with one of: 1")
 
 
 def test_several_that_fit_are_named(parts: Parts, known: Project) -> None:
     parts.store.register(project("http://other", "1.5"))
-    with pytest.raises(UsageError, match="more than one project fits"):
+    with pytest.raises(UsageError, match="more than one project fits") as told:
         projects.find(parts, "1")
+    assert known.key in str(told.value)  # the number is that of two
 
 
 def test_where_there_is_none_that_is_said(parts: Parts) -> None:
-    with pytest.raises(UsageError, match="with one of: none"):
+    with pytest.raises(UsageError, match=r"no project has called yet in .*set HRN_HOME"):
         projects.find(parts, None)
 
 
@@ -83,7 +89,7 @@ def test_the_status_of_a_project_in_training(parts: Parts, known: Project, board
     assert "1 of 20 shown labels were wrong" in words
     assert "whose label reaches it, right on level 1 90% of 10, level 2 90% of 10" in words
     assert "training: queued" in words
-    assert "1 annotation events since labels were last read" in words
+    assert "1 newer answers, which v1 has not learnt" in words
     assert "last training: refused" in words
     board.report(known.key, {"stage": "fitting", "done": 3, "total": 9, "seconds_left": 6.2})
     running = projects.describe(projects.project_status(parts, known))
@@ -103,8 +109,48 @@ def test_the_status_says_what_was_not_learnt_from_and_why(parts: Parts, known: P
 def test_the_status_without_redis_is_still_told(settings: Settings, known: Project) -> None:
     lame = Parts(Settings(home=settings.home))
     told = projects.status(lame)
-    assert "Redis cannot be reached" in told["waiting_jobs"]
+    assert "REDIS_URL is not set" in told["problem"]
+    assert told["waiting_jobs"] is None
     assert "unknown" in projects.describe(told["projects"][0])
+
+
+def test_answers_that_the_live_version_has_not_learnt_are_counted(
+    parts: Parts, known: Project, board: Board
+) -> None:
+    """As after going back: a training has read them, the version that is live has not."""
+    publish(parts.store, known, trained_through="2026-11-23T14:00:00.000000Z")
+    board.note_attempt(known.key, Read("2026-11-23T15:00:00.000000Z", {}))
+    words = projects.describe(projects.project_status(parts, known))
+    assert "newer answers that v1 has not learnt are being counted" in words
+    board.note_behind(known.key, "v1", 15)
+    words = projects.describe(projects.project_status(parts, known))
+    assert "15 newer answers, which v1 has not learnt, 15 of them read by a training" in words
+    board.note_behind(known.key, "v2", 15)  # of another version: not yet counted for this one
+    assert projects.project_status(parts, known)["behind"] is None
+
+
+def test_a_version_that_shows_nothing_says_what_is_missing(parts: Parts, known: Project) -> None:
+    six = np.linspace(0.95, 0.99, 6)
+    few = Evidence(np.column_stack([six, six]), np.ones((6, 2), dtype=np.int64))
+    tensors = {
+        f"{EVIDENCE}probability": torch.from_numpy(few.probability),
+        f"{EVIDENCE}right": torch.from_numpy(few.right),
+    }
+    version = parts.store.publish(known.key, manifest(TREE, None, "fingerprint"), tensors)
+    parts.store.point(known.key, version, reason="test")
+    told = projects.project_status(parts, known)
+    assert told["missing"]["checked"] == 6
+    words = projects.describe(told)
+    assert f"shows nothing yet: {told['missing']['words']}" in words
+    assert "too little evidence; about" in words
+
+
+def test_an_answer_without_a_label_does_not_state_a_probability() -> None:
+    row = {"answer": None, "probability": 1.0, "best_leaf": ["Fruit", "Pear"], "confidence": 0.94}
+    told = projects.describe_answer({**row, "reason": "too few checked labels"})
+    assert told == "no label is shown (too few checked labels); best leaf Fruit > Pear (94%)"
+    shown = {**row, "answer": ["Fruit"], "reason": "the next level is a guess"}
+    assert projects.describe_answer(shown) == "Fruit (100%); best leaf Fruit > Pear (94%)"
 
 
 def test_what_annotators_answers_say_is_told(parts: Parts, known: Project, board: Board) -> None:

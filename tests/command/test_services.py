@@ -7,6 +7,8 @@ import pytest
 
 from command import redis_server, services
 from command.supervisor import StartError, Supervisor
+from models.store import ModelStore
+from tests.published import project
 from tests.redis import running
 from tests.studio.picture_server import CERTIFICATE
 from tests.studio.servers import Reply, serving
@@ -130,3 +132,36 @@ def test_this_machine_is_never_asked_through_a_proxy(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("http_proxy", proxy.url)
         assert services.answers_http(server.url)
         assert proxy.requests == []
+
+
+def test_what_is_missing_for_a_project_is_said_before_it_is_tried(tmp_path: Path) -> None:
+    bare = Settings(home=tmp_path, label_studio_url="http://studio")
+    words = services.next_words(bare)
+    assert "LABEL_STUDIO_API_KEY, HRN_BACKEND_URL" in words
+    assert "LABEL_STUDIO_URL" not in words
+    assert "hrn connect" not in words
+    whole = replace(bare, label_studio_token=Secret("token"), backend_url="http://backend")
+    assert services.next_words(whole) == "Next: hrn connect --project NUMBER"
+
+
+def test_a_home_without_models_is_said_with_the_way_to_another(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    assert services.home_words(settings) == (
+        f"No models in {tmp_path}/models yet: set HRN_HOME (or HRN_STORE) if yours are elsewhere"
+    )
+    ModelStore(tmp_path / "models").register(project("http://studio"))
+    assert services.home_words(settings) == f"Models in {tmp_path}/models"
+
+
+def test_a_redis_that_does_not_answer_is_named_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://:hunter2@127.0.0.1:1/0")
+    settings = Settings(home=tmp_path, port=19398, redis_url="redis://:hunter2@127.0.0.1:1/0")
+    with (
+        Supervisor(tmp_path / "logs") as supervisor,
+        pytest.raises(redis_server.NoRedisError, match=r"127\.0\.0\.1:1\.") as told,
+    ):
+        services.start_all(supervisor, settings)
+    assert supervisor.children == []
+    assert "hunter2" not in str(told.value)

@@ -1,6 +1,7 @@
 """The console driven in a real browser, on the real stack, with names that would do harm."""
 
 import random
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,7 +122,8 @@ def test_a_training_is_started_and_watched_to_its_end(
     tab.get_by_label("Even if no label is new").check()
     tab.get_by_label("Note").fill(NASTY)
     tab.get_by_role("button", name="Start training").click()
-    expect(tab.get_by_role("status").filter(has_text="in the queue")).to_be_visible()
+    asked = tab.locator("[data-part=asked]")
+    expect(asked).to_contain_text(re.compile("The training (is in the queue|runs)"))
     seen: set[tuple[str, str]] = set()
     curve, looked_at, ends = 0, False, time.monotonic() + 180
     while time.monotonic() < ends and len(project.board.runs(project.key)) == before:
@@ -140,6 +142,7 @@ def test_a_training_is_started_and_watched_to_its_end(
     past = tab.locator("section[aria-labelledby='past']")
     expect(past).to_contain_text(f"asked in the console: {NASTY}")  # without a reload
     expect(tab.locator("[data-text=stage]")).to_have_count(0)
+    expect(asked).to_contain_text("The training has ended, ")  # nor does it say that it waits
     console.check("training")
 
 
@@ -154,6 +157,8 @@ def test_a_training_is_cancelled_within_seconds(console: ConsoleBrowser, project
     tab.get_by_role("button", name="Cancel training").click()
     past = tab.locator("section[aria-labelledby='past'] tbody tr").first
     expect(past).to_contain_text("cancelled", timeout=30_000)
+    asked = tab.locator("[data-part=asked]")
+    expect(asked).to_contain_text("The training has ended, cancelled: asked to stop.")
     took = board.runs(key)[0]["ended_at"] - clicked
     print(f"cancelled after {took:.1f} s")
     assert len(board.runs(key)) == runs + 1

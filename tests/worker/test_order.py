@@ -33,3 +33,18 @@ def test_an_older_release_reads_what_a_newer_one_wrote() -> None:
 )
 def test_a_joined_wish_fulfils_both(one: Order, other: Order, both: Order) -> None:
     assert one.joined(other) == both
+
+
+def test_a_fast_training_that_fine_tunes_is_refused() -> None:
+    with pytest.raises(ValueError, match="not for both"):
+        Order("a", fast=True, fine_tune=True)
+
+
+def test_one_that_an_earlier_release_took_is_trained_fast_as_it_did() -> None:
+    waiting = {"project": "a", "fast": True, "fine_tune": True}
+    assert Order.from_json(waiting) == Order("a", fast=True)
+
+
+def test_a_fast_training_leaves_the_next_one_as_the_server_is_set_up() -> None:
+    assert Order("a", fast=True).joined(Order("a")) == Order("a")
+    assert Order("a", fast=True).joined(Order("a", fine_tune=True)) == Order("a", fine_tune=True)

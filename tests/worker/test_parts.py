@@ -47,3 +47,27 @@ def test_local_files_are_read_where_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "cat.jpg").write_bytes(b"cat")
     parts = Parts(Settings(home=tmp_path, local_files=tmp_path))
     assert parts.fetcher.fetch("/data/local-files/?d=cat.jpg").data == b"cat"
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://studio:8080/projects/22", "give Label Studio's own, http://studio:8080$"),
+        ("http://studio/ls/projects", "give Label Studio's own, http://studio/ls$"),
+        ("http://backend:9090", "LABEL_STUDIO_URL and HRN_BACKEND_URL are the same address"),
+    ],
+)
+def test_an_address_that_is_not_label_studio_s_is_refused(address: str, said: str) -> None:
+    settings = Settings(
+        label_studio_url=address,
+        label_studio_token=Secret("token"),
+        backend_url="http://backend:9090",
+    )
+    with pytest.raises(MisconfiguredError, match=said):
+        _ = Parts(settings).studio
+
+
+@pytest.mark.parametrize("address", ["http://projects:8080", "http://studio/projects-of-us"])
+def test_a_name_that_looks_like_a_page_is_none(address: str) -> None:
+    settings = Settings(label_studio_url=address, label_studio_token=Secret("0" * 40))
+    assert Parts(settings).studio is not None

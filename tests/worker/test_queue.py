@@ -87,7 +87,7 @@ def test_a_training_that_died_can_be_cancelled_before_it_is_tried_again(board: B
     first = board.ask(ORDER)
     start(board, first.job)
     job_of(board, first.job).set_status(JobStatus.FAILED)
-    assert board.cancel(KEY) == first.job
+    assert [one["job"] for one in board.cancel(KEY)] == [first.job]
     assert board.revive(KEY) is None
     assert board.state(KEY) == ("idle", None)
 
@@ -109,7 +109,7 @@ def test_a_job_that_ends_between_two_looks_is_gone_and_no_error(
     monkeypatch.setattr(Board, "_job", lambda _self, _project: known)  # looked up before
     assert board.state(KEY) == ("idle", None)
     assert board.wishes(KEY) == []
-    assert board.cancel(KEY) is None
+    assert board.cancel(KEY) == []
     assert board.ask(ORDER).state == "queued"
 
 
@@ -256,33 +256,56 @@ def test_a_job_that_was_replaced_does_not_stop_its_successors_heart(board: Board
 # --- cancelling ---
 
 
-def test_cancelling_a_waiting_job_removes_it(board: Board) -> None:
+def test_cancelling_a_queued_job_removes_it(board: Board) -> None:
     asked = board.ask(ORDER)
-    assert board.cancel(KEY) == asked.job
+    (stopped,) = board.cancel(KEY)
+    assert (stopped["state"], stopped["job"]) == ("queued", asked.job)
     assert board.depth() == 0
     assert board.state(KEY) == ("idle", None)
-    assert board.runs(KEY)[0]["state"] == "cancelled"
+    (run,) = board.runs(KEY)
+    assert (run["state"], run["job"], run["reason"]) == ("cancelled", asked.job, "asked")
 
 
-def test_cancelling_a_running_job_tells_it_and_drops_what_waits(board: Board) -> None:
+def test_cancelling_what_runs_keeps_what_waits_behind_it(board: Board) -> None:
     asked = board.ask(ORDER)
     start(board, asked.job)
-    behind = board.ask(ORDER)
-    assert board.cancel(KEY) == asked.job
+    behind = board.ask(Order(KEY, "20 new labels"))
+    assert [one["state"] for one in board.cancel(KEY, "running")] == ["running"]
     assert board.is_cancelled(KEY, asked.job)
+    assert board.is_stopping(KEY)
     assert not board.is_cancelled(KEY, behind.job)
+    board.finished(KEY, asked.job)
+    assert board.state(KEY) == ("queued", behind.job)
+    assert not board.is_stopping(KEY)
+
+
+def test_dropping_what_waits_leaves_the_running_one_and_a_word(board: Board) -> None:
+    asked = board.ask(ORDER)
+    start(board, asked.job)
+    behind = board.ask(Order(KEY, "20 new labels"))
+    board.cancel(KEY, "waiting")
+    assert not board.is_cancelled(KEY, asked.job)
+    (run,) = board.runs(KEY)
+    assert (run["state"], run["job"]) == ("cancelled", behind.job)
+    assert (run["reason"], run["why"]) == ("20 new labels", "asked to stop before it began")
     board.finished(KEY, asked.job)
     assert board.state(KEY) == ("idle", None)
 
 
-def test_cancelling_drops_a_training_that_was_put_off(board: Board) -> None:
-    board.postpone(ORDER, -1)
-    assert board.cancel(KEY) == "the training that was put off"
+def test_cancelling_everything_says_all_that_was_stopped(board: Board) -> None:
+    asked = board.ask(ORDER)
+    start(board, asked.job)
+    board.ask(ORDER)
+    board.postpone(ORDER, 60)
+    assert [one["state"] for one in board.cancel(KEY)] == ["running", "waiting", "put off"]
+    assert [run["state"] for run in board.runs(KEY)] == ["cancelled", "cancelled"]
+    board.finished(KEY, asked.job)
+    assert board.state(KEY) == ("idle", None)
     assert board.due(KEY) is None
 
 
 def test_cancelling_nothing_says_so(board: Board) -> None:
-    assert board.cancel(KEY) is None
+    assert board.cancel(KEY) == []
 
 
 # --- putting off ---

@@ -69,9 +69,9 @@ def test_an_annotation_that_label_studio_lists_late_is_learnt(
     publish(parts.store, known, trained_through=snapshot.trained_through)
     parts.board.note_attempt(known.key, snapshot.read)
     reconciler = Reconciler(parts)
-    assert reconciler._unlearnt(known, "v1", config) == (0, None)
+    assert reconciler._unlearnt(known, "v1", config) == (0, None, 0)
     stand.tasks.insert(9, task(10, LATE))
-    new, last = reconciler._unlearnt(known, "v1", config)
+    new, last, _ = reconciler._unlearnt(known, "v1", config)
     assert new == 1
     assert last is not None
     reconciler.look(known)

@@ -18,6 +18,7 @@ from worker.parts import Parts
 from worker.queue import Board, connect
 from worker.reading import Read
 from worker.reconcile import Policy, Reconciler
+from worker.training import read_labels
 
 
 @pytest.mark.parametrize(
@@ -236,6 +237,34 @@ def test_answers_whose_events_were_lost_count_as_well(
     stand.label(reconcile.LOOK_AGAIN, minute=1)
     ours.look(known)
     assert board.take_answers(known.key, 1) == reconcile.LOOK_AGAIN
+
+
+def test_after_going_back_newer_answers_are_counted_against_the_live_version(
+    parts: Parts, known: Project, board: Board, stand: Stand
+) -> None:
+    """A training has read all 35; v1, which is live again, has learnt from 20 of them."""
+    stand.label(20, minute=0)
+    learnt = read_labels(known, parts)[2]
+    publish(parts.store, known, trained_through=learnt.trained_through)
+    stand.label(15, minute=10)
+    read = read_labels(known, parts)[2]
+    publish(parts.store, known, trained_through=read.trained_through)
+    board.note_attempt(known.key, read.read)
+    version_read = Read(learnt.trained_through)
+    ours = Reconciler(parts)
+    ours.glance()
+    assert board.unlearnt(known.key) == 0
+    assert board.behind(known.key, "v2", Read(read.trained_through)) == 0
+
+    parts.store.point(known.key, "v1", reason="by hand")
+    assert board.behind(known.key, "v1", version_read) is None  # not counted yet
+    ours.glance()  # at once, although the last look was a moment ago
+    assert board.unlearnt(known.key) == 0
+    assert board.behind(known.key, "v1", version_read) == 15
+
+    stand.label(2, minute=20)
+    ours.look(known)
+    assert (board.unlearnt(known.key), board.behind(known.key, "v1", version_read)) == (2, 15)
 
 
 def test_a_refresh_that_a_person_stopped_is_asked_for_with_the_next_version_only(

@@ -183,3 +183,18 @@ def test_a_worker_without_redis_says_what_is_missing() -> None:
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode != 0
     assert "REDIS_URL is not set" in ended.stderr
+
+
+def test_a_worker_that_ends_leaves_no_pages_about_leaks(tmp_path: Path) -> None:
+    """nanobind, in triton, prints them unless what is loaded is collected at the end."""
+    settings = Settings(home=tmp_path, redis_url="redis://127.0.0.1:1/0", device="cpu")
+    ended = subprocess.run(
+        [sys.executable, "-m", "worker"],
+        env={**os.environ, **as_environment(settings)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert "127.0.0.1:1" in ended.stderr
+    assert "nanobind" not in ended.stderr

@@ -36,6 +36,19 @@ def test_an_address_is_stopped_after_some_tries_and_others_are_not(make: Make) -
     assert tries.take("192.0.2.2") == 0
 
 
+def test_who_runs_the_server_lets_everybody_try_again(
+    tmp_path: Path, redis_url: str, board: Board
+) -> None:
+    """By `hrn console --unlock`, in a process of its own."""
+    settings = Settings(home=tmp_path, redis_url=redis_url)
+    tries = Tries(Parts(settings))
+    for address in ("192.0.2.1", "192.0.2.2"):
+        for _ in range(OF_ONE + 1):
+            tries.take(address)
+    Tries(Parts(settings)).unlock()
+    assert tries.take("192.0.2.1") == tries.take("192.0.2.2") == 0
+
+
 def test_a_right_password_begins_anew(make: Make) -> None:
     tries = make()
     for _ in range(OF_ONE):

@@ -1,25 +1,34 @@
 """The page of all projects: states in words, what is wrong, names from outside as mere text."""
 
 import html
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flask.testing import FlaskClient
 from rq import Worker
 from rq.job import JobStatus
 
+from backend.app import create_app
 from backend.console.layout import plain
 from backend.console.standing import sentence, standing
+from hierarchy.calibration import Evidence
 from models.store import Project
 from tests.backend.conftest import go_live
 from tests.backend.console.conftest import PASSWORD, Post, sign_in
+from tests.models.small import FROZEN, head_of
+from tests.models.small import publish as publish_with_evidence
+from tests.published import TREE
 from worker.order import Order
 from worker.parts import Parts
 from worker.progress import Progress
 from worker.queue import Board
-from worker.settings import Secret
+from worker.reading import Read
+from worker.settings import Secret, Settings
 
 NASTY = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
 
@@ -42,7 +51,8 @@ def test_a_project_without_a_version_says_what_it_waits_for(
     board.note_event(known.key)
     told = words_of(parts, known)
     assert told == (
-        "Not trained yet: 1 label so far, first training at 20, or 5 min after the last answer."
+        "Not trained yet: 1 label so far, first training at 20 new answers, or 5 min after the "
+        "last one."
     )
 
 
@@ -52,13 +62,13 @@ def test_a_live_project_says_what_it_learnt_and_when_it_learns_again(
     known = fresh()
     go_live(parts, known)
     assert words_of(parts, known) == (
-        "Learning from 20 labels, nothing new since v1, next training at 20."
+        "Learning from 20 labels, nothing new since v1, next training at 20 new answers."
     )
     for _ in range(14):
         board.note_event(known.key)
     assert words_of(parts, known) == (
-        "Learning from 20 labels, 14 new since v1, next training at 20, or 5 min after the last "
-        "answer."
+        "Learning from 20 labels, 14 new since v1, next training at 20 new answers, or 5 min after "
+        "the last one."
     )
 
 
@@ -107,6 +117,41 @@ def test_a_card_shows_version_labels_and_figures(
     text = card(admin, known)
     for part in ("v1", "Right on level 2", "90 %", "80 %", "Live version"):
         assert part in text
+
+
+def test_a_live_version_that_shows_nothing_is_not_green_and_says_what_is_missing(
+    parts: Parts, fresh: Callable[..., Project], admin: FlaskClient
+) -> None:
+    known = fresh()
+    six = np.linspace(0.95, 0.99, 6)
+    few = Evidence(np.column_stack([six, six]), np.ones((6, 2), dtype=np.int64))
+    version = publish_with_evidence(parts.store, known, TREE, head_of(TREE, FROZEN), known=few)
+    parts.store.point(known.key, version, reason="test")
+    text = card(admin, known)
+    assert "Shows nothing yet" in text
+    assert re.search(r"Shows nothing yet: too little evidence; about \d+ more answers?\.", text)
+    assert 'class="chip good"' not in text
+    assert ">Live<" not in text
+    training = admin.get(f"/console/projects/{known.key}/training").text
+    assert "Shows nothing yet: too little evidence; about" in training
+    for tab in ("tree", "look", "trust"):
+        assert 'class="tag live"' not in admin.get(f"/console/projects/{known.key}/{tab}").text
+
+
+def test_after_going_back_newer_answers_are_not_nothing(
+    parts: Parts, fresh: Callable[..., Project], board: Board
+) -> None:
+    known = fresh()
+    go_live(parts, known, trained_through="2026-11-23T14:00:00.000000Z")
+    board.note_attempt(known.key, Read("2026-11-23T15:00:00.000000Z", {}))
+    assert "newer answers than those of v1 are being counted" in words_of(parts, known)
+    board.note_behind(known.key, "v1", 15)
+    assert words_of(parts, known) == (
+        "Learning from 20 labels, 15 new since v1 (a training has read them already), next "
+        "training at 20 new answers."
+    )
+    board.note_unlearnt(known.key, 2)
+    assert "17 new since v1 (a training has read 15 of them already)" in words_of(parts, known)
 
 
 def test_what_names_come_from_outside_is_text(
@@ -241,14 +286,32 @@ def test_without_a_project_one_is_told_how_to_connect(bare: Callable[..., FlaskC
         ("see http://studio:8080/projects/3/data", "see http://studio:8080/projects/3/data"),
         ("redis://user:pw@host:6379/0 is away", "redis://host:6379/0 is away"),
         ("12/40 pictures and/or more", "12/40 pictures and/or more"),
+        ("answered GET /api/tasks/99 with 404", "answered GET /api/tasks/99 with 404"),
+        ("a path (/data/upload/3/a.jpg) is none", "a path (/data/upload/3/a.jpg) is none"),
+        ("/data/local-files/?d=a/b.jpg", "/data/local-files/?d=a/b.jpg"),
+        (
+            "see POST /api/token/refresh or /projects/22",
+            "see POST /api/token/refresh or /projects/22",
+        ),
+        ("[Errno 2] No such file: '/home/anna/x.jpg'", "No such file: 'its folder'"),
     ],
 )
 def test_messages_lose_paths_and_passwords(admin: FlaskClient, text: str, shown: str) -> None:
     with admin.application.test_request_context():
         told = plain(text)
     assert shown in told
-    for part in ("/srv", "/run", "pw@"):
+    for part in ("/srv", "/run", "/home", "pw@"):
         assert part not in told
+
+
+@pytest.mark.parametrize("home", ["/data", "/opt/hrn home", "/scratch"])
+def test_folders_that_settings_name_are_hidden_and_label_studio_s_paths_are_not(
+    tmp_path: Path, home: str
+) -> None:
+    app = create_app(Parts(Settings(home=Path(home), local_files=tmp_path)))
+    with app.test_request_context():
+        told = plain(f"{home}/models/x.json and {tmp_path}/a.jpg are not /data/upload/1/a.jpg")
+    assert told == "its folder and its folder are not /data/upload/1/a.jpg"
 
 
 def test_the_revision_changes_with_what_is_shown(

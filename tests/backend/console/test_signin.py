@@ -47,6 +47,32 @@ def test_who_is_not_signed_in_is_led_to_the_form_and_then_on(visitor: FlaskClien
     assert reply.location == "/console/projects/x/training?a=1"
 
 
+def test_who_was_signed_out_meanwhile_is_told_so_and_led_back(
+    admin: FlaskClient, console_parts: Parts
+) -> None:
+    form = {"csrf": token(admin, "/console")}
+    for kept in (console_parts.settings.home / "console").iterdir():  # as after half an hour
+        kept.unlink()
+    reply = admin.get("/console/projects/x/training")
+    assert reply.location == "/console/sign-in?next=/console/projects/x/training&why=ended"
+    text = admin.get(reply.location).text
+    assert "You were signed out: a session ends after 30 min without use" in text
+    assert "was not done" not in text
+
+    page = "http://localhost/console/projects/x/training"
+    reply = admin.post("/console/projects/x/training/start", data=form, headers={"Referer": page})
+    assert reply.location == "/console/sign-in?next=/console/projects/x/training&why=sent"
+    assert "What you have just sent was not done" in admin.get(reply.location).text
+    reply = admin.post(
+        "/console/checkup", data=form, headers={"Referer": "http://elsewhere.example/console"}
+    )
+    assert reply.location == "/console/sign-in?why=sent"
+
+
+def test_who_never_was_signed_in_is_told_nothing_of_the_kind(visitor: FlaskClient) -> None:
+    assert "signed out" not in visitor.get("/console", follow_redirects=True).text
+
+
 @pytest.mark.parametrize(
     "elsewhere",
     [

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from rq.job import JobStatus
 
 from models.store import Project
 from tests.backend.conftest import go_live
@@ -31,7 +32,7 @@ def state_of(client: FlaskClient, known: Project) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("way", "fast", "tune"),
-    [("usual", False, None), ("fast", True, False), ("tune", False, True), ("other", False, None)],
+    [("usual", False, None), ("fast", True, None), ("tune", False, True), ("other", False, None)],
 )
 def test_a_training_is_asked_for_as_the_form_says(
     post: Post, known: Project, board: Board, way: str, *, fast: bool, tune: bool | None
@@ -54,33 +55,100 @@ def test_a_note_is_cut_and_need_not_be(post: Post, known: Project, board: Board)
     assert board.wishes(known.key)[0]["order"] == Order(known.key, "asked in the console").to_json()
 
 
-def test_a_message_is_shown_once(post: Post, admin: FlaskClient, known: Project) -> None:
-    post(f"/console/projects/{known.key}/training/start")
-    assert "is in the queue" not in page_of(admin, known)
+def test_what_is_said_of_a_training_follows_it_to_its_end(
+    post: Post, admin: FlaskClient, known: Project, board: Board
+) -> None:
+    reply = post(f"/console/projects/{known.key}/training/start")
+    job = board.wishes(known.key)[0]["job"]
+    address = f"/console/projects/{known.key}/training?asked={job}"
+    assert reply.request.full_path.endswith(f"training?asked={job}")
+    assert "is in the queue" in reply.text
+    revision = admin.get(address.replace("?", "/state?")).get_json()["revision"]
+    assert f"state?asked={job}" in reply.text
+
+    board._job(known.key).set_status(JobStatus.STARTED)  # type: ignore[union-attr]
+    text = admin.get(address).text
+    assert "The training runs." in text
+    assert "is in the queue" not in text
+    assert admin.get(address.replace("?", "/state?")).get_json()["revision"] != revision
+
+    board.finished(known.key, job)
+    why = "v1 has learnt from all 20 labels"
+    board.log_run(known.key, {"job": job, "state": "nothing new", "why": why})
+    text = admin.get(address).text
+    assert f"The training has ended, nothing new: {why}." in text
+    assert "is in the queue" not in text
+    assert "has ended" not in page_of(admin, known)
 
 
-def test_asking_twice_says_that_the_second_waits(post: Post, known: Project) -> None:
+def test_a_training_whose_process_died_is_followed_to_the_one_in_its_place(
+    admin: FlaskClient, known: Project, board: Board
+) -> None:
+    board.log_run(known.key, {"job": "train-1", "state": "died", "why": "killed", "again": "two"})
+    board.log_run(known.key, {"job": "two", "state": "published", "why": "the first version"})
+    told = admin.get(f"/console/projects/{known.key}/training?asked=train-1").text
+    assert "The training has ended, published: the first version." in told
+
+
+def test_a_training_that_nobody_knows_is_not_spoken_of(admin: FlaskClient, known: Project) -> None:
+    told = admin.get(f"/console/projects/{known.key}/training?asked=<b>x").text
+    assert "The training" not in told
+    assert "<b>x" not in told
+
+
+def test_asking_while_one_runs_says_that_the_second_waits(
+    post: Post, known: Project, board: Board
+) -> None:
+    running(board, known)
     start = f"/console/projects/{known.key}/training/start"
-    post(start)
     assert "another one of this project is before it" in post(start).text
 
 
-def test_what_waits_is_cancelled(post: Post, known: Project, board: Board) -> None:
+def test_what_is_queued_is_dropped_and_listed(post: Post, known: Project, board: Board) -> None:
     board.ask(Order(known.key, "20 new labels"))
-    reply = post(f"/console/projects/{known.key}/training/cancel")
-    assert "asked to stop" in reply.text
+    reply = post(f"/console/projects/{known.key}/training/cancel", only="queued")
+    assert "had not begun was dropped" in reply.text
+    assert "asked to stop before it began" in reply.text
     assert board.wishes(known.key) == []
     assert board.runs(known.key)[0]["state"] == "cancelled"
 
 
-def test_what_runs_is_asked_to_stop(post: Post, known: Project, board: Board) -> None:
+def test_cancelling_what_runs_says_how_it_goes_and_keeps_what_waits(
+    post: Post, known: Project, board: Board
+) -> None:
     running(board, known)
-    post(f"/console/projects/{known.key}/training/cancel")
-    assert board.is_cancelled(known.key, board.wishes(known.key)[0]["job"])
+    behind = board.ask(Order(known.key, "asked for after it", fast=True))
+    cancel = f"/console/projects/{known.key}/training/cancel"
+    reply = post(cancel, only="running")
+    first = board.wishes(known.key)[0]["job"]
+    assert board.is_cancelled(known.key, first)
+    assert "asked to stop; it does so within seconds" in reply.text
+    assert [wish["state"] for wish in board.wishes(known.key)] == ["running", "waiting"]
+    board.log_run(known.key, {"job": first, "state": "cancelled", "why": "asked to stop"})
+    board.finished(known.key, first)
+    assert board.state(known.key) == ("queued", behind.job)
 
 
-def test_cancelling_nothing_is_told(post: Post, known: Project) -> None:
-    assert "Nothing runs or waits." in post(f"/console/projects/{known.key}/training/cancel").text
+def test_what_waits_is_dropped_alone_with_a_row_that_says_so(
+    post: Post, admin: FlaskClient, known: Project, board: Board
+) -> None:
+    running(board, known)
+    board.queue.remove(board.wishes(known.key)[0]["job"])  # as its worker did
+    board.ask(Order(known.key, "asked for after it", fast=True))
+    text = page_of(admin, known)
+    assert "1 job waits" in text
+    assert '<input type="hidden" name="only" value="waiting">' in text
+    text = post(f"/console/projects/{known.key}/training/cancel", only="waiting").text
+    past = text.split("Past trainings", 1)[1]
+    assert "asked for after it" in past
+    assert "cancelled" in past
+    assert not board.is_stopping(known.key)
+    assert [wish["state"] for wish in board.wishes(known.key)] == ["running"]
+
+
+def test_cancelling_what_is_gone_is_told(post: Post, known: Project) -> None:
+    reply = post(f"/console/projects/{known.key}/training/cancel", only="waiting")
+    assert "Nothing was stopped" in reply.text
 
 
 def test_progress_is_told_with_stage_time_and_curves(

@@ -1,0 +1,25 @@
+"""Whether a project's live version shows any label, and what is missing where it shows none."""
+
+from models.insight import Missing, missing_evidence
+from models.store import Project
+from worker.parts import Parts
+
+
+def nothing_shown(parts: Parts, project: Project, version: str) -> Missing | None:
+    """What a version still needs before it shows a label; None where it shows some.
+
+    Raises:
+        UnknownVersionError, ModelStoreError: it is not there, or not whole.
+    """
+    rule = parts.records.calibration(project, version)["rule"]
+    if rule["price"] is not None:
+        return None
+    record = parts.records.get(project.key, version).record
+    if record is None:  # of a release that kept no evidence
+        return Missing(rule["target"], 0, 0, None)
+    return missing_evidence(
+        record.seen,
+        target=rule["target"],
+        minimum=project.minimum_depth,
+        maximum=project.maximum_depth,
+    )
