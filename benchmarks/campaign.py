@@ -106,7 +106,7 @@ def replay(
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(nodes))[:POOL]
     features, nodes = features[chosen], nodes[chosen]
-    told = answers(nodes, tree, KNOW, seed)
+    labels = answers(nodes, tree, KNOW, seed)
     recipe = replace(Recipe.fast(), views=(PLAIN,), hidden=128, least_steps=arguments.steps)
     asked = np.zeros(0, dtype=np.int64)
     drawn = np.zeros(len(nodes), dtype=bool)
@@ -132,7 +132,7 @@ def replay(
             new = rng.choice(left, count, replace=False)
             drawn[new] = True
         asked = np.sort(np.concatenate([asked, new]))
-        examples = _examples(features[asked], told[asked])
+        examples = _examples(features[asked], labels[asked])
         if arguments.drawn == "yes":
             examples = replace(examples, drawn=drawn[asked])
         if not arguments.afresh:

@@ -17,7 +17,7 @@ from hierarchy.calibration import Evidence, fit_rule
 from hierarchy.choice import choose_depth, corrected, logits
 
 #: Log-odds by which one kind is right more often, the other less often, than is stated.
-APART: Final = 0.8
+DISTANCE: Final = 0.8
 
 #: Images of the project on which a rule is judged.
 WHOLE: Final = 10_000
@@ -30,7 +30,7 @@ def images(
     steps = np.stack([rng.beta(a, 1, count) for a in (12, 4)], axis=1)
     stated = np.cumprod(steps, axis=1)
     sign = np.where(rng.random(count) < good, 1.0, -1.0)[:, None]
-    truth = 1 / (1 + np.exp(-(logits(stated) + APART * sign)))
+    truth = 1 / (1 + np.exp(-(logits(stated) + DISTANCE * sign)))
     truth = np.minimum.accumulate(truth, axis=1)
     right = (rng.random((count, 1)) < truth).astype(np.int64)
     return Evidence(stated, right), truth

@@ -167,8 +167,8 @@ def compare_shown(new: Fitted, former: Fitted, checked: int, name: str) -> Verdi
 
     Args:
         new: the new version's depth rule, fitted on some images that it held out.
-        former: the other version's, fitted anew on the same images with the same settings: the rule
-            that it was published with may owe its depth to luck.
+        former: the other version's, fitted again on the same images with the same settings: its
+            published rule may owe its depth to luck.
         checked: how many images those are.
         name: the other version's.
     """

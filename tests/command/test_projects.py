@@ -339,5 +339,5 @@ def test_a_promise_says_how_much_of_it_was_drawn_at_random() -> None:
     rule = {"target": 0.9}
     shares = {"given": 0.58, "mean_depth": 1.3}
     counts = {"checked": 80, "wrong": 4, "drawn": 6, "drawn_wrong": 1}
-    told = projects.promise({"rule": rule, "standing": "certified", **shares, **counts})
-    assert "(4 of 80 shown labels were wrong when held out, 1 of the 6 drawn at random)" in told
+    words = projects.promise({"rule": rule, "standing": "certified", **shares, **counts})
+    assert "(4 of 80 shown labels were wrong when held out, 1 of the 6 drawn at random)" in words

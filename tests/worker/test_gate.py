@@ -104,9 +104,9 @@ def test_a_slow_slide_is_seen_against_an_earlier_version() -> None:
     """Three images more are wrong in each version: no step tells, all of them together do."""
     versions = {f"v{n}": held_out(wrong(40, *range(3 * n))) for n in range(4)}
     new = versions.pop("v3")
-    told = {name: compare_held_out(new, one, name) for name, one in versions.items()}
-    assert [one.passed for one in told.values()] == [False, False, True]
-    assert told["v1"].why == (
+    verdicts = {name: compare_held_out(new, one, name) for name, one in versions.items()}
+    assert [one.passed for one in verdicts.values()] == [False, False, True]
+    assert verdicts["v1"].why == (
         "31 of 40 right against 37 of 40 for v1 on images that both held out: worse by more than "
         "chance explains"
     )
@@ -126,8 +126,8 @@ def test_images_drawn_at_random_are_looked_at_by_themselves() -> None:
 def test_only_images_that_both_held_out_and_that_are_labelled_alike_are_compared() -> None:
     bad, good = held_out(wrong(30, *range(30))), held_out(wrong(30))
     assert not compare_held_out(bad, good, "v2").passed
-    apart = held_out(wrong(30), first=25)
-    assert compare_held_out(bad, apart, "v2").why == "nothing to compare with v2"
+    others = held_out(wrong(30), first=25)
+    assert compare_held_out(bad, others, "v2").why == "nothing to compare with v2"
     relabelled = replace(good, truth=good.truth + 1)
     assert compare_held_out(bad, relabelled, "v2").passed
 
