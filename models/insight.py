@@ -628,16 +628,20 @@ def node_changes(
 # Where nothing is shown
 
 
-#: What is stated of an image weighs as much as what was seen of so many. With 10 the number is
-#: nearer (59 % within a factor of 3; 51 % with 30, 48 % with 100; 347 cases drawn) and more often
-#: there is none.
-STATED = 30
+#: What is stated of all images weighs as much as that many errors seen.
+STATED = 10
 
 #: Images of which is said how many were wrong, also where the version is sure of fewer.
 FEWEST = 10
 
 #: Times as many images as there are, beyond which nobody can say how many more are needed.
 FURTHEST = 20
+
+#: More answers than that are never named.
+MOST = 4000
+
+#: Draws of which half must show something.
+DRAWS = 32
 
 
 @dataclass(frozen=True)
@@ -701,22 +705,34 @@ def missing_evidence(
     stated, right = sure[rows, safest], known[rows, safest]
     order = np.argsort(-stated, kind="stable")
     stated, right = stated[order], right[order]
-    # An image less sure than the target is shown only after all that are surer.
     surest = int((stated >= target).sum())
-    first = max(1, surest)
-    checked, wrong = (right >= 0).cumsum(), (right == 0).cumsum()
-    foretold = (1 - stated).cumsum() / np.arange(1, len(stated) + 1)
-    rate = ((wrong + STATED * foretold) / (checked + STATED))[first - 1 :]
     some = max(surest, min(FEWEST, len(stated))) if surest else len(stated)
-    said = int(checked[some - 1]), int(wrong[some - 1])
-    least = 3 / risk - 1  # from there on two may be wrong, which is where the search begins
-    for times in np.geomspace(1, FURTHEST, 200):
-        count = checked[first - 1 :] * times
-        enough = np.flatnonzero(count >= least)
-        at = int(enough[0]) if len(enough) else len(count) - 1
-        if rate[at] * count[at] + 1 <= risk * (count[at] + 1):
-            return Missing(target, *said, _round(max(1, int(np.ceil((times - 1) * len(seen))))))
+    said = int((right[:some] >= 0).sum()), int((right[:some] == 0).sum())
+    wrong, foretold = int((right == 0).sum()), float((1 - stated)[right >= 0].sum())
+    error = np.clip((1 - stated) * (wrong + STATED) / (foretold + STATED), 0, 1)
+    for more in np.geomspace(1, min(FURTHEST * len(stated), MOST), 24).astype(int):
+        if _shows(right, error, int(more), risk):
+            return Missing(target, *said, _round(int(more)))
     return Missing(target, *said, None)
+
+
+def _shows(right: Ints, error: Floats, more: int, risk: float) -> bool:
+    """Would a label be shown after ``more`` answers, in half of the draws of such answers?
+
+    Args:
+        right: ``(n,)`` of the images there are, the surest first.
+        error: ``(n,)`` chance that such an image's label is wrong.
+        more: images drawn, with replacement, from these.
+        risk: share of shown labels that may be wrong.
+    """
+    rng = np.random.default_rng(0)  # the same draws each time: a page must not flicker
+    drawn = rng.integers(0, len(right), (DRAWS, more))
+    come = np.where(right[drawn] < 0, -1, rng.random(drawn.shape) >= error[drawn])
+    place = np.hstack([np.tile(np.arange(len(right)), (DRAWS, 1)), drawn])
+    order = np.argsort(place, axis=1, kind="stable")
+    known = np.take_along_axis(np.hstack([np.tile(right, (DRAWS, 1)), come]), order, axis=1)
+    checked, wrong = (known >= 0).cumsum(axis=1), (known == 0).cumsum(axis=1)
+    return bool((wrong + 1 <= risk * (checked + 1)).any(axis=1).mean() >= 0.5)
 
 
 def _round(count: int) -> int:
