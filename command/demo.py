@@ -242,11 +242,13 @@ def begin_with(parts: Parts, key: str, plain: set[int], version: str) -> None:
     places = replace(places, batch={**first, **rest})
     parts.store.write_order(key, places.to_json())
     parts.board.ask_refresh(key, version, again=True)
-    last, deadline = list(first)[-1], time.monotonic() + 60
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if places.place(last) in {row["score"] for row in parts.studio.task(last)["predictions"]}:
+        tasks = parts.studio.tasks(project.number, unlabelled_only=True)
+        scores = {int(task["id"]): {row["score"] for row in task["predictions"]} for task in tasks}
+        if all(places.place(task) in scores[task] for task in places.batch if task in scores):
             return
-        time.sleep(0.3)
+        time.sleep(0.5)
 
 
 def _labels(row: dict[str, Any]) -> list[list[str]]:

@@ -114,6 +114,7 @@ def test_it_begins_with_plain_images_that_have_a_pre_label(campaign: Campaign) -
     (key,) = [one.key for one in parts.store.projects() if one.number == campaign.project]
     version = parts.store.current(key)
     assert version is not None
+    campaign.backend.until(lambda: parts.board.refreshed(key) == version, 120, "its pre-labels")
     plain = {photo.task for photo in campaign.open[::2]}
     begin_with(parts, key, plain, version)
     shown = {
