@@ -704,35 +704,38 @@ def missing_evidence(
     safest = sure.argmax(axis=1)
     stated, right = sure[rows, safest], known[rows, safest]
     order = np.argsort(-stated, kind="stable")
-    stated, right = stated[order], right[order]
     surest = int((stated >= target).sum())
-    some = max(surest, min(FEWEST, len(stated))) if surest else len(stated)
-    said = int((right[:some] >= 0).sum()), int((right[:some] == 0).sum())
+    some = right[order[: max(surest, FEWEST) if surest else len(order)]]
+    said = int((some >= 0).sum()), int((some == 0).sum())
     wrong, foretold = int((right == 0).sum()), float((1 - stated)[right >= 0].sum())
     error = np.clip((1 - stated) * (wrong + STATED) / (foretold + STATED), 0, 1)
     for more in np.geomspace(1, min(FURTHEST * len(stated), MOST), 24).astype(int):
-        if _shows(right, error, int(more), risk):
+        if _shows(stated, right, error, int(more), risk):
             return Missing(target, *said, _round(int(more)))
     return Missing(target, *said, None)
 
 
-def _shows(right: Ints, error: Floats, more: int, risk: float) -> bool:
+def _shows(stated: Floats, right: Ints, error: Floats, more: int, risk: float) -> bool:
     """Would a label be shown after ``more`` answers, in half of the draws of such answers?
 
     Args:
-        right: ``(n,)`` of the images there are, the surest first.
-        error: ``(n,)`` chance that such an image's label is wrong.
-        more: images drawn, with replacement, from these.
+        stated: ``(n,)`` probability of each image's surest label.
+        right: ``(n,)`` 1 right, 0 wrong, -1 not known.
+        error: ``(n,)`` chance that such a label is wrong.
+        more: images drawn from these, with replacement.
         risk: share of shown labels that may be wrong.
     """
     rng = np.random.default_rng(0)  # the same draws each time: a page must not flicker
     drawn = rng.integers(0, len(right), (DRAWS, more))
     come = np.where(right[drawn] < 0, -1, rng.random(drawn.shape) >= error[drawn])
-    place = np.hstack([np.tile(np.arange(len(right)), (DRAWS, 1)), drawn])
-    order = np.argsort(place, axis=1, kind="stable")
+    sure = np.hstack([np.tile(stated, (DRAWS, 1)), stated[drawn]])
+    order = np.argsort(-sure, axis=1)
     known = np.take_along_axis(np.hstack([np.tile(right, (DRAWS, 1)), come]), order, axis=1)
+    # Labels of one probability are shown together or not at all.
+    ends = np.diff(np.take_along_axis(sure, order, axis=1), append=-1.0) != 0
     checked, wrong = (known >= 0).cumsum(axis=1), (known == 0).cumsum(axis=1)
-    return bool((wrong + 1 <= risk * (checked + 1)).any(axis=1).mean() >= 0.5)
+    shows = ends & (wrong + 1 <= risk * (checked + 1))
+    return bool(shows.any(axis=1).mean() >= 0.5)
 
 
 def _round(count: int) -> int:

@@ -48,7 +48,11 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(authority: Path) -> Iterator[PictureServer]:
     """Label Studio and our own server, behind the authority's certificate."""
     with serving(tls=True, certificate=authority / "both.pem") as made:
-        made.answers |= {UPLOAD: CAT, "/api/version": b'{"release": "1.23.2"}', "/health": b"{}"}
+        made.answers |= {
+            UPLOAD: CAT,
+            "/api/version": b'{"release": "1.23.2"}',
+            "/hrn/health": b"{}",
+        }
         yield made
 
 
@@ -66,7 +70,7 @@ def environ(
         "REDIS_URL": redis_url,
         "LABEL_STUDIO_URL": server.url,
         "LABEL_STUDIO_API_KEY": LEGACY,
-        "HRN_BACKEND_URL": server.url,
+        "HRN_BACKEND_URL": f"{server.url}/hrn",
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
