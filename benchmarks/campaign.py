@@ -29,6 +29,7 @@ from hierarchy import LabelTree
 from hierarchy.acquisition import ask
 from hierarchy.calibration import Fitted
 from hierarchy.choice import DepthRule, candidates, choose_depth, corrected
+from hierarchy.decisions import Decisions
 from hierarchy.network import Features
 from models.backbone import load_backbone
 from models.views import PLAIN
@@ -177,7 +178,7 @@ def _shown(
     trained: trainer.Trained, tree: LabelTree, log_p: NDArray[np.float64], nodes: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """``(P,)`` the depth of each image's pre-label, and whether it is right."""
-    found = candidates(log_p, tree)
+    found = candidates(log_p, tree, Decisions.of(tree).levels)
     depth = choose_depth(
         corrected(found.probability, trained.fitted.rule.platt), trained.fitted.rule
     )
