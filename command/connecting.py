@@ -16,6 +16,7 @@ from studio.connection import Connected, Foreign, visible_projects, would_hide
 from studio.contract import project_key as studio_key
 from studio.errors import ProjectMissingError, StudioError
 from studio.labelconfig import parse_label_config
+from studio.transport import TrustAdapter
 from studio.wiring import authorization, tidy
 from worker import presence
 from worker.errors import MisconfiguredError
@@ -23,6 +24,7 @@ from worker.identity import OtherProjectError, check_same, is_ours
 from worker.parts import Parts
 from worker.queue import RedisError
 from worker.settings import Settings
+from worker.showing import nothing_shown
 from worker.snapshot import left_out, take
 
 #: Most labelled tasks that `hrn connect` looks at, at some 2 ms each.
@@ -52,7 +54,7 @@ def connect_project(parts: Parts, number: int, *, take_over: bool, ask: Ask) -> 
     settings = parts.settings
     url = _own_address(settings)
     key = project_key(settings.label_studio_url, _project_name(parts, number))
-    _check_server(settings, key)
+    _check_server(parts, key)
     version, ours = parts.store.current(key) or UNTRAINED, parts.store.names(key)
     if not take_over and _shows_something(parts, key, version):
         theirs = would_hide(parts.studio, number, url, ours)
@@ -176,7 +178,7 @@ def _project_name(parts: Parts, number: int) -> str:
         raise UsageError(f"{error}. {visible_projects(parts.studio)}{known}") from error
 
 
-def _check_server(settings: Settings, key: str) -> None:
+def _check_server(parts: Parts, key: str) -> None:
     """Ask the server that runs whether it takes our password: the webhook is about to carry it.
 
     One that cannot be reached from here may be reached by Label Studio all the same, which then
@@ -186,20 +188,23 @@ def _check_server(settings: Settings, key: str) -> None:
         MisconfiguredError: it does not, or no server of ours answers there.
         ValueError: Label Studio could not send this user name and password.
     """
-    url, password = settings.backend_url, settings.password.reveal()
-    authorization(BasicAuth(settings.user, password))
-    try:
-        reply = requests.get(
-            f"{url}/versions",
-            params={"project": key},
-            auth=(settings.user, password),
-            timeout=PATIENCE,
-            allow_redirects=False,
-        )
-    except requests.RequestException:
-        return
+    url, password = parts.settings.backend_url, parts.settings.password.reveal()
+    authorization(BasicAuth(parts.settings.user, password))
+    with requests.Session() as session:
+        session.trust_env = False  # no proxy gets the password
+        session.mount("https://", TrustAdapter(parts.trust))
+        try:
+            reply = session.get(
+                f"{url}/versions",
+                params={"project": key},
+                auth=(parts.settings.user, password),
+                timeout=PATIENCE,
+                allow_redirects=False,
+            )
+        except requests.RequestException:
+            return
     if reply.status_code == requests.codes.unauthorized:
-        here = f"HRN_USER={settings.user} and {'an' if password else 'no'} HRN_PASSWORD"
+        here = f"HRN_USER={parts.settings.user} and {'an' if password else 'no'} HRN_PASSWORD"
         raise MisconfiguredError(
             f"the server at {url} was started with another password or user than this command,"
             f" which has {here}; nothing was changed. Give this command the same (unset here, they"
@@ -214,9 +219,10 @@ def _check_server(settings: Settings, key: str) -> None:
 
 
 def _shows_something(parts: Parts, key: str, version: str) -> bool:
-    if version == UNTRAINED:
+    project = parts.store.project(key)
+    if project is None or version == UNTRAINED:
         return False
-    return bool(parts.store.manifest(key, version)["calibration"]["given"])
+    return nothing_shown(parts, project, version) is None
 
 
 def _question(theirs: Foreign, version: str) -> str:

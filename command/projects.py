@@ -143,6 +143,7 @@ def project_status(parts: Parts, project: Project) -> dict[str, Any]:
         try:
             manifest = parts.records.summary(project.key, version)
             calibration = parts.records.calibration(project, version)
+            missing = nothing_shown(parts, project, version)
         except ModelError as error:
             told["problem"] = str(error)
         else:
@@ -150,7 +151,6 @@ def project_status(parts: Parts, project: Project) -> dict[str, Any]:
             told["calibration"] = calibration
             learnt = Read.of_version(manifest)
             told["following"] = following(parts, project, version)
-            missing = nothing_shown(parts, project, version)
             told["missing"] = missing and {**asdict(missing), "words": missing.words}
     try:
         state, job = parts.board.state(project.key)

@@ -254,8 +254,8 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
 ) -> Fitted:
     """The loosest rule whose accuracy of shown labels is certified, else cautiously estimated.
 
-    Images drawn at random are the fair sample. From ``DRAWN_ALONE`` of them on they alone decide;
-    before, nothing may be shown that they speak against.
+    Images drawn at random are the fair sample. Where there are enough of them they alone decide
+    (`deciding`); before, nothing may be shown that they speak against.
 
     A former rule is kept where the evidence bears it, and loosened by half of the way at most.
 
@@ -274,8 +274,7 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
     """
     if not 0 < target < 1 or not 0 < delta < 1:
         raise ValueError(f"target and delta must lie in (0, 1), got {target} and {delta}")
-    if seen.drawn is not None and seen.drawn.sum() >= DRAWN_ALONE:
-        seen = seen.some(seen.drawn)
+    seen = deciding(seen, target, delta)
     platt = fit_platt(seen)
     levels = seen.probability.shape[1]
     closed = (None,) * levels if strict else None
@@ -296,6 +295,17 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
         return replace(tried(seen, sure, certified), standing="certified")
     found = estimate(seen, sure, rule, former=before, anywhere=True)
     return found or Fitted(rule, "none", 0, 0, 0.0, 0.0)
+
+
+def deciding(seen: Evidence, target: float, delta: float = 0.1) -> Evidence:
+    """The images that a rule is fitted to: those drawn at random alone, where they are enough.
+
+    They are from ``DRAWN_ALONE`` on, if a certificate bears two errors among that many.
+    """
+    drawn = np.array(0 if seen.drawn is None else seen.drawn.sum())
+    if drawn < DRAWN_ALONE or _certain(drawn, 1 - target, delta) < 2:
+        return seen
+    return seen.some(seen.drawn)  # type: ignore[arg-type]  # there are some
 
 
 def _comparable(former: DepthRule | None, rule: DepthRule) -> float | None:

@@ -17,6 +17,7 @@ from hierarchy.calibration import (
     PRICES,
     Evidence,
     Standing,
+    deciding,
     estimate,
     fit_platt,
     fit_rule,
@@ -352,6 +353,7 @@ def preview(
         ValueError: ``target`` outside (0, 1).
     """
     fitted = fit_rule(seen, target=target, minimum=minimum, maximum=maximum, strict=strict)
+    seen = deciding(seen, target)
     shown = np.zeros(0, dtype=np.int64)
     if len(seen):
         depth = choose_depth(left_out(seen, fitted.rule.platt), fitted.rule, seen.at)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hierarchy import LabelTree
-from hierarchy.calibration import Evidence, fit_platt, left_out
+from hierarchy.calibration import Evidence, deciding, fit_platt, left_out
 from hierarchy.choice import (
     LEAST_PROBABILITY,
     DepthRule,
@@ -378,11 +378,16 @@ def _sure(seen: Evidence, rule: DepthRule) -> Floats:
 
     The evidence is kept in single precision, so that a fit to it agrees to some digits only.
     """
-    own = fit_platt(seen) if len(seen) else rule.platt
+    sure = corrected(seen.probability, rule.platt)
+    fitted_to = deciding(seen, rule.target)
+    if not len(fitted_to):
+        return sure
+    own = fit_platt(fitted_to)
     same = [len(row) for row in own] == [len(row) for row in rule.platt]
-    if same and len(seen) and np.allclose(own, rule.platt, rtol=1e-2, atol=1e-2):
-        return left_out(seen, rule.platt)
-    return corrected(seen.probability, rule.platt)
+    if same and np.allclose(own, rule.platt, rtol=1e-2, atol=1e-2):
+        which = slice(None) if fitted_to is seen or seen.drawn is None else seen.drawn
+        sure[which] = left_out(fitted_to, rule.platt)
+    return sure
 
 
 def _mean(right: Ints) -> float | None:
@@ -696,6 +701,8 @@ def missing_evidence(
         maximum: deepest depth shown, None for no limit.
     """
     risk = 1 - target
+    count, seen = len(seen), deciding(seen, target)
+    share = len(seen) / max(1, count)  # of the answers to come, so many decide
     allowed = (seen.at >= minimum) & (seen.at <= (maximum or np.inf))
     known = np.where(allowed, seen.right, -1)
     if not (known >= 0).any():
@@ -711,7 +718,7 @@ def missing_evidence(
     error = np.clip((1 - stated) * (wrong + STATED) / (foretold + STATED), 0, 1)
     for more in np.geomspace(1, min(FURTHEST * len(stated), MOST), 24).astype(int):
         if _shows(stated, right, error, int(more), risk):
-            return Missing(target, *said, _round(int(more)))
+            return Missing(target, *said, _round(int(np.ceil(more / share))))
     return Missing(target, *said, None)
 
 
@@ -731,8 +738,11 @@ def _shows(stated: Floats, right: Ints, error: Floats, more: int, risk: float) -
     sure = np.hstack([np.tile(stated, (DRAWS, 1)), stated[drawn]])
     order = np.argsort(-sure, axis=1)
     known = np.take_along_axis(np.hstack([np.tile(right, (DRAWS, 1)), come]), order, axis=1)
-    # Labels of one probability are shown together or not at all.
-    ends = np.diff(np.take_along_axis(sure, order, axis=1), append=-1.0) != 0
+    # Labels of one probability are shown together or not at all, and no price is so high that it
+    # hides one which is surer than the target.
+    sure = np.take_along_axis(sure, order, axis=1)
+    following = np.hstack([sure[:, 1:], np.full((DRAWS, 1), -1.0)])
+    ends = (following != sure) & (following < 1 - risk)
     checked, wrong = (known >= 0).cumsum(axis=1), (known == 0).cumsum(axis=1)
     shows = ends & (wrong + 1 <= risk * (checked + 1))
     return bool(shows.any(axis=1).mean() >= 0.5)

@@ -280,29 +280,34 @@ def _waits_for(control: Tag) -> str:
 def _pick(groups: Sequence[list[Tag]]) -> tuple[list[Tag], tuple[str, ...]]:
     """The group to pre-label, and a note if a rule had to choose it.
 
-    It is the marked one, else the only Taxonomy, else that with the most levels, or else labels: a
-    question beside the labels stops nothing.
+    It is the marked one, else the only Taxonomy, else that with the most levels, or else labels, or
+    else the first: a question beside the labels stops nothing.
     """
     marked = [group for group in groups if any(tag.says(MARK) for tag in group)]
-    open_ones = [group for group in groups if not is_left_out(group[0])] or groups
+    open_ones = [group for group in groups if not is_left_out(group[0])]
+    if not (marked or open_ones):
+        names = ", ".join(describe(group[0]) for group in groups)
+        raise LabelConfigError(
+            f'every control that could carry the labels says {MARK}="false" ({names}): take it '
+            "away from the one to pre-label"
+        )
     taxonomies = [group for group in open_ones if group[0].kind == "taxonomy"]
     candidates = marked or taxonomies or open_ones
     if len(candidates) == 1:
         return candidates[0], ()
     names = ", ".join(describe(group[0]) for group in candidates)
-    if not marked:
-        sizes = [_size(group) for group in candidates]
-        if sizes.count(max(sizes)) == 1:
-            best = candidates[sizes.index(max(sizes))]
-            note = (
-                f"labels are read from {describe(best[0])}, which has the most of {names}. If they "
-                f'are in another, write {MARK}="true" on that.'
-            )
-            return best, (note,)
-    raise LabelConfigError(
-        f'several controls could carry the labels ({names}): put {MARK}="true" on the one to '
-        f"pre-label{' only' if marked else ''}"
+    if marked:
+        raise LabelConfigError(
+            f'several controls say {MARK}="true" ({names}): leave it on the one to pre-label only'
+        )
+    sizes = [_size(group) for group in candidates]
+    best = candidates[sizes.index(max(sizes))]
+    which = "has the most" if sizes.count(max(sizes)) == 1 else "comes first"
+    note = (
+        f"labels are read from {describe(best[0])}, which {which} of {names}. If they are in "
+        f'another, write {MARK}="true" on that.'
     )
+    return best, (note,)
 
 
 def _size(group: Sequence[Tag]) -> tuple[int, int]:

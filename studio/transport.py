@@ -133,7 +133,7 @@ class _Header(AuthBase):
         return r
 
 
-class _Adapter(HTTPAdapter):
+class TrustAdapter(HTTPAdapter):
     """Verifies with our context alone; `requests` would go by variables of its own."""
 
     def __init__(self, trust: ssl.SSLContext) -> None:
@@ -141,15 +141,19 @@ class _Adapter(HTTPAdapter):
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
+        """Make the pool with our context."""
         super().init_poolmanager(*args, **kwargs, ssl_context=self._trust)
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passed on
+        """Make the pool behind a proxy with our context."""
         return super().proxy_manager_for(*args, **kwargs, ssl_context=self._trust)
 
     def send(self, *args: Any, **kwargs: Any) -> requests.Response:  # noqa: ANN401 - passed on
+        """Send, always verifying."""
         return super().send(*args, **{**kwargs, "verify": True})
 
     def cert_verify(self, conn: Any, *_: object) -> None:  # noqa: ANN401 - a pool of urllib3
+        """Demand a certificate, whatever the environment says."""
         conn.cert_reqs = "CERT_REQUIRED"
 
 
@@ -317,8 +321,8 @@ class Transport:
         session: requests.Session | None = getattr(self._threads, "session", None)
         if session is None:
             session = self._threads.session = requests.Session()
-            session.mount("https://", _Adapter(self._trust))
-            session.mount("http://", _Adapter(self._trust))  # a proxy may be an https one
+            session.mount("https://", TrustAdapter(self._trust))
+            session.mount("http://", TrustAdapter(self._trust))  # a proxy may be an https one
             # A session cookie beside the token would make Label Studio ask for a CSRF token.
             session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
             session.headers["Accept"] = "application/json"

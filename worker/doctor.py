@@ -194,7 +194,7 @@ def _label_studio(parts: Parts, only: int | None) -> Iterator[tuple[int | None, 
     for number in numbers:
         records = [project for project in known if project.number == number]
         if only is None and (left := _left(parts, records)):
-            yield number, Finding("project", ok=True, what=left)
+            yield number, Finding("left", ok=True, what=left)
             continue
         names = set().union(*(parts.store.names(project.key) for project in records))
         for found in checks(client, number, url, auth=auth, ours=names):

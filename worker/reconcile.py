@@ -225,6 +225,8 @@ class Reconciler:
         except (ProjectMissingError, OtherProjectError) as error:
             self._missing(project, str(error))
             return
+        if project.state == DISCONNECTED:  # the project is there: looks for it begin again
+            self._absent.pop(project.key, None)
         where = registered_at(self._parts, project)
         if where is None:
             self._unregistered(project)

@@ -260,6 +260,14 @@ _CERTIFICATES = "a file of certificates in PEM, or a folder of them, that exists
 _NO_SETTINGS = {"HRN_LISTEN", "HRN_SHARED"}
 
 
+def _is_of_kubernetes(name: str, text: str) -> bool:
+    """Is it what Kubernetes gives every pod for a service whose name begins with `hrn-`?"""
+    return bool(
+        re.search(r"_SERVICE_(?:HOST|PORT)|_PORT_\d+_(?:TCP|UDP)", name)
+        or text.startswith(("tcp://", "udp://"))
+    )
+
+
 class _Reader:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -275,7 +283,11 @@ class _Reader:
 
         Its text stays unseen, since it may be a password.
         """
-        ours = {name for name in self._environ if name.upper().startswith("HRN_")}
+        ours = {
+            name
+            for name, text in self._environ.items()
+            if name.upper().startswith("HRN_") and not _is_of_kubernetes(name, text)
+        }
         for name in sorted(ours - self._known - _NO_SETTINGS):
             near = difflib.get_close_matches(name.upper(), sorted(self._known), n=1, cutoff=0.7)
             fix = f"did you mean {near[0]}?" if near else "README lists them; unset this one"

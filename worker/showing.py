@@ -15,7 +15,7 @@ def nothing_shown(parts: Parts, project: Project, version: str) -> Missing | Non
     if rule["price"] is not None:
         return None
     record = parts.records.get(project.key, version).record
-    if record is None:  # of a release that kept no evidence
+    if record is None or rule["thresholds"] is not None:  # nothing kept; each level by itself
         return Missing(rule["target"], 0, 0, None)
     return missing_evidence(
         record.seen,

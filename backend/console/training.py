@@ -21,7 +21,8 @@ from backend.console.standing import (
     standing,
 )
 from backend.services import services
-from models.store import Project
+from models.store import DISCONNECTED, GONE, Project
+from worker import presence
 from worker.errors import MisconfiguredError
 from worker.order import Order
 from worker.queue import RedisError
@@ -46,6 +47,7 @@ ENDS: Final[Mapping[str, str]] = {
     "nothing new": "plain",
     "kept back": "plain",
     "cancelled": "plain",
+    "disconnected": "plain",
     "refused": "warn",
     "postponed": "warn",
     "too few labels": "warn",
@@ -112,6 +114,9 @@ def _state(key: str) -> ResponseReturnValue:
 def _start(key: str) -> ResponseReturnValue:
     """Ask for a training."""
     project = the_project(key)
+    if project.state in (DISCONNECTED, GONE):
+        tell(f"Nothing was asked for: {presence.sentence(project)}.", "wrong")
+        return _back(project)
     fast, tune = WAYS.get(request.form.get("way", ""), WAYS["usual"])
     note = _one_line(request.form.get("note", ""))
     reason = f"asked in the console: {note}" if note else "asked in the console"

@@ -173,7 +173,7 @@ def _in_force(project: Project, known: Known) -> dict[str, Any]:
     words = grounds[calibration["standing"]]
     if calibration != known.manifest["calibration"]:
         words = f"fitted to these settings: {words}"
-    return {"rule": rule, "followed": rule != own, "words": words}
+    return {"rule": rule, "followed": rule != own, "words": words, "grounds": calibration}
 
 
 def uncounted(decisions: Decisions) -> str:

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from command.connecting import connect_project, disconnect_project, forget_project
+from command.connecting import (
+    _check_server,
+    connect_project,
+    disconnect_project,
+    forget_project,
+)
 from command.projects import UsageError
 from models.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, Project, project_key
 from studio.contract import project_key as studio_key
@@ -16,6 +21,7 @@ from studio.errors import StudioRequestError
 from tests.end_to_end.label_studio import RunningLabelStudio, free_port
 from tests.published import project, publish
 from tests.studio.backend import HEADER, PASSWORD, USER, RecordingBackend, running_backend
+from tests.studio.servers import Reply, serving
 from tests.studio.test_client import CONFIG, fruit
 from worker.errors import MisconfiguredError
 from worker.parts import Parts
@@ -128,6 +134,17 @@ def test_the_running_server_is_asked_before_its_webhook_is_changed(
     assert f"HRN_USER={USER}" in str(told.value)
     assert "another" not in str(told.value).replace("another password", "")
     assert parts.studio.webhooks(number) == before
+
+
+def test_the_running_server_is_never_asked_through_a_proxy(
+    parts: Parts, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serving(lambda _: Reply(status=403)) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        _check_server(parts, "any")
+        assert proxy.requests == []
 
 
 def test_a_server_that_does_not_run_is_said_so(parts: Parts, number: int) -> None:

@@ -15,6 +15,7 @@ from hierarchy.calibration import (
     PRICES,
     Evidence,
     Fitted,
+    deciding,
     estimate,
     evidence,
     fit_platt,
@@ -430,6 +431,16 @@ def test_enough_images_drawn_at_random_decide_alone() -> None:
         100,
         2,
     )
+
+
+@pytest.mark.parametrize(("target", "alone"), [(0.9, 100), (0.95, 105), (0.98, 265), (0.99, 531)])
+def test_images_drawn_at_random_decide_alone_where_two_of_them_may_be_wrong(
+    target: float, alone: int
+) -> None:
+    """Else the hundredth answer would take all pre-labels away at a high target."""
+    for fair in (alone - 1, alone):
+        seen = two_kinds(2000, 5, fair, 0)
+        assert len(deciding(seen, target)) == (fair if fair == alone else len(seen))
 
 
 def test_what_a_rule_rests_on_says_how_much_of_it_was_drawn_at_random() -> None:

@@ -373,15 +373,23 @@ def test_one_of_several_is_chosen_by_the_mark() -> None:
         taxonomy(choice("A")),
         taxonomy(choice("B"), name="t2"),
     )
-    assert 'put prelabel="true" on the one' in refusal(plain)
+    (first, *_) = parse_label_config(plain).notes
+    assert '<Taxonomy name="label">, which comes first of <Taxonomy name="label">' in first
     marked = plain.replace('name="b"', 'name="b" prelabel="true"')
     assert parse_label_config(marked).controls == ("b",)
     twice = marked.replace('name="t2"', 'name="t2" prelabel="true"')
     assert "only" in refusal(twice)
 
 
-def test_several_choices_without_a_mark_are_refused() -> None:
-    assert "several controls" in refusal(view(choices("a", "1"), choices("b", "2")))
+def test_a_question_as_large_as_the_labels_refuses_nothing() -> None:
+    config = parse_label_config(view(choices("a", "1", "2"), choices("b", "good", "bad")))
+    assert set(config.controls) == {"a"}
+    assert 'which comes first of <Choices name="a">, <Choices name="b">' in config.notes[0]
+
+
+def test_a_control_that_is_taken_out_is_taken_out_though_it_is_the_only_one() -> None:
+    xml = view(taxonomy(choice("A"), choice("B"), more='prelabel="false"'))
+    assert 'says prelabel="false"' in refusal(xml)
 
 
 def test_a_mark_on_any_level_chooses_the_whole_cascade() -> None:

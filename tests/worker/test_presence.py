@@ -9,6 +9,7 @@ from models.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, Project
 from tests.published import publish
 from tests.worker.stand import Stand
 from worker import reconcile
+from worker.doctor import examine
 from worker.jobs import train_once
 from worker.order import Order
 from worker.parts import Parts
@@ -160,6 +161,19 @@ def test_a_look_that_finds_it_begins_the_count_again(
     assert state(parts, known).state == CONNECTED
 
 
+def test_a_disconnected_project_is_gone_after_several_looks_too(
+    parts: Parts, known: Project, stand: Stand
+) -> None:
+    stand.backends = []
+    ours = Reconciler(parts)
+    for _ in range(LOOKS_UNTIL_GONE + 3):
+        ours.look(state(parts, known))
+    created, stand.created_at = stand.created_at, "2027-01-01T00:00:00Z"
+    ours.look(state(parts, known))
+    assert state(parts, known).state == DISCONNECTED
+    stand.created_at = created
+
+
 def test_an_outage_is_no_end_of_a_project(
     parts: Parts, known: Project, stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,3 +250,13 @@ def test_each_state_says_what_to_do(known: Project, one: str) -> None:
         assert f"Project {known.number}" in told
         assert "`hrn " in told
     assert sentence(known) == ""
+
+
+@pytest.mark.parametrize("one", [DISCONNECTED, GONE])
+def test_doctor_finds_no_fault_with_a_project_that_was_taken_away(
+    parts: Parts, known: Project, one: str
+) -> None:
+    """Its images are not tried, which could only fail."""
+    parts.store.note_state(known.key, one)
+    found = [finding for finding in examine(parts) if finding.code in ("left", "images", "project")]
+    assert [(finding.code, finding.ok) for finding in found] == [("left", True)]

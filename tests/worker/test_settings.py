@@ -156,6 +156,16 @@ def test_a_variable_that_is_no_setting_is_named_with_the_nearest_and_its_text_st
     assert str(told.value) == f"{name} is no setting: {fix}"
 
 
+def test_what_kubernetes_says_of_a_service_of_ours_is_left_alone() -> None:
+    given = {
+        "HRN_WEB_SERVICE_HOST": "10.0.0.7",
+        "HRN_WEB_SERVICE_PORT": "9090",
+        "HRN_WEB_PORT": "tcp://10.0.0.7:9090",
+        "HRN_WEB_PORT_9090_TCP_ADDR": "10.0.0.7",
+    }
+    assert Settings.from_environ(given) == Settings()
+
+
 def test_variables_of_others_are_left_alone() -> None:
     others = ("PATH", "LABEL_STUDIO_USERNAME", "HRN_LISTEN", "HRN_SHARED", "CHRN_X")
     assert Settings.from_environ(dict.fromkeys(others, "x")) == Settings()

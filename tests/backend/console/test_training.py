@@ -7,11 +7,12 @@ import pytest
 from flask.testing import FlaskClient
 from rq.job import JobStatus
 
-from models.store import Project
+from models.store import DISCONNECTED, GONE, Project
 from tests.backend.conftest import go_live
 from tests.backend.console.conftest import Post
 from tests.backend.console.test_projects import running
 from worker.order import Order
+from worker.parts import Parts
 from worker.queue import Board
 from worker.taking import OurWorker
 
@@ -44,6 +45,17 @@ def test_a_training_is_asked_for_as_the_form_says(
     order = Order.from_json(wish["order"])
     assert (order.fast, order.fine_tune, order.force) == (fast, tune, True)
     assert order.reason == "asked in the console: after relabelling"
+
+
+@pytest.mark.parametrize("one", [DISCONNECTED, GONE])
+def test_nothing_is_asked_for_a_project_that_was_taken_away(
+    post: Post, fresh: Callable[..., Project], parts: Parts, board: Board, one: str
+) -> None:
+    known = fresh()
+    parts.store.note_state(known.key, one)
+    reply = post(f"/console/projects/{known.key}/training/start")
+    assert "Nothing was asked for: " in reply.text
+    assert board.wishes(known.key) == []
 
 
 def test_a_note_is_cut_and_need_not_be(post: Post, known: Project, board: Board) -> None:
