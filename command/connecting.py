@@ -17,7 +17,7 @@ from studio.contract import project_key as studio_key
 from studio.errors import ProjectMissingError, StudioError
 from studio.labelconfig import parse_label_config
 from studio.transport import TrustAdapter
-from studio.wiring import authorization, tidy
+from studio.wiring import authorization
 from worker import presence
 from worker.errors import MisconfiguredError
 from worker.identity import OtherProjectError, check_same, is_ours
@@ -159,11 +159,6 @@ def _own_address(settings: Settings) -> str:
         raise MisconfiguredError(
             "HRN_BACKEND_URL is not set: give the address at which Label Studio reaches this "
             "backend"
-        )
-    if tidy(settings.label_studio_url) == tidy(settings.backend_url):
-        raise MisconfiguredError(
-            f"LABEL_STUDIO_URL and HRN_BACKEND_URL are the same address ({settings.backend_url}):"
-            " the first must lead to Label Studio, the second to this backend"
         )
     return settings.backend_url
 

@@ -21,6 +21,7 @@ from studio.apart import Decoders
 from studio.client import LabelStudio
 from studio.pictures import Picture, PictureFetcher, PictureLimits
 from studio.trust import trusting
+from studio.wiring import tidy
 from worker.errors import MisconfiguredError
 from worker.identity import is_ours
 from worker.settings import Settings
@@ -40,7 +41,7 @@ def _check_address(url: str, ours: Settings) -> None:
         raise MisconfiguredError(
             f"LABEL_STUDIO_URL is the address of a page, {url}: give Label Studio's own, {meant}"
         )
-    if url == ours.backend_url:
+    if tidy(url) == tidy(ours.backend_url):
         raise MisconfiguredError(
             f"LABEL_STUDIO_URL and HRN_BACKEND_URL are the same address, {url}: the first is Label "
             "Studio's, the second this backend's"

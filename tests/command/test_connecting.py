@@ -60,7 +60,10 @@ def test_connecting_needs_our_own_address(settings: Settings) -> None:
 
 def test_label_studio_and_the_backend_are_two(settings: Settings) -> None:
     same = replace(
-        settings, label_studio_url="http://127.0.0.1:9090", backend_url="http://127.0.0.1:9090/"
+        settings,
+        label_studio_url="http://127.0.0.1:9090",
+        label_studio_token=Secret("token"),
+        backend_url="http://127.0.0.1:9090/",
     )
     with pytest.raises(MisconfiguredError, match="are the same address"):
         connect_project(Parts(same), 1, take_over=False, ask=nobody)
