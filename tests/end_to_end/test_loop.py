@@ -107,7 +107,9 @@ def test_start_training_is_answered_within_a_second(campaign: Campaign) -> None:
 
 
 def test_doctor_finds_nothing_wrong(campaign: Campaign) -> None:
-    assert all(finding["ok"] for finding in campaign.backend.json("doctor"))
+    found = campaign.backend.json("doctor", "--project", str(campaign.project))
+    assert all(finding["ok"] for finding in found)
+    assert "images" in {finding["code"] for finding in found}
 
 
 def test_connecting_again_changes_nothing(campaign: Campaign) -> None:

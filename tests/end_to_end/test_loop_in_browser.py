@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -94,9 +95,18 @@ def row(page: Page, name: str) -> Any:
 
 
 def tick(page: Page, path: NodePath) -> None:
-    """Find a node as annotators do, by typing its name, and tick it."""
+    """Find a node as annotators do, by typing its name, and tick it.
+
+    A click in the moment in which the search redraws the list is lost, as a person would see.
+    """
     page.get_by_placeholder("Search").fill(path[-1])
-    row(page, path[-1]).locator(".ant-select-tree-checkbox").click()
+    box = row(page, path[-1]).locator(".ant-select-tree-checkbox")
+    for _ in range(3):
+        box.click()
+        with suppress(AssertionError):
+            expect(box).to_have_class(re.compile("checkbox-checked"), timeout=2000)
+            return
+    raise AssertionError(f"{path[-1]} cannot be ticked")
 
 
 def untick_all(page: Page) -> None:
