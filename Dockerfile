@@ -13,11 +13,11 @@ RUN /opt/hrn/bin/pip install --require-hashes --only-binary :all: -r /build/requ
 COPY pyproject.toml README.md LICENSE NOTICE /build/
 COPY hierarchy /build/hierarchy
 COPY studio /build/studio
-COPY models /build/models
+COPY inference /build/inference
 COPY worker /build/worker
-COPY experiments /build/experiments
+COPY evaluation /build/evaluation
 COPY backend /build/backend
-COPY command /build/command
+COPY cli /build/cli
 # The lock brings setuptools, so that building the package downloads nothing.
 RUN /opt/hrn/bin/pip install --no-deps --no-build-isolation /build
 

@@ -7,7 +7,7 @@ from functools import partial
 from flask import Flask, Response, jsonify
 from werkzeug.exceptions import HTTPException
 
-from models.errors import ModelError
+from inference.errors import ModelError
 from studio.errors import ContractError, LabelConfigError
 from worker.errors import MisconfiguredError
 from worker.queue import RedisError

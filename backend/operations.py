@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, ge
 
 from backend.services import services
 from backend.versions import shown_since
-from models.errors import ModelStoreError
+from inference.errors import ModelStoreError
 from worker.errors import MisconfiguredError
 from worker.queue import RedisError
 

@@ -9,8 +9,8 @@ from flask.typing import ResponseReturnValue
 from backend.body import read_json
 from backend.operations import PICTURES
 from backend.services import Services, services
-from models.predictor import Answer
-from models.store import UNTRAINED, Project
+from inference.predictor import Answer
+from inference.store import UNTRAINED, Project
 from studio.contract import PredictCall, TaskRef
 from studio.errors import PictureError
 from studio.labelconfig import LabelConfig

@@ -10,11 +10,11 @@ from typing import Final, cast
 
 from flask import current_app
 
-from models.answers import SharedAnswers, answers
-from models.errors import ModelStoreError
-from models.gallery import Gallery, Item
-from models.predictor import Answer, Predictor
-from models.store import (
+from inference.answers import SharedAnswers, answers
+from inference.errors import ModelStoreError
+from inference.gallery import Gallery, Item
+from inference.predictor import Answer, Predictor
+from inference.store import (
     CONNECTED,
     DISCONNECTED,
     GONE,
@@ -39,7 +39,7 @@ AWAY: Final = 5.0
 #: Pictures of a call that is answered together with others; one with more is a batch by itself.
 FEW: Final = 8
 
-#: Calls of more at once: each may hold 20 MB of pictures that are under way (`models.gallery`).
+#: Calls of more at once: each may hold 20 MB of pictures that are under way (`inference.gallery`).
 BATCHES: Final = 8
 
 Answers = list[Answer | PictureError]

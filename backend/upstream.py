@@ -19,11 +19,11 @@ from typing import Any, Final, Self
 
 from label_studio_ml.model import LabelStudioMLBase
 
-from models.answers import answers
-from models.errors import ModelError
-from models.predictor import Answer
-from models.store import Project
-from models.store import project_key as store_key
+from inference.answers import answers
+from inference.errors import ModelError
+from inference.predictor import Answer
+from inference.store import Project
+from inference.store import project_key as store_key
 from studio.annotations import read_task
 from studio.contract import Event, project_key
 from studio.errors import ContractError, PictureError, StudioError

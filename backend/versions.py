@@ -7,8 +7,8 @@ from flask import Blueprint, request
 from flask.typing import ResponseReturnValue
 
 from backend.services import services
-from models.errors import ModelStoreError
-from models.store import ModelStore
+from inference.errors import ModelStoreError
+from inference.store import ModelStore
 from studio.errors import ContractError
 
 log = logging.getLogger(__name__)

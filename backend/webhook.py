@@ -8,7 +8,7 @@ from flask.typing import ResponseReturnValue
 from backend.body import read_json
 from backend.errors import answer
 from backend.services import services
-from models.store import DISCONNECTED, GONE
+from inference.store import DISCONNECTED, GONE
 from studio.contract import Event, WebhookCall
 from worker.order import Order
 from worker.presence import sentence

@@ -21,7 +21,7 @@ from hierarchy import LabelTree, log_marginals
 from hierarchy.choice import DepthRule
 from hierarchy.network import FrozenHead
 from hierarchy.quantised import QuantisedMaps
-from models.predictor import Predictor
+from inference.predictor import Predictor
 
 #: Of EfficientNet-lite0's last map.
 CHANNELS, GRID = 1280, 7

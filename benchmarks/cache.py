@@ -22,10 +22,10 @@ import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 
-from experiments.evaluation import machine
+from evaluation.evaluation import machine
 from hierarchy.quantised import QuantisedMaps
-from models.features import FeatureCache
-from models.views import PLAIN
+from inference.features import FeatureCache
+from inference.views import PLAIN
 
 #: Maps read together.
 CHUNK = 64

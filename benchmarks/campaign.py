@@ -21,18 +21,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from experiments.album import Album
-from experiments.data import load
-from experiments.protocols import Degradation
-from experiments.simulation import answers
+from evaluation.album import Album
+from evaluation.data import load
+from evaluation.protocols import Degradation
+from evaluation.simulation import answers
 from hierarchy import LabelTree
 from hierarchy.acquisition import ask
 from hierarchy.calibration import Fitted
 from hierarchy.choice import DepthRule, candidates, choose_depth, corrected
 from hierarchy.decisions import Decisions
 from hierarchy.network import Features
-from models.backbone import load_backbone
-from models.views import PLAIN
+from inference.backbone import load_backbone
+from inference.views import PLAIN
 from worker import trainer
 from worker.recipe import Recipe
 from worker.settings import Settings
@@ -217,7 +217,7 @@ def main() -> None:
     """Replay and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of photos, as experiments read them")
+    add("--data", type=Path, required=True, help="folder of photos, as evaluation reads them")
     add("--seeds", type=int, default=2, help="campaigns")
     add("--versions", type=int, default=20, help="trainings a campaign")
     add("--start", type=int, default=150, help="answers before the first")

@@ -25,16 +25,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from experiments.album import Album
-from experiments.data import Dataset, load
-from experiments.evaluation import machine
-from experiments.material import gather
+from evaluation.album import Album
+from evaluation.data import Dataset, load
+from evaluation.evaluation import machine
+from evaluation.material import gather
 from hierarchy import LabelTree, log_marginals
 from hierarchy.heatmap import level_heat, log_odds_gradient
 from hierarchy.network import FrozenHead
-from models.backbone import Backbone, load_backbone
-from models.engine import Engine, make_engine
-from models.features import prepare
+from inference.backbone import Backbone, load_backbone
+from inference.engine import Engine, make_engine
+from inference.features import prepare
 from studio.decoding import decode
 from studio.limits import PictureLimits
 from worker import trainer

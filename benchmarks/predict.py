@@ -75,10 +75,10 @@ def serve_rival(port: int, batch: int) -> None:
     from PIL import Image
 
     from hierarchy import LabelTree, log_marginals
-    from models.backbone import load_backbone
-    from models.features import prepare
-    from models.predictor import build_head
-    from models.torch_engine import Normalised
+    from inference.backbone import load_backbone
+    from inference.features import prepare
+    from inference.predictor import build_head
+    from inference.torch_engine import Normalised
 
     backbone = load_backbone()
     network = Normalised(backbone.module, backbone.preparation).eval()
@@ -112,8 +112,8 @@ def serve_rival(port: int, batch: int) -> None:
 
 def serve_alone() -> None:
     """Our own server, but each request for itself: none waits for another, none shares a pass."""
-    from command.__main__ import main as hrn
-    from models.batching import Together
+    from cli.__main__ import main as hrn
+    from inference.batching import Together
 
     Together.__call__ = _alone  # type: ignore[assignment,method-assign]
     sys.exit(hrn(["serve"]))
@@ -128,7 +128,7 @@ def train_for_ever() -> None:
     import torch
 
     from hierarchy import LabelTree, tree_loss
-    from models.predictor import build_head
+    from inference.predictor import build_head
 
     torch.set_num_threads(1)
     tree = LabelTree.from_paths([(str(a), str(b)) for a in range(9) for b in range(9)])
@@ -211,7 +211,7 @@ class Bench:
 
     def __init__(self, folder: Path, home: Path, port: int) -> None:
         from hierarchy import LabelTree
-        from models.store import ModelStore, Project, project_key
+        from inference.store import ModelStore, Project, project_key
         from studio.configwriter import taxonomy_config
 
         self.files = sorted(folder.rglob("*.jpg"))
@@ -231,7 +231,7 @@ class Bench:
         import torch
 
         from hierarchy.choice import DepthRule
-        from models.predictor import build_head
+        from inference.predictor import build_head
 
         torch.manual_seed(seed)
         rule = DepthRule(0.9, 1e-6, ((1.0, 0.0),) * self.tree.depth)
@@ -271,7 +271,7 @@ class Bench:
 
 def limit(bench: Bench, engine: Any, numbers: Sequence[int], preparation: Any) -> dict[str, float]:  # noqa: ANN401
     """Seconds of decode and resize, and of the forward, of these photos."""
-    from models.features import prepare
+    from inference.features import prepare
     from studio.decoding import decode
     from studio.limits import PictureLimits
 
@@ -318,8 +318,8 @@ def together(ports: int, asks: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def turns(bench: Bench, ports: dict[str, int], count: int) -> dict[str, float]:
     """Medians over the rounds of what each took, and of the ratios within a round."""
-    from models.backbone import load_backbone
-    from models.engine import make_engine
+    from inference.backbone import load_backbone
+    from inference.engine import make_engine
 
     backbone = load_backbone()
     engine = make_engine(backbone, device="cpu", cache_dir=bench.home / "cache" / "engines")
@@ -448,7 +448,7 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name:40} {value:10.3f}")
     if asked.json:
-        from experiments.evaluation import machine
+        from evaluation.evaluation import machine
 
         told = {"machine": machine(), "cores": os.cpu_count(), "measured": found}
         asked.json.write_text(json.dumps(told, indent=1), encoding="utf-8")
@@ -457,7 +457,7 @@ def main() -> None:
 
 def measure(data: Path, *, rounds: int, tasks: int) -> dict[str, float]:
     """All of it, in processes that end with it."""
-    from models.backbone import load_backbone
+    from inference.backbone import load_backbone
 
     folder, me = data / "train", "benchmarks.predict"
     ports = {name: free_port() for name in ("pictures", "ours", "alone", "example", "plain batch")}
@@ -481,7 +481,7 @@ def measure(data: Path, *, rounds: int, tasks: int) -> dict[str, float]:
             with ExitStack() as once:
                 keep = stack if name == "ours" else once
                 keep.enter_context(
-                    running(["command", "serve"], log, **ours, HRN_PORT=str(ports["ours"]))
+                    running(["cli", "serve"], log, **ours, HRN_PORT=str(ports["ours"]))
                 )
                 health = first_answer(ports["ours"], "/health", None, began)
                 answer = first_answer(ports["ours"], "/predict", bench.new(bench.draw(1)), began)
@@ -497,7 +497,7 @@ def measure(data: Path, *, rounds: int, tasks: int) -> dict[str, float]:
             first_answer(ports[name], "/predict", one, time.perf_counter())
         found |= _all(bench, ports, log, rounds=rounds)
         port = free_port()  # a server of its own: the others have seen many versions
-        alone = start("command", "serve", **ours, HRN_PORT=str(port))
+        alone = start("cli", "serve", **ours, HRN_PORT=str(port))
         first_answer(port, "/predict", one, time.perf_counter())
         found |= memory(bench, port, alone, tasks)
     return found

@@ -28,13 +28,13 @@ from typing import Any
 
 import torch
 
-from command import redis_server
-from experiments.evaluation import machine
+from cli import redis_server
+from evaluation.evaluation import machine
 from hierarchy import LabelTree
 from hierarchy.choice import DepthRule
-from models.galleries import Galleries
-from models.predictor import build_head
-from models.store import UNTRAINED, Project, project_key
+from inference.galleries import Galleries
+from inference.predictor import build_head
+from inference.store import UNTRAINED, Project, project_key
 from studio.configwriter import taxonomy_config
 from studio.contract import project_key as project_name
 from studio.labelconfig import parse_label_config

@@ -30,13 +30,13 @@ import torch
 from benchmarks.answers import grow, measure
 from benchmarks.predict import free_port, running
 from benchmarks.refresh import redis, tree_of
-from command.services import as_environment
-from experiments.evaluation import machine
+from cli.services import as_environment
+from evaluation.evaluation import machine
 from hierarchy.choice import DepthRule
-from models.answers import answers
-from models.galleries import Galleries
-from models.predictor import Predictor, build_head
-from models.store import Project, project_key
+from inference.answers import answers
+from inference.galleries import Galleries
+from inference.predictor import Predictor, build_head
+from inference.store import Project, project_key
 from studio.configwriter import taxonomy_config
 from studio.pictures import Picture
 from tests.studio.servers import serving
@@ -183,7 +183,7 @@ def of_events(parts: Parts, known: Project) -> dict[str, float]:
     number = int(known.project.partition(".")[0])
     body = {"action": "ANNOTATION_CREATED", "project": {"id": number, "created_at": CREATED}}
     setup = {"project": known.project, "schema": known.label_config, "hostname": "http://x"}
-    with running(["command", "serve"], log, **environment) as process:
+    with running(["cli", "serve"], log, **environment) as process:
         url = f"http://127.0.0.1:{port}"
         wait_for(f"{url}/ready")
         found = {}

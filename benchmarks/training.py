@@ -19,13 +19,13 @@ from typing import Final
 
 import torch
 
-from experiments.album import open_photo, ref_of
-from experiments.data import Dataset, load
-from experiments.evaluation import machine
-from models.answers import answers
-from models.galleries import Galleries
-from models.predictor import load_predictor
-from models.store import Project
+from evaluation.album import open_photo, ref_of
+from evaluation.data import Dataset, load
+from evaluation.evaluation import machine
+from inference.answers import answers
+from inference.galleries import Galleries
+from inference.predictor import load_predictor
+from inference.store import Project
 from studio.annotations import Label, TaskLabels
 from studio.configwriter import taxonomy_config
 from studio.labelconfig import LabelConfig, parse_label_config

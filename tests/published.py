@@ -8,7 +8,7 @@ from hierarchy import LabelTree
 from hierarchy.calibration import Fitted
 from hierarchy.choice import DepthRule
 from hierarchy.network import FrozenHead
-from models.store import ModelStore, Project, project_key
+from inference.store import ModelStore, Project, project_key
 
 #: A price so low that the deepest node is answered however unsure the network is.
 BOLD = 1e-6

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from command import redis_server
+from cli import redis_server
 from worker.queue import Board, connect
 
 

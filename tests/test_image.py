@@ -22,7 +22,7 @@ import certifi
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from command import redis_server
+from cli import redis_server
 from tests.image import ROOT, Shipped, container, copied, installed
 from tests.test_packaging import filled_in
 from tests.test_readme import commands

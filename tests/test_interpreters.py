@@ -27,7 +27,7 @@ PLAIN: Final = (
 #: Starts the Redis that the environment brings, with no other on PATH, and asks it something.
 PING: Final = """
 import pathlib, subprocess, sys, time
-from command import redis_server
+from cli import redis_server
 home = pathlib.Path(sys.argv[1])
 command, address = redis_server.arguments(home), redis_server.url(home)
 assert command[0].startswith(sys.prefix), command[0]

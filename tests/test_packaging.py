@@ -18,7 +18,7 @@ from tests.variables import setting_names
 from worker.settings import OF_LIBRARIES, Settings
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-ROOMS: Final = ("hierarchy", "studio", "models", "worker", "backend", "command")
+ROOMS: Final = ("hierarchy", "studio", "inference", "worker", "backend", "cli")
 LOCKS: Final = sorted((ROOT / "requirements").glob("*.txt"))
 DECISIONS: Final = sorted((ROOT / "docs/decisions").glob("*.md"))
 
@@ -56,7 +56,7 @@ def filled_in(value: str, *, files: bool = False) -> str:
 
 
 def sources() -> Iterator[Path]:
-    for room in (*ROOMS, "experiments", "benchmarks"):
+    for room in (*ROOMS, "evaluation", "benchmarks"):
         yield from (ROOT / room).rglob("*.py")
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from backend.app import create_app
 from backend.console.blueprint import is_console
-from command.__main__ import _parser
-from command.services import as_environment
+from cli.__main__ import _parser
+from cli.services import as_environment
 from tests.variables import setting_names
 from worker.parts import Parts
 from worker.settings import OF_LIBRARIES, Settings

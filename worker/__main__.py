@@ -11,8 +11,8 @@ from typing import Final
 
 from redis import Redis
 
-from models.errors import EngineError
-from models.openvino_engine import load_openvino
+from inference.errors import EngineError
+from inference.openvino_engine import load_openvino
 from worker.errors import MisconfiguredError
 from worker.parts import Parts
 from worker.queue import QUEUE_NAME

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from hierarchy import LabelTree
 from hierarchy.acquisition import ask
-from models.errors import ModelStoreError
-from models.predictor import Answer
-from models.store import ModelStore
+from inference.errors import ModelStoreError
+from inference.predictor import Answer
+from inference.store import ModelStore
 from studio.labelconfig import LabelConfig
 from studio.predictions import prediction
 

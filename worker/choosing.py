@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from hierarchy import LabelTree
 from hierarchy.feedback import Preview, preview
-from models.predictor import read_evidence
-from models.store import DISCONNECTED, GONE, Project
+from inference.predictor import read_evidence
+from inference.store import DISCONNECTED, GONE, Project
 from studio.connection import announce
 from studio.errors import StudioError
 from worker.errors import JobError, MisconfiguredError

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from requests.utils import get_environ_proxies, select_proxy
 
-from models.errors import ModelError, ModelStoreError
-from models.store import CONNECTED, GONE, UNCONFIRMED, Project
+from inference.errors import ModelError, ModelStoreError
+from inference.store import CONNECTED, GONE, UNCONFIRMED, Project
 from studio.client import BasicAuth
 from studio.connection import Finding, checks
 from studio.errors import StudioError

@@ -20,10 +20,10 @@ from hierarchy import LabelTree
 from hierarchy.calibration import fit_rule
 from hierarchy.choice import DepthRule
 from hierarchy.network import ResidualHead
-from models.backbone import Backbone
-from models.galleries import tuned_fingerprint
-from models.store import Project
-from models.views import PLAIN
+from inference.backbone import Backbone
+from inference.galleries import tuned_fingerprint
+from inference.store import Project
+from inference.views import PLAIN
 from studio.errors import PictureError
 from worker import checkpoints, trainer
 from worker.checkpoints import Checkpoints

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hierarchy.network import Features, FrozenHead
-from models.precision import has_bf16
+from inference.precision import has_bf16
 from worker.recipe import Recipe
 
 #: Features of B pictures, ``(B,)`` or ``(B, K)`` targets and ``(B,)`` weights -> scalar loss.

@@ -22,10 +22,10 @@ from hierarchy.calibration import Evidence, evidence
 from hierarchy.choice import Candidates, DepthRule, choose_depth, corrected, correction
 from hierarchy.feedback import KEEP, REFIT_FROM, Feedback, Follower, begin, follow
 from hierarchy.tree import TOP
-from models.errors import ModelStoreError
-from models.gallery import Gallery, Item
-from models.predictor import EVIDENCE, Predictor
-from models.store import Project
+from inference.errors import ModelStoreError
+from inference.gallery import Gallery, Item
+from inference.predictor import EVIDENCE, Predictor
+from inference.store import Project
 from studio.errors import PictureError
 from studio.labelconfig import LabelConfig, parse_label_config
 from studio.prelabels import LeftOut, Submission, submissions

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, Fitted
-from models.predictor import EVIDENCE, read_evidence
+from inference.predictor import EVIDENCE, read_evidence
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierarchy.labels import padded
-from models.gallery import Gallery
-from models.views import LEARNT_FROM
+from inference.gallery import Gallery
+from inference.views import LEARNT_FROM
 from studio.errors import PictureError
 from studio.fields import field_of
 from studio.pictures import PictureUnavailableError

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from models.store import Project
+from inference.store import Project
 from studio.contract import project_key
 from worker.errors import MisconfiguredError
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Final
 
-from models.errors import ModelError
+from inference.errors import ModelError
 from studio.connection import Finding
 from studio.errors import PictureError, StudioError
 from studio.labelconfig import LabelConfig, parse_label_config

@@ -11,7 +11,7 @@ from typing import Any
 
 from rq import get_current_job
 
-from models.errors import ModelError, ModelStoreError
+from inference.errors import ModelError, ModelStoreError
 from studio.errors import StudioError, StudioRefusedError, StudioUnavailableError
 from studio.pictures import PictureUnavailableError
 from worker.errors import JobError

@@ -2,8 +2,8 @@
 
 import logging
 
-from models.errors import ModelStoreError
-from models.store import ModelStore
+from inference.errors import ModelStoreError
+from inference.store import ModelStore
 
 log = logging.getLogger(__name__)
 

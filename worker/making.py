@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hierarchy import LabelTree
 from hierarchy.choice import DepthRule
-from models.store import Project
+from inference.store import Project
 from worker import trainer
 from worker.fitting import Report
 from worker.gathering import Gathered

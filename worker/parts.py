@@ -12,11 +12,11 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from models.files import BucketFiles
-from models.galleries import Galleries
-from models.predictor import Predictors
-from models.records import Records
-from models.store import ModelStore
+from inference.files import BucketFiles
+from inference.galleries import Galleries
+from inference.predictor import Predictors
+from inference.records import Records
+from inference.store import ModelStore
 from studio.apart import Decoders
 from studio.client import LabelStudio
 from studio.pictures import Picture, PictureFetcher, PictureLimits

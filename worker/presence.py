@@ -9,7 +9,7 @@ import logging
 import time
 from dataclasses import replace
 
-from models.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, Project
+from inference.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, Project
 from studio.wiring import at_address
 from worker.errors import JobError, MisconfiguredError
 from worker.parts import Parts

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from models.views import LEARNT_FROM
+from inference.views import LEARNT_FROM
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Recipe:
     docs/decisions/0012 says what they were measured to be worth.
 
     Attributes:
-        views: the ways of looking at a picture that are learnt from (``models.views``).
+        views: the ways of looking at a picture that are learnt from (``inference.views``).
         spatial: networks that see the map through a 3x3 convolution.
         reduced: PCA channels kept of the backbone's map for those.
         width: channels of each one's convolution.

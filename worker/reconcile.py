@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from models.errors import ModelError
-from models.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, UNTRAINED, Project
+from inference.errors import ModelError
+from inference.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, UNTRAINED, Project
 from studio.annotations import read_task
 from studio.connection import announce, remove_webhooks
 from studio.errors import ProjectMissingError, StudioError

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierarchy.quantised import QuantisedMaps, joined
-from models.gallery import Gallery, Item
-from models.predictor import Answer, Predictor
-from models.store import DISCONNECTED, GONE, UNTRAINED, Project
+from inference.gallery import Gallery, Item
+from inference.predictor import Answer, Predictor
+from inference.store import DISCONNECTED, GONE, UNTRAINED, Project
 from studio.annotations import WAS_SKIPPED, read_task
 from studio.errors import AnnotationError, PictureError
 from studio.labelconfig import LabelConfig, parse_label_config

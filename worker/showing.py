@@ -1,7 +1,7 @@
 """Whether a project's live version shows any label, and what is missing where it shows none."""
 
-from models.insight import Missing, missing_evidence
-from models.store import Project
+from inference.insight import Missing, missing_evidence
+from inference.store import Project
 from worker.parts import Parts
 
 

@@ -28,7 +28,7 @@ import torch
 
 from hierarchy import LabelTree
 from hierarchy.network import ResidualHead
-from models.backbone import load_backbone
+from inference.backbone import load_backbone
 from worker.checkpoints import Checkpoints
 from worker.errors import JobError
 from worker.fitting import Report, Rows

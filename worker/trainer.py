@@ -22,8 +22,8 @@ from hierarchy.decisions import Decisions
 from hierarchy.metrics import accuracy_by_level, expected_calibration_error
 from hierarchy.network import Features, FrozenHead, Reduction, ResidualHead
 from hierarchy.quantised import in_bytes
-from models.precision import has_bf16
-from models.views import PLAIN
+from inference.precision import has_bf16
+from inference.views import PLAIN
 from worker.fitting import Report, Rows, Tally, fit, shared_out, side_by_side
 from worker.folds import assign_folds
 from worker.recipe import Recipe
@@ -59,7 +59,7 @@ class Examples:
 
     Attributes:
         read: picture positions and a view -> ``(len, C, H, W)`` float16 maps.
-        views: those there are, the plain one first (``models.views``).
+        views: those there are, the plain one first (``inference.views``).
         pictures: how many pictures there are, P.
         picture: ``(R,)`` the picture that each label belongs to.
         target: ``(R,)`` the node it names, or ``(R, K)``, one of these, filled up with -1.

@@ -15,12 +15,12 @@ from torch import Tensor
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, fit_rule
 from hierarchy.choice import DepthRule, candidates
-from models import insight
-from models.errors import ModelError
-from models.gallery import Gallery
-from models.predictor import BACKBONE, EVIDENCE, Predictor, evidence_tensors
-from models.store import Project
-from models.views import PLAIN
+from inference import insight
+from inference.errors import ModelError
+from inference.gallery import Gallery
+from inference.predictor import BACKBONE, EVIDENCE, Predictor, evidence_tensors
+from inference.store import Project
+from inference.views import PLAIN
 from studio.annotations import read_task
 from studio.errors import PictureError
 from studio.labelconfig import LabelConfig, parse_label_config

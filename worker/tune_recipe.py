@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
-from models.precision import has_bf16
+from inference.precision import has_bf16
 
 Optimiser = Literal["sgd", "adamw"]
 Precision = Literal["bf16", "f32"]

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hierarchy import LabelTree, log_marginals, tree_loss
-from models.backbone import Backbone
-from models.torch_engine import Normalised
+from inference.backbone import Backbone
+from inference.torch_engine import Normalised
 from worker.checkpoints import Checkpoints, digest
 from worker.fitting import Report, Rows
 from worker.photos import Pixels, prefetched, stacked

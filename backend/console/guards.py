@@ -21,7 +21,7 @@ from backend.console.blueprint import bp, is_console
 from backend.console.layout import is_live, page, plain
 from backend.console.state import console
 from backend.services import services
-from models.errors import ModelError
+from inference.errors import ModelError
 from studio.errors import StudioError
 from worker.errors import JobError
 from worker.queue import RedisError

@@ -12,8 +12,8 @@ from flask import Response, abort, current_app, g, make_response, render_templat
 from backend.console.blueprint import TABS, bp
 from backend.console.state import console
 from backend.services import services
-from models.errors import ModelError, ModelStoreError
-from models.store import Project
+from inference.errors import ModelError, ModelStoreError
+from inference.store import Project
 from worker.showing import nothing_shown
 
 #: The rest of a path, and what stands before one that is not part of an address or a fraction.

@@ -16,10 +16,10 @@ from backend.console.layout import page, plain, the_project
 from backend.console.picking import asked_version
 from backend.services import services
 from hierarchy import LabelTree
-from models.errors import ModelError
-from models.insight import Step
-from models.looking import Sight, as_jpeg, framed, in_words, look, overlaid
-from models.store import Project
+from inference.errors import ModelError
+from inference.insight import Step
+from inference.looking import Sight, as_jpeg, framed, in_words, look, overlaid
+from inference.store import Project
 from studio.errors import PictureError, StudioError
 from studio.labelconfig import LabelConfig
 from studio.pictures import Picture

@@ -3,8 +3,8 @@
 from flask import abort, request
 
 from backend.services import services
-from models.records import Known
-from models.store import Project
+from inference.records import Known
+from inference.store import Project
 
 
 def asked_version(project: Project) -> tuple[list[str], str | None, str | None]:

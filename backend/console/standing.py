@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backend.console.layout import plain, share, span
-from models.errors import ModelError
-from models.insight import Missing
-from models.store import DISCONNECTED, GONE, UNCONFIRMED, Project
+from inference.errors import ModelError
+from inference.insight import Missing
+from inference.store import DISCONNECTED, GONE, UNCONFIRMED, Project
 from worker import presence
 from worker.errors import MisconfiguredError
 from worker.parts import Parts

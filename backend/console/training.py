@@ -21,7 +21,7 @@ from backend.console.standing import (
     standing,
 )
 from backend.services import services
-from models.store import DISCONNECTED, GONE, Project
+from inference.store import DISCONNECTED, GONE, Project
 from worker import presence
 from worker.errors import MisconfiguredError
 from worker.order import Order

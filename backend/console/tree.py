@@ -13,8 +13,8 @@ from backend.console.picking import chosen
 from hierarchy import LabelTree
 from hierarchy.metrics.lines import facts
 from hierarchy.tree import TOP
-from models.insight import Confusion
-from models.records import Known
+from inference.insight import Confusion
+from inference.records import Known
 
 #: Rows a page: a tree of thousands stays quick to read and to send.
 PER_PAGE: Final = 100

@@ -17,8 +17,8 @@ from backend.services import services
 from hierarchy.choice import DepthRule
 from hierarchy.decisions import Decisions, leading_levels
 from hierarchy.feedback import Preview, preview
-from models.errors import ModelStoreError
-from models.insight import (
+from inference.errors import ModelStoreError
+from inference.insight import (
     WINDOW,
     Bin,
     LevelCurve,
@@ -29,9 +29,9 @@ from models.insight import (
     level_rows,
     running,
 )
-from models.predictor import followed_rule
-from models.records import Known
-from models.store import Project
+from inference.predictor import followed_rule
+from inference.records import Known
+from inference.store import Project
 from worker import choosing
 from worker.choosing import ChoiceError
 from worker.queue import RedisError

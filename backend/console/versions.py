@@ -10,9 +10,9 @@ from flask.typing import ResponseReturnValue
 from backend.console.blueprint import bp
 from backend.console.layout import page, tell, the_project
 from backend.services import services
-from models.errors import ModelError, ModelStoreError, UnknownVersionError, VersionInUseError
-from models.insight import Missing, NodeChange, compare_manifests, node_changes
-from models.store import NOTE_LENGTH, Project
+from inference.errors import ModelError, ModelStoreError, UnknownVersionError, VersionInUseError
+from inference.insight import Missing, NodeChange, compare_manifests, node_changes
+from inference.store import NOTE_LENGTH, Project
 from worker import choosing
 from worker.choosing import ChoiceError
 from worker.showing import nothing_shown

@@ -13,7 +13,7 @@ from PIL import Image
 
 from backend.app import create_app
 from hierarchy import LabelTree
-from models.store import Project
+from inference.store import Project
 from studio.pictures import PictureFetcher, PictureLimits
 from tests.published import TREE, project, publish
 from tests.redis import board, redis_url

@@ -6,7 +6,7 @@ from pathlib import Path
 from flask.testing import FlaskClient
 from rq import Worker
 
-from models.store import Project
+from inference.store import Project
 from tests.backend.conftest import go_live
 from worker.order import Order
 from worker.parts import Parts

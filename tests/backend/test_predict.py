@@ -15,8 +15,8 @@ from PIL import Image
 
 from backend.services import BATCHES, FEW, Services
 from hierarchy import LabelTree
-from models.gallery import Item
-from models.store import Project
+from inference.gallery import Item
+from inference.store import Project
 from tests.backend.conftest import asking, go_live, jpeg
 from tests.published import OTHER, TREE
 from tests.studio.configs import taxonomy_xml

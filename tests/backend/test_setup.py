@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from models.store import Project
+from inference.store import Project
 from studio.errors import PictureError
 from tests.backend.conftest import go_live
 from tests.published import OTHER, TREE

@@ -22,13 +22,13 @@ import requests
 import torch
 from redis import Redis
 
-from command.redis_server import answers as redis_answers
-from command.redis_server import arguments as redis_arguments
-from command.redis_server import url as redis_url
+from cli.redis_server import answers as redis_answers
+from cli.redis_server import arguments as redis_arguments
+from cli.redis_server import url as redis_url
 from hierarchy import LabelTree
-from models.answers import answers
-from models.predictor import Answer
-from models.store import ModelStore, Project, project_key
+from inference.answers import answers
+from inference.predictor import Answer
+from inference.store import ModelStore, Project, project_key
 from studio.labelconfig import parse_label_config
 from tests.end_to_end.label_studio import free_port
 from tests.studio.configs import taxonomy_xml

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from flask.testing import FlaskClient
 
-from models.store import Project
+from inference.store import Project
 from tests.backend.conftest import go_live
 from worker.parts import Parts
 

@@ -17,8 +17,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
-from models import files
-from models.store import ModelStore
+from inference import files
+from inference.store import ModelStore
 from studio import apart
 from studio.client import LabelStudio
 from worker import __main__ as program
@@ -151,7 +151,7 @@ def main(role: str) -> int:
     """Run a role of `python -m worker`, or the server, ready to die."""
     apart.COMMAND[1:] = ["-m", "tests.studio.ill_decoder"]
     if role == "serve":
-        from command.__main__ import main as hrn
+        from cli.__main__ import main as hrn
 
         return hrn(["serve"])
     vars(queue)["HEARTBEAT_LIFE"] = LIFE

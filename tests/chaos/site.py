@@ -21,13 +21,13 @@ import requests
 import safetensors.torch
 from PIL import Image
 
-from command import redis_server
-from command.services import answers_http, as_environment
-from command.supervisor import Child, Supervisor
-from models.store import Project
+from cli import redis_server
+from cli.services import answers_http, as_environment
+from cli.supervisor import Child, Supervisor
+from inference.store import Project
 from tests.backend.conftest import asking
 from tests.end_to_end.label_studio import free_port
-from tests.models import small
+from tests.inference import small
 from tests.published import TREE, project
 from tests.studio.configs import taxonomy_xml
 from tests.studio.servers import Reply, Request, serving
@@ -175,7 +175,7 @@ class Site:
     def _serve(self, name: str, host: str) -> None:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        program = ["tests.chaos.hurt"] if name == "serve-ill" else ["command"]
+        program = ["tests.chaos.hurt"] if name == "serve-ill" else ["cli"]
         self.supervisor.start(
             name,
             [sys.executable, "-m", *program, "serve"],

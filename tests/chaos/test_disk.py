@@ -10,9 +10,9 @@ import pytest
 import requests
 
 from hierarchy.quantised import QuantisedMaps
-from models.errors import ModelStoreError
-from models.features import FeatureCache
-from models.store import ModelStore
+from inference.errors import ModelStoreError
+from inference.features import FeatureCache
+from inference.store import ModelStore
 from tests.chaos import mounts
 from tests.chaos.full_disk import full
 from tests.chaos.ledger import Ledger

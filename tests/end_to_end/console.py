@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-from command.services import read_environment
+from cli.services import read_environment
 from tests.end_to_end.backend import RunningBackend
 
 FLAGS: Final = [

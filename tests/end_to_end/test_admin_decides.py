@@ -17,10 +17,10 @@ import requests
 from werkzeug.serving import make_server
 
 from backend.app import create_app
-from command import projects
-from command.connecting import connect_project, disconnect_project, forget_project
-from command.projects import UsageError
-from models.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, Project
+from cli import projects
+from cli.connecting import connect_project, disconnect_project, forget_project
+from cli.projects import UsageError
+from inference.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, Project
 from studio.client import LabelStudio
 from tests.end_to_end.campaign import photos, taxonomy
 from tests.end_to_end.label_studio import RunningLabelStudio, free_port

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 
-from command.services import read_environment
+from cli.services import read_environment
 from tests.end_to_end.backend import RunningBackend
 from tests.end_to_end.campaign import Photo, evenly, photos
 from tests.end_to_end.label_studio import RunningLabelStudio

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from command.demo import PLAIN, begin_with
+from cli.demo import PLAIN, begin_with
 from tests.end_to_end.backend import HRN
 from tests.end_to_end.campaign import Campaign
 from tests.end_to_end.label_studio import free_port

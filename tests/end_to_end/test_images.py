@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from hierarchy import LabelTree
-from models.store import Project
+from inference.store import Project
 from studio.configwriter import taxonomy_config
 from studio.errors import PictureError
 from studio.pictures import PictureFetcher, PictureLimits

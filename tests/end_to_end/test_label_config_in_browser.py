@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from command.samples import ANIMALS
+from cli.samples import ANIMALS
 from hierarchy import LabelTree
 from studio.annotations import Label, read_task
 from studio.configwriter import (

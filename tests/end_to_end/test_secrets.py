@@ -17,7 +17,7 @@ import requests
 from redis import Redis
 from rq.utils import as_text
 
-from command.services import ENVIRONMENT_FILE, read_environment
+from cli.services import ENVIRONMENT_FILE, read_environment
 from tests.end_to_end.backend import RunningBackend
 from tests.end_to_end.campaign import Campaign
 from tests.end_to_end.label_studio import RunningLabelStudio

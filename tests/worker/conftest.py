@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from models.store import Project
+from inference.store import Project
 from tests.published import TREE, project
 from tests.redis import board, redis_url
 from tests.studio.configs import taxonomy_xml

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from hierarchy.network import ResidualHead
-from models.backbone import load_backbone
-from tests.models.small import NAME, weights_file
+from inference.backbone import load_backbone
+from tests.inference.small import NAME, weights_file
 from tests.worker.tiny_tuning import TREE
 from worker.fitting import Rows
 from worker.photos import small

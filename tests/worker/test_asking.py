@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hierarchy import LabelTree
-from models.store import ModelStore, Project
+from inference.store import ModelStore, Project
 from tests.published import TREE
 from worker.asking import (
     ASKED,

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from models.errors import ModelError
-from models.store import Project
+from inference.errors import ModelError
+from inference.store import Project
 from tests.published import publish
 from worker.choosing import ChoiceError, check_depth, depth_preview, promote, rollback, set_depth
 from worker.parts import Parts

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rq import Worker
 
-from models.store import ModelStore
+from inference.store import ModelStore
 from studio.connection import Finding
 from tests.published import project
 from tests.redis import running

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from models.answers import maps_of
-from models.predictor import load_predictor, read_evidence
-from models.store import Project
+from inference.answers import maps_of
+from inference.predictor import load_predictor, read_evidence
+from inference.store import Project
 from studio.annotations import Label, TaskLabels
 from studio.labelconfig import LabelConfig, parse_label_config
-from tests.models.small import NAME, png, weights_file
+from tests.inference.small import NAME, png, weights_file
 from tests.studio.configs import taxonomy_xml, tree_of
 from worker import fine_tuning, gate, trainer, training
 from worker.asking import Places

@@ -14,13 +14,13 @@ from hierarchy import LabelTree
 from hierarchy.calibration import Evidence
 from hierarchy.choice import DepthRule, candidates, choose_depth, corrected
 from hierarchy.feedback import Feedback, begin, follow
-from models.answers import answers
-from models.galleries import Galleries
-from models.predictor import Answer
-from models.store import Project
+from inference.answers import answers
+from inference.galleries import Galleries
+from inference.predictor import Answer
+from inference.store import Project
 from studio.client import LabelStudio
 from studio.errors import PictureError, StudioUnavailableError
-from tests.models import small
+from tests.inference import small
 from tests.published import TREE
 from tests.studio.configs import taxonomy_xml
 from tests.worker.stand import LEGACY, Stand

@@ -5,7 +5,7 @@ import io
 
 from PIL import Image
 
-from models.store import Project
+from inference.store import Project
 from studio.connection import Finding
 from tests.published import publish
 from tests.worker.stand import Stand

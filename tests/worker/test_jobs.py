@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from command.services import as_environment
-from models.store import Project
+from cli.services import as_environment
+from inference.store import Project
 from studio.client import LabelStudio
 from studio.transport import Patience
 from tests.published import publish

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.store import ModelStore, Project
+from inference.store import ModelStore, Project
 from tests.published import project, publish
 from worker.keeping import prune_versions
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.backbone import Preparation
-from models.features import prepare
+from inference.backbone import Preparation
+from inference.features import prepare
 from worker.photos import Shelf, from_plain, plain, prefetched, small, stacked, varied
 
 SHOWN = Preparation(resize=36, crop=32)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from models.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, Project
+from inference.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, Project
 from tests.published import publish
 from tests.worker.stand import Stand
 from worker import reconcile

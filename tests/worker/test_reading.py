@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from models.store import Project
+from inference.store import Project
 from tests.published import publish
 from tests.worker.stand import Stand, annotation
 from worker.parts import Parts

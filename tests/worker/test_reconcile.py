@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rq.job import JobStatus
 
-from models.store import Project
+from inference.store import Project
 from tests.published import project, publish
 from tests.worker.stand import Stand
 from worker import reconcile

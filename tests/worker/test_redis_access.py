@@ -15,7 +15,7 @@ from redis import Redis
 from redis.exceptions import AuthenticationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from command.services import as_environment
+from cli.services import as_environment
 from tests.end_to_end.label_studio import free_port
 from tests.worker.test_worker_process import until
 from worker.order import Order

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from hierarchy.choice import DepthRule, logits
-from models.answers import answers
-from models.galleries import Galleries
-from models.gallery import Item
-from models.predictor import Answer
-from models.store import UNTRAINED, Project
+from inference.answers import answers
+from inference.galleries import Galleries
+from inference.gallery import Item
+from inference.predictor import Answer
+from inference.store import UNTRAINED, Project
 from tests.published import TREE
 from tests.worker.stand import Stand, annotation
 from tests.worker.test_following import publish, served, shared

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from hierarchy.calibration import Evidence
-from models.store import Project
-from tests.models.small import FROZEN, head_of, publish, seen
+from inference.store import Project
+from tests.inference.small import FROZEN, head_of, publish, seen
 from tests.published import TREE, project
 from tests.published import publish as publish_without_evidence
 from worker.parts import Parts

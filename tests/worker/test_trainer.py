@@ -14,7 +14,7 @@ from hierarchy import LabelTree, log_marginals
 from hierarchy.choice import candidates
 from hierarchy.network import Features, FrozenHead
 from hierarchy.quantised import in_bytes
-from models.views import MIRRORED, PLAIN
+from inference.views import MIRRORED, PLAIN
 from worker import trainer
 from worker.recipe import Recipe
 from worker.trainer import (
@@ -355,7 +355,7 @@ def test_bfloat16_is_used_where_the_processor_has_it_and_nowhere_else(
             seen.add((torch.is_autocast_enabled("cpu"), features.maps.dtype))
         return each(head, features)
 
-    monkeypatch.setattr("models.precision.cpu_has_bf16", lambda: has)
+    monkeypatch.setattr("inference.precision.cpu_has_bf16", lambda: has)
     monkeypatch.setattr(FrozenHead, "each", watched)
     head = train(TREE, plain, SMALL, target=0.9, report=silent)
     assert seen == {(has, torch.bfloat16 if has else torch.float32)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hierarchy import LabelTree
-from models.store import Project
+from inference.store import Project
 from studio.errors import PictureError
 from studio.pictures import PictureUnavailableError
 from worker import training

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from hierarchy import LabelTree, tree_loss
 from hierarchy.network import ResidualHead
-from models.backbone import PACKAGES, RandomWeights, load_backbone
-from models.predictor import build_head
+from inference.backbone import PACKAGES, RandomWeights, load_backbone
+from inference.predictor import build_head
 from tests.worker.tiny_tuning import (
     PICTURES,
     RECIPES,

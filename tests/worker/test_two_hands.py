@@ -22,8 +22,8 @@ from hypothesis.stateful import (
 )
 from rq.job import Job, JobStatus
 
-from models.errors import UnknownVersionError, VersionInUseError
-from models.store import ModelStore
+from inference.errors import UnknownVersionError, VersionInUseError
+from inference.store import ModelStore
 from tests.published import project, publish
 from worker.order import Order
 from worker.queue import Board, connect

@@ -13,8 +13,8 @@ import pytest
 from rq import Callback
 from rq.job import Job, JobStatus
 
-from command.services import as_environment
-from models.store import ModelStore, Project
+from cli.services import as_environment
+from inference.store import ModelStore, Project
 from tests.published import TREE, project
 from tests.studio.configs import taxonomy_xml
 from tests.studio.servers import serving

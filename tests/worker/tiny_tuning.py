@@ -14,7 +14,7 @@ from torch import nn
 
 from hierarchy import LabelTree
 from hierarchy.network import ResidualHead
-from models.backbone import Backbone, Card, Preparation
+from inference.backbone import Backbone, Card, Preparation
 from worker.checkpoints import Checkpoints
 from worker.fitting import Rows
 from worker.photos import Pixels

@@ -8,7 +8,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from backend.console import guards
-from models.store import Project
+from inference.store import Project
 from tests.backend.console.conftest import PASSWORD, sign_in, token
 from worker.parts import Parts
 from worker.queue import Board

@@ -11,7 +11,7 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse, encode_multipart
 
 from backend.console.look import MOST_BYTES
-from models.store import Project
+from inference.store import Project
 from studio.client import LabelStudio
 from studio.errors import PictureError
 from tests.backend.conftest import asking, go_live, jpeg

@@ -17,11 +17,11 @@ from backend.app import create_app
 from backend.console.layout import plain
 from backend.console.standing import sentence, standing
 from hierarchy.calibration import Evidence
-from models.store import Project
+from inference.store import Project
 from tests.backend.conftest import go_live
 from tests.backend.console.conftest import PASSWORD, Post, sign_in
-from tests.models.small import FROZEN, head_of
-from tests.models.small import publish as publish_with_evidence
+from tests.inference.small import FROZEN, head_of
+from tests.inference.small import publish as publish_with_evidence
 from tests.published import TREE
 from worker.order import Order
 from worker.parts import Parts

@@ -7,7 +7,7 @@ import pytest
 from flask.testing import FlaskClient
 from rq.job import JobStatus
 
-from models.store import DISCONNECTED, GONE, Project
+from inference.store import DISCONNECTED, GONE, Project
 from tests.backend.conftest import go_live
 from tests.backend.console.conftest import Post
 from tests.backend.console.test_projects import running

@@ -12,9 +12,9 @@ from flask.testing import FlaskClient
 from hierarchy import LabelTree
 from hierarchy.calibration import evidence
 from hierarchy.choice import candidates
-from models.insight import as_tensors
-from models.predictor import EVIDENCE
-from models.store import Project
+from inference.insight import as_tensors
+from inference.predictor import EVIDENCE
+from inference.store import Project
 from tests.backend.conftest import go_live
 from tests.backend.console import trained
 from tests.published import manifest

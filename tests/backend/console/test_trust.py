@@ -9,11 +9,11 @@ import pytest
 from flask.testing import FlaskClient
 
 from backend.console.trust import calibration_data, coverage_data
-from command import projects
-from models.answers import answers
-from models.insight import Bin, LevelCurve
-from models.predictor import Answer
-from models.store import Project
+from cli import projects
+from inference.answers import answers
+from inference.insight import Bin, LevelCurve
+from inference.predictor import Answer
+from inference.store import Project
 from tests.backend.conftest import go_live
 from tests.backend.console import trained
 from tests.backend.console.conftest import Post

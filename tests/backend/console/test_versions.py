@@ -7,7 +7,7 @@ from io import BytesIO
 import pytest
 from flask.testing import FlaskClient
 
-from models.store import Project
+from inference.store import Project
 from tests.backend.conftest import go_live
 from tests.backend.console.conftest import Post
 from tests.published import OTHER, manifest

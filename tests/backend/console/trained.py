@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hierarchy import LabelTree
-from models.store import Project
+from inference.store import Project
 from studio.annotations import Label, TaskLabels
 from studio.labelconfig import parse_label_config
 from tests.backend.conftest import jpeg

@@ -1,0 +1,483 @@
+"""What the commands do to one project: ask for training, show, choose a version, predict."""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from cli.redis_server import no_answer
+from inference.answers import answers
+from inference.errors import ModelError
+from inference.galleries import Galleries
+from inference.predictor import Answer
+from inference.store import CONNECTED, DISCONNECTED, GONE, Project
+from studio.errors import PictureError
+from studio.pictures import Picture
+from worker import choosing, presence
+from worker.choosing import ChoiceError, promote
+from worker.errors import MisconfiguredError
+from worker.order import Order
+from worker.parts import Parts
+from worker.queue import RedisError
+from worker.reading import Read
+from worker.showing import nothing_shown
+from worker.snapshot import counted, left_out, passed_over
+
+
+class UsageError(Exception):
+    """The command was asked for something that is not there; the message says what there is."""
+
+
+def find(parts: Parts, wanted: str | None, *, connected_first: bool = True) -> Project:
+    """The project that is meant: by its number in Label Studio, its key, or as the only one.
+
+    Of several that fit, one that is connected alone; any, without ``connected_first``.
+
+    Raises:
+        UsageError: none, or several, fit.
+    """
+    known = parts.store.projects()
+    fitting = [p for p in known if wanted is None or wanted in (str(p.number), p.key, p.project)]
+    if len(fitting) > 1 and connected_first:
+        fitting = [p for p in fitting if p.state == CONNECTED] or fitting
+    if len(fitting) == 1:
+        return fitting[0]
+    if not known:
+        raise UsageError(
+            f"no project has called yet in {where(parts)}: connect one (`hrn connect "
+            "--project NUMBER`), or set HRN_HOME if yours are elsewhere"
+        )
+    # A number tells them apart, unless they are of several Label Studios.
+    numbers = [p.number for p in known]
+    names = ", ".join(
+        (str(p.number) if numbers.count(p.number) == 1 else p.key)
+        + (f" ({p.title})" if p.title else "")
+        for p in known
+    )
+    what = "no project" if not fitting else "more than one project"
+    meant = "" if wanted is None else f" {wanted!r}"
+    raise UsageError(f"{what} fits{meant}: give --project with one of: {names}")
+
+
+def where(parts: Parts) -> str:
+    """Where versions are: a whole path, or a bucket's address."""
+    ours = parts.settings
+    return parts.store.files.where if ours.in_bucket else str(ours.store.resolve())
+
+
+def ask_training(parts: Parts, project: Project, order: Order) -> dict[str, Any]:
+    """Ask for a training.
+
+    Raises:
+        DisconnectedError: Label Studio has no use for this backend in the project any more.
+    """
+    if project.state in (DISCONNECTED, GONE):
+        raise presence.DisconnectedError(presence.sentence(project))
+    asked = parts.board.ask(order)
+    return {"project": project.key, "job": asked.job, "state": asked.state}
+
+
+def status(parts: Parts) -> dict[str, Any]:
+    """Everything at a glance, as plain data."""
+    workers: list[dict[str, Any]] = []
+    waiting, problem = None, ""
+    try:
+        workers, waiting = parts.board.workers(), parts.board.depth()
+    except RedisError as error:
+        problem = no_answer(error)
+    except MisconfiguredError as error:
+        problem = f"no server runs here: {error}"
+    return {
+        "home": str(parts.settings.home.resolve()),
+        "store": where(parts),
+        "problem": problem,
+        "workers": workers,
+        "waiting_jobs": waiting,
+        "projects": [project_status(parts, project) for project in parts.store.projects()],
+    }
+
+
+def describe_all(found: Mapping[str, Any]) -> str:
+    """The whole status in words."""
+    where = f"home {found['home']}"
+    lines = [describe(row) for row in found["projects"]]
+    if not lines:
+        none = (
+            "no project has called yet: connect one (`hrn connect --project NUMBER`), or set "
+            f"HRN_HOME if yours are elsewhere than in {found['store']}"
+        )
+        lines = [none]
+    if found["problem"]:
+        return "\n".join([*lines, where, f"PROBLEM: {found['problem']}"])
+    workers, jobs = len(found["workers"]), found["waiting_jobs"]
+    counts = f"{workers} worker{'' if workers == 1 else 's'}, {jobs} waiting job"
+    return "\n".join([*lines, f"{counts}{'' if jobs == 1 else 's'}; {where}"])
+
+
+def describe_cancelled(request: Mapping[str, Any]) -> str:
+    """What became of one training that was cancelled."""
+    reason = (request.get("order") or {}).get("reason") or "no reason given"
+    if request["state"] == "running":
+        return f"{request['job']} was asked to stop, which takes seconds ({reason})"
+    waited = "was put off" if request["state"] == "put off" else "waited"
+    return f"a training that {waited} was dropped ({reason})"
+
+
+def project_status(parts: Parts, project: Project) -> dict[str, Any]:
+    """One project: its version, what runs, how the last training ended."""
+    version, learnt = parts.store.current(project.key), Read()
+    told: dict[str, Any] = {
+        "project": project.number,
+        "title": project.title,
+        "key": project.key,
+        "label_studio": project.label_studio,
+        "version": version,
+        "pinned": project.pinned,
+        "state": project.state,
+    }
+    if problem := presence.sentence(project):
+        told["state_text"] = problem
+    if version:
+        try:
+            manifest = parts.records.summary(project.key, version)
+            calibration = parts.records.calibration(project, version)
+            missing = nothing_shown(parts, project, version)
+        except ModelError as error:
+            told["problem"] = str(error)
+        else:
+            told |= {key: manifest[key] for key in ("metrics", "labels")}
+            told["calibration"] = calibration
+            learnt = Read.of_version(manifest)
+            told["following"] = following(parts, project, version)
+            told["missing"] = missing and {**asdict(missing), "words": missing.words}
+    try:
+        state, job = parts.board.state(project.key)
+        runs = parts.board.runs(project.key)
+        told |= {
+            "training": state,
+            "job": job,
+            "progress": parts.board.progress(project.key),
+            "events_since": parts.board.events(project.key)[0],
+            "unlearnt": parts.board.unlearnt(project.key),
+            "behind": parts.board.behind(project.key, version, learnt),
+            "last_run": runs[0] if runs else None,
+        }
+    except (RedisError, MisconfiguredError):
+        told["training"] = "unknown: Redis cannot be reached"
+    return told
+
+
+def describe(told: dict[str, Any]) -> str:
+    """One project's status in words."""
+    lines = [f"Project {told['project']} {told['title']!r}: {told['version'] or 'untrained'}"]
+    if told["pinned"]:
+        lines[0] += " (chosen by hand: new versions wait; `hrn promote` ends that)"
+    if "state_text" in told:
+        lines.append(f"  {told['state_text']}")
+    if "problem" in told:
+        lines.append(f"  problem: {told['problem']}")
+    if "calibration" in told:
+        missing = told.get("missing")
+        nothing = missing and f"shows nothing yet: {missing['words']}"
+        lines.append(f"  {nothing or promise(told['calibration'])}")
+        lines += [f"  {line}" for line in _learnt(told)]
+    if told.get("following"):
+        lines.append(f"  {seen_since(told['following'])}")
+    if progress := told.get("progress"):
+        left = progress.get("seconds_left")
+        tail = "" if left is None else f", {left:.0f} s left in this stage"
+        lines.append(
+            f"  training: {progress['stage']} {progress['done']}/{progress['total']}{tail}"
+        )
+    elif told["training"] != "idle":
+        lines.append(f"  training: {told['training']}")
+    if new := newer(told["version"], told.get("unlearnt", 0), told.get("behind", 0)):
+        lines.append(f"  {new}")
+    if run := told.get("last_run"):
+        ago = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run["ended_at"]))
+        lines.append(f"  last training: {run['state']} at {ago} ({run['why']})")
+    return "\n".join(lines)
+
+
+def _learnt(told: dict[str, Any]) -> list[str]:
+    """What the live version has learnt from, how right it is, and which answers did not count."""
+    count, right = told["labels"]["labels"], levels(told["metrics"])
+    lines = [
+        f"learnt from {count} labels; of images held out whose label reaches it, right on {right}",
+        *left_out(told["labels"]),
+    ]
+    passed = passed_over(told["labels"])
+    return [*lines, f"passed over: {counted(passed)}"] if passed else lines
+
+
+def newer(version: str | None, unlearnt: int, behind: int | None) -> str:
+    """The answers that the live version has not learnt from, in words; "" if there are none.
+
+    Args:
+        version: the live one.
+        unlearnt: labels that no training has read.
+        behind: labels that one has read and this version has not; None: not counted yet.
+    """
+    if not version:
+        return f"{unlearnt} labels so far" if unlearnt else ""
+    if behind is None:
+        return f"newer answers that {version} has not learnt are being counted"
+    if not unlearnt + behind:
+        return ""
+    read = f", {behind} of them read by a training" if behind else ""
+    return f"{unlearnt + behind} newer answers, which {version} has not learnt{read}"
+
+
+def promise(calibration: dict[str, Any]) -> str:
+    """What is promised of shown labels, and on what grounds."""
+    target = f"{calibration['rule']['target']:.0%}"
+    given = (
+        f"{calibration['given']:.0%} of pictures get a label, "
+        f"mean depth {calibration['mean_depth']:.2f}"
+    )
+    grounds = (
+        f"{calibration['wrong']} of {calibration['checked']} shown labels were wrong when held out"
+    )
+    if drawn := calibration.get("drawn"):
+        grounds += f", {calibration['drawn_wrong']} of the {drawn} drawn at random"
+    if calibration["standing"] == "certified":
+        return f"shown labels are {target} right, certified ({grounds}); {given}"
+    if calibration["standing"] == "estimated":
+        return (
+            f"shown labels are {target} right by estimate, too few pictures for a certificate "
+            f"({grounds}); {given}"
+        )
+    return f"no label is shown: too little evidence yet that {target} would be right"
+
+
+def levels(metrics: dict[str, Any]) -> str:
+    """Accuracy by level, in words: of the held-out images whose label reaches that level."""
+    parts = [
+        f"level {row['level']} {row['accuracy']:.0%} of {row['checked']}"
+        for row in metrics.get("by_level", ())
+    ]
+    return ", ".join(parts) or "no level (nothing was kept that could be checked)"
+
+
+def following(parts: Parts, project: Project, version: str) -> dict[str, Any] | None:
+    """What annotators' answers say of the labels that a version showed, None if nothing yet."""
+    try:
+        kept = parts.store.read_following(project.key, version)
+    except ModelError as error:
+        return {"problem": str(error)}
+    return None if kept is None else kept.get("told")
+
+
+def seen_since(told: dict[str, Any]) -> str:
+    """The running accuracy of shown labels, in words."""
+    if "problem" in told:
+        return f"answers to pre-labels: {told['problem']}"
+    parts = [
+        f"{'all' if not row['level'] else 'level ' + str(row['level'])} {row['accuracy']:.0%} of "
+        f"{row['checked']} ({row['low']:.0%} to {row['high']:.0%})"
+        for row in told["levels"]
+        if row["accuracy"] is not None
+    ]
+    what = ", ".join(parts) + " right" if parts else "none could be checked yet"
+    return f"shown since, by annotators' answers: {what}; {told['grounds']}"
+
+
+def versions(parts: Parts, project: Project) -> list[dict[str, Any]]:
+    """Every version with its figures, oldest first."""
+    current, told = parts.store.current(project.key), []
+    for name in parts.store.versions(project.key):
+        row: dict[str, Any] = {"version": name, "live": name == current}
+        try:
+            manifest = parts.records.summary(project.key, name)
+        except ModelError as error:
+            row["problem"] = str(error)
+        else:
+            keys = ("published_at", "parent", "metrics", "calibration", "labels", "gate", "seconds")
+            row |= {key: manifest.get(key) for key in keys}
+            row["following"] = following(parts, project, name)
+        told.append(row)
+    return told
+
+
+def describe_version(row: dict[str, Any]) -> str:
+    """One version in a line."""
+    mark = "*" if row["live"] else " "
+    if "problem" in row:
+        return f"{mark} {row['version']:6} {row['problem']}"
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["published_at"]))
+    gate = "" if row["gate"]["passed"] else f"  refused: {row['gate']['why']}"
+    return (
+        f"{mark} {row['version']:6} {when}  {row['labels']['labels']:5} labels  "
+        f"right on {levels(row['metrics'])}; {row['calibration']['standing']}, "
+        f"{row['calibration']['given']:.0%} given{gate}"
+    )
+
+
+def rollback(parts: Parts, project: Project) -> str:
+    """Go back to the version that was live before, and stay there.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        return choosing.rollback(parts, project)
+    except ChoiceError as error:
+        raise UsageError(str(error)) from error
+
+
+def predict(parts: Parts, project: Project, files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Answers for picture files on this machine.
+
+    Raises:
+        UsageError: the project has no version yet.
+        ModelError: the version cannot be used here.
+    """
+    version = parts.store.current(project.key)
+    if version is None:
+        raise UsageError(f"{project.key} is untrained: label some pictures, then `hrn train`")
+    predictor = parts.predictors.get(project, version)
+    settings = parts.settings
+    here = Galleries(
+        settings.cache,
+        _read,
+        backbone=settings.backbone,
+        weights=settings.backbone_weights,
+        device=settings.device,
+        limits=parts.limits,
+        decode=parts.decoders,
+    )
+    found = answers(here.of(predictor), predictor, [(_reference(file), None) for file in files])
+    return [_told(file, one, version) for file, one in zip(files, found, strict=True)]
+
+
+def describe_answer(row: Mapping[str, Any]) -> str:
+    """One answer in words: what would be shown, and what the model takes the image for."""
+    best = f"best leaf {' > '.join(row['best_leaf'])} ({row['confidence']:.0%})"
+    if row["answer"]:
+        return f"{' > '.join(row['answer'])} ({row['probability']:.0%}); {best}"
+    return f"no label is shown ({row['reason']}); {best}"
+
+
+def _reference(file: Path) -> str:
+    """Path, size and time: a file that was changed is another picture."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return f"file:{file}"
+    return f"file:{file}?{stat.st_size}-{stat.st_mtime_ns}"
+
+
+def _read(ref: str, _task: int | None) -> Picture:
+    path = Path(ref.removeprefix("file:").rpartition("?")[0] or ref.removeprefix("file:"))
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PictureError(f"{path} cannot be read: {error.strerror}") from error
+    return Picture(hashlib.sha256(data).hexdigest(), data)
+
+
+def _told(file: Path, found: Answer | PictureError, version: str) -> dict[str, Any]:
+    if isinstance(found, PictureError):
+        return {"file": str(file), "problem": found.reason}
+    return {
+        "file": str(file),
+        "version": version,
+        "answer": found.path,
+        "probability": round(found.probability, 4),
+        "best_leaf": found.leaf,
+        "confidence": round(found.confidence, 4),
+        "reason": found.why,
+    }
+
+
+def limit_depth(  # noqa: PLR0913 - a project, and each thing that may be asked of it
+    parts: Parts,
+    project: Project,
+    target: float | None,
+    minimum: int | None,
+    maximum: int | None,
+    strict: bool | None,  # noqa: FBT001 - yes, no or as it is
+) -> dict[str, Any]:
+    """Set what is asked for, and tell what would be shown at which depth.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+    if target is not None and not 0 < target < 1:
+        raise UsageError(f"--target must lie between 0 and 1, got {target}: 0.95 means 95 %")
+    lowest = project.minimum_depth if minimum is None else minimum
+    highest = project.maximum_depth if maximum is None else maximum or None
+    if lowest < 1 or (highest is not None and highest < lowest):
+        raise UsageError(
+            f"expected 1 <= --minimum <= --maximum, got {lowest} and {highest or 'no limit'}"
+        )
+    asked = replace(
+        project,
+        target_accuracy=project.target_accuracy if target is None else target,
+        minimum_depth=lowest,
+        maximum_depth=highest,
+        strict=project.strict if strict is None else strict,
+    )
+    choosing.set_depth(parts, asked)
+    told: dict[str, Any] = {
+        "project": asked.key,
+        "target": asked.target_accuracy or parts.settings.target_accuracy,
+        "minimum": asked.minimum_depth,
+        "maximum": asked.maximum_depth,
+        "strict": asked.strict,
+        "version": None,
+    }
+    return {**told, **_preview(parts, asked)}
+
+
+def _preview(parts: Parts, project: Project) -> dict[str, Any]:
+    """What the live version would show of the pictures that it was checked on."""
+    told = choosing.depth_preview(parts, project)
+    if told is None:
+        return {}
+    live, found = told
+    shares = [round(share, 4) for share in found.depths]
+    levels = list(found.levels)
+    return {"version": live, "standing": found.standing, "shares": shares, "levels": levels}
+
+
+def depth_text(told: Mapping[str, Any]) -> str:
+    """The same for people."""
+    limit = "any depth" if told["maximum"] is None else f"depth {told['maximum']}"
+    of_what = "on each level" if told["strict"] else "of shown labels"
+    lines = [f"target {told['target']:.0%} {of_what}, from depth {told['minimum']} to {limit}"]
+    if told["version"] is None:
+        return "\n".join([*lines, "  no version is live yet"])
+    shares, nothing = told["shares"], told["shares"][0]
+    depths = ", ".join(f"depth {level} {shares[level]:.0%}" for level in told["levels"])
+    lines.append(
+        f"  {told['version']} would show, of the pictures it was checked on: {depths}, "
+        f"nothing {nothing:.0%} ({told['standing']})"
+    )
+    return "\n".join(lines)
+
+
+__all__ = [
+    "UsageError",
+    "ask_training",
+    "depth_text",
+    "describe",
+    "describe_all",
+    "describe_answer",
+    "describe_cancelled",
+    "describe_version",
+    "find",
+    "following",
+    "levels",
+    "limit_depth",
+    "predict",
+    "project_status",
+    "promise",
+    "promote",
+    "rollback",
+    "seen_since",
+    "status",
+    "versions",
+]

@@ -1,0 +1,222 @@
+"""The processes of a server: what each is started with, and when it is ready."""
+
+import os
+import secrets
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+from cli import redis_server
+from cli.serve import authority, is_local
+from cli.supervisor import StartError, Supervisor
+from worker.parts import Parts
+from worker.queue import Board, RedisError
+from worker.settings import Secret, Settings
+
+#: Settings that other commands find here while a server runs, below what the environment says.
+ENVIRONMENT_FILE = "settings.env"
+
+
+def redis_url(home: Path) -> str:
+    """REDIS_URL as given, else the embedded server's."""
+    return os.environ.get("REDIS_URL") or redis_server.url(home)
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The variables that a child process reads back into the same settings."""
+    ours = {
+        "HRN_HOME": str(settings.home.resolve()),
+        "HRN_STORE": _store(settings),
+        "REDIS_URL": settings.redis_url,
+        "LABEL_STUDIO_URL": settings.label_studio_url,
+        "HRN_LABEL_STUDIO_PAGE": settings.label_studio_page,
+        "LABEL_STUDIO_API_KEY": settings.label_studio_token.reveal(),
+        "HRN_BACKEND_URL": settings.backend_url,
+        "HRN_USER": settings.user,
+        "HRN_PASSWORD": settings.password.reveal(),
+        "HRN_CONSOLE_PASSWORD": settings.console_password.reveal(),
+        "HRN_HOST": settings.host,
+        "HRN_PORT": str(settings.port),
+        "HRN_THREADS": str(settings.threads),
+        "HRN_DEVICE": settings.device,
+        "HRN_BACKBONE": settings.backbone,
+        "HRN_BACKBONE_WEIGHTS": _resolved(settings.backbone_weights),
+        "HRN_TARGET_ACCURACY": str(settings.target_accuracy),
+        "HRN_TRAIN_EVERY": str(settings.train_every),
+        "HRN_TRAIN_AFTER_MINUTES": str(settings.train_after),
+        "HRN_FOLLOW_MINUTES": str(settings.follow_minutes),
+        "HRN_FINE_TUNE": settings.fine_tune,
+        "HRN_GROUP_FIELD": settings.group_field,
+        "HRN_ALLOWED_HOSTS": " ".join(sorted(settings.allowed_hosts)),
+        "HRN_ALLOW_PRIVATE": "true" if settings.allow_private else "",
+        "HRN_LOCAL_FILES": _resolved(settings.local_files),
+        "HRN_MAX_MEGABYTES": str(settings.max_megabytes),
+        "HRN_MAX_MEGAPIXELS": str(settings.max_megapixels),
+        "REQUESTS_CA_BUNDLE": _resolved(settings.requests_ca_bundle),
+        "SSL_CERT_FILE": _resolved(settings.ssl_cert_file),
+        "HRN_CACHE_GB": str(settings.cache_gb),
+        "HRN_KEEP_VERSIONS": str(settings.keep_versions),
+    }
+    return {name: value for name, value in ours.items() if value}
+
+
+def _store(settings: Settings) -> str:
+    if settings.in_bucket or not settings.store_url:
+        return settings.store_url
+    return _resolved(settings.store)
+
+
+def _resolved(path: Path | None) -> str:
+    return "" if path is None else str(path.resolve())
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """The environment of every process that is started here.
+
+    Half of the cores compute, the others answer: with as many threads as cores a training beside a
+    busy Label Studio took eight times as long as with one thread less (2 cores), since each step
+    waits for the thread that lost its core.
+    """
+    threads = str(max(1, (os.cpu_count() or 2) // 2))
+    return {
+        "OMP_NUM_THREADS": threads,
+        **os.environ,
+        **as_environment(settings),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def with_console(settings: Settings) -> Settings:
+    """With a password for the console: as given; made up where only this machine can reach us.
+
+    It stays the same from start to start in one home. Elsewhere nobody is let in without one being
+    set.
+    """
+    if settings.console_password or not is_local(settings.host):
+        return settings
+    kept = read_environment(settings.home).get("HRN_CONSOLE_PASSWORD")
+    return replace(settings, console_password=Secret(kept or secrets.token_urlsafe(12)))
+
+
+def console_words(settings: Settings) -> str:
+    """Where the console is and how to get in, for the person who started the server."""
+    address = f"http://{authority(_reachable(settings.host), settings.port)}/console"
+    if not settings.console_password:
+        return f"console: off; set HRN_CONSOLE_PASSWORD to have pages at {address}"
+    if os.environ.get("HRN_CONSOLE_PASSWORD"):
+        return f"console: {address}, password as set in HRN_CONSOLE_PASSWORD"
+    return f"console: {address}, password {settings.console_password.reveal()}"
+
+
+def home_words(settings: Settings) -> str:
+    """Where models are, for the person who started the server; a place without any is named so."""
+    where = settings.store_url if settings.in_bucket else settings.store.resolve()
+    if Parts(settings).store.files.names("projects"):
+        return f"Models in {where}"
+    return f"No models in {where} yet: set HRN_HOME (or HRN_STORE) if yours are elsewhere"
+
+
+def next_words(settings: Settings) -> str:
+    """What comes next: connecting a project, or the settings that are missing for it."""
+    needed = {
+        "LABEL_STUDIO_URL": settings.label_studio_url,
+        "LABEL_STUDIO_API_KEY": settings.label_studio_token,
+        "HRN_BACKEND_URL": settings.backend_url,
+    }
+    missing = [name for name, value in needed.items() if not value]
+    if not missing:
+        return "Next: hrn connect --project NUMBER"
+    return (
+        f"No project can be connected yet: set {', '.join(missing)} (README says what each is), "
+        "then start again"
+    )
+
+
+def write_environment(home: Path, settings: Settings) -> None:
+    """Let `hrn status` and the like find this server; the file is readable by this user alone."""
+    home.mkdir(parents=True, exist_ok=True)
+    path = home / ENVIRONMENT_FILE
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    lines = [f"{name}={value}" for name, value in as_environment(settings).items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_environment(home: Path) -> dict[str, str]:
+    """What ``write_environment`` wrote, empty if nothing did."""
+    try:
+        lines = (home / ENVIRONMENT_FILE).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition("=") for line in lines if "=" in line)
+    return {name: value for name, _, value in pairs}
+
+
+def start_all(supervisor: Supervisor, settings: Settings) -> None:
+    """Redis where none is given, a worker, the reconciler and the web server.
+
+    Raises:
+        StartError: one of them did not come up.
+        NoRedisError: there is no Redis to start.
+    """
+    environment = child_environment(settings)
+    address = authority(_reachable(settings.host), settings.port)
+    if answers_http(f"http://{address}/health"):
+        raise StartError(f"another server answers at {address}: end it, or set another HRN_PORT")
+    if os.environ.get("REDIS_URL"):
+        redis_server.check(settings.redis_url)  # rather than processes that wait for it
+    else:
+        if redis_server.answers(settings.redis_url):
+            raise StartError(
+                f"a server runs already in {settings.home}: end it first, or give --home another "
+                "folder (two of them would write into one file)"
+            )
+        supervisor.start(
+            "redis",
+            redis_server.arguments(settings.home),
+            environment,
+            ready=lambda: redis_server.answers(settings.redis_url),
+        )
+    supervisor.start("worker", [sys.executable, "-m", "worker"], environment)
+    supervisor.start("reconciler", [sys.executable, "-m", "worker", "reconcile"], environment)
+    supervisor.start(
+        "server",
+        [sys.executable, "-m", "cli", "serve"],
+        environment,
+        ready=lambda: answers_http(f"http://{address}/health"),
+    )
+    _wait_for_worker(supervisor, Parts(settings).board)
+
+
+def _wait_for_worker(supervisor: Supervisor, board: Board) -> None:
+    """A worker that cannot start must be seen now, not when somebody waits for a training."""
+    deadline = time.monotonic() + 60
+    while not supervisor.stopping and not _workers(board):
+        if time.monotonic() > deadline:
+            raise StartError(f"no worker came up in 60 s:\n{supervisor.tail('worker')}")
+        time.sleep(0.2)
+
+
+def _workers(board: Board) -> int:
+    try:
+        return len(board.workers())
+    except RedisError:
+        return 0
+
+
+def answers_http(url: str) -> bool:
+    """Does something answer there with a 2xx?"""
+    try:
+        # Never through a proxy: it is this machine that is asked.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, timeout=2) as response:
+            return 200 <= int(response.status) < 300
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in {"0.0.0.0", "::", ""} else host  # noqa: S104 - not a bind

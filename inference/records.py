@@ -1,0 +1,135 @@
+"""What versions keep of their own checking, read from the store once a process."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from hierarchy import LabelTree
+from hierarchy.choice import DepthRule
+from hierarchy.decisions import Decisions
+from inference.insight import (
+    Confusion,
+    NodeFigures,
+    Record,
+    confusions,
+    node_figures,
+    read_record,
+    up_to_date,
+)
+from inference.predictor import calibration_for, decisions_of
+from inference.store import ModelStore, Project
+
+#: Manifests kept without their trees, some kilobytes each.
+SUMMARIES = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """One version, as far as people look at it.
+
+    Attributes:
+        version: its name.
+        manifest: without the tree, its figures as this release defines them.
+        tree: the one it was trained with.
+        record: what its held-out pictures said; None if it kept nothing.
+        decisions: the choices that its evidence and rule are about.
+    """
+
+    version: str
+    manifest: dict[str, Any]
+    tree: LabelTree
+    record: Record | None
+    decisions: Decisions
+
+    @property
+    def rule(self) -> DepthRule:
+        """As it was certified."""
+        return DepthRule.from_json(self.manifest["calibration"]["rule"])
+
+    def calibration(self, project: Project) -> dict[str, Any]:
+        """The rule under what the project asks for now, and what it rests on."""
+        seen = None if self.record is None else self.record.seen
+        return calibration_for(project, self.manifest, seen, len(self.decisions.levels))
+
+    @property
+    def by_node(self) -> bool:
+        """Does it keep what figures of nodes need?"""
+        return self.record is not None and self.record.nodes is not None
+
+    @cached_property
+    def figures(self) -> NodeFigures | None:
+        """Of every node; None where nothing was kept."""
+        return None if self.record is None else node_figures(self.record, self.tree)
+
+    @cached_property
+    def confusions(self) -> list[Confusion]:
+        """Siblings taken for each other, most frequent first."""
+        return [] if self.record is None else confusions(self.record, self.tree)
+
+
+class Records:
+    """Versions never change and their names are given once: what was read stays true."""
+
+    def __init__(self, store: ModelStore, *, keep: int = 4) -> None:
+        self._store = store
+        self._keep = keep
+        self._known: OrderedDict[tuple[str, str], Known] = OrderedDict()
+        self._summaries: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: str, version: str) -> Known:
+        """The version with its record.
+
+        Raises:
+            UnknownVersionError, ModelStoreError: it is not there, or not whole.
+        """
+        with self._lock:  # one read at a time: two would read the same file twice
+            if (key, version) not in self._known:
+                self._known[key, version] = self._read(key, version)
+            self._known.move_to_end((key, version))
+            while len(self._known) > self._keep:
+                self._known.popitem(last=False)
+            return self._known[key, version]
+
+    def summary(self, key: str, version: str) -> dict[str, Any]:
+        """The manifest without its tree, its figures as this release defines them.
+
+        For that, the first look at a version of an earlier release reads all of it.
+
+        Raises:
+            UnknownVersionError, ModelStoreError: it is not there, or cannot be read.
+        """
+        with self._lock:
+            if (key, version) not in self._summaries:
+                manifest = self._store.manifest(key, version)
+                if "by_level" not in manifest["metrics"]:
+                    manifest = self._read(key, version).manifest
+                manifest.pop("tree", None)
+                self._summaries[key, version] = manifest
+            self._summaries.move_to_end((key, version))
+            while len(self._summaries) > SUMMARIES:
+                self._summaries.popitem(last=False)
+            return self._summaries[key, version]
+
+    def calibration(self, project: Project, version: str) -> dict[str, Any]:
+        """See `Known.calibration`; reads no more than the manifest where the project asks for that.
+
+        Raises:
+            UnknownVersionError, ModelStoreError: it is not there, or not whole.
+        """
+        own: dict[str, Any] = self.summary(project.key, version)["calibration"]
+        rule = DepthRule.from_json(own["rule"])
+        asked = (project.target_accuracy or rule.target, project.minimum_depth)
+        limits = (project.maximum_depth, project.strict)
+        if (*asked, *limits) == (rule.target, rule.minimum, rule.maximum, rule.strict):
+            return own
+        return self.get(project.key, version).calibration(project)
+
+    def _read(self, key: str, version: str) -> Known:
+        manifest, tensors = self._store.manifest(key, version), self._store.weights(key, version)
+        tree = LabelTree.from_json(manifest.pop("tree"))
+        record, decisions = read_record(tensors, tree), decisions_of(tensors, tree)
+        manifest = up_to_date(manifest, tree, record, len(decisions.levels))
+        return Known(version, manifest, tree, record, decisions)

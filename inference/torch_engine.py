@@ -1,0 +1,161 @@
+"""PyTorch as an engine, and what every engine shares: types, shapes, normalisation.
+
+B pictures, C channels; H, W pixels; h, w positions of the map.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from hierarchy.quantised import room
+from inference.backbone import Backbone, Preparation
+from inference.batching import Together
+from inference.precision import cpu_has_bf16
+
+#: ``(B, 3, H, W)`` red, green, blue, 0 to 255.
+Pixels = npt.NDArray[np.uint8]
+#: ``(B, C, h, w)``.
+Maps = npt.NDArray[np.float32]
+
+#: Pictures in one pass. On CPUs 8 is where throughput peaks; 32 spill out of the caches.
+CPU_BATCH: Final = 8
+CUDA_BATCH: Final = 64
+
+
+class Normalised(nn.Module):
+    """A network that takes bytes: scaling, mean and deviation are its first layer."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, module: nn.Module, preparation: Preparation) -> None:
+        super().__init__()
+        mean, std = torch.tensor(preparation.mean), torch.tensor(preparation.std)
+        self.module = module
+        self.register_buffer("scale", (1 / (255 * std)).reshape(1, 3, 1, 1))
+        self.register_buffer("shift", (-mean / std).reshape(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` uint8 -> ``(B, C, h, w)``."""
+        maps: Tensor = self.module(pixels.to(torch.float32) * self.scale + self.shift)
+        return maps
+
+
+#: What is done with a part of a batch: its rows, and their maps.
+Use = Callable[[slice, Maps], None]
+
+
+class Engine(Protocol):
+    """Pixels in, feature maps out; may be called from several threads."""
+
+    @property
+    def name(self) -> str:
+        """What runs, for logs and people."""
+        ...
+
+    def maps(self, batch: Pixels) -> Maps:
+        """Feature maps of ``(B, 3, H, W)`` uint8 pictures, ``(B, C, h, w)``; any B."""
+        ...
+
+    def each(self, batch: Pixels, use: Use) -> None:
+        """The same, a part at a time, as soon as it is computed.
+
+        Args:
+            batch: see `maps`.
+            use: called with a part's rows and its maps, which are valid until it returns; from
+                several threads at once.
+        """
+        use(slice(0, len(batch)), self.maps(batch))
+
+
+class TorchEngine(Engine):
+    """PyTorch, on CPU or CUDA, with a copy of the backbone's weights of its own."""
+
+    def __init__(
+        self, backbone: Backbone, *, device: str = "cpu", precision: torch.dtype = torch.float32
+    ) -> None:
+        """Copy the weights to ``device``; a lower ``precision`` is used through autocast."""
+        self._name = f"torch-{device}-{short_name(precision)}"
+        self._shape = EngineShape.of(backbone)
+        self._device = torch.device(device)
+        self._precision = precision
+        self._batch = CPU_BATCH if self._device.type == "cpu" else CUDA_BATCH
+        module = Normalised(copy.deepcopy(backbone.module), backbone.preparation).eval()
+        # Convolutions are about twice as fast with channels last, on both devices.
+        self._module = module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._together: Together[Pixels, Maps] = Together(self._passed)
+
+    @property
+    def name(self) -> str:
+        """See `Engine.name`."""
+        return self._name
+
+    def maps(self, batch: Pixels) -> Maps:
+        """See `Engine.maps`. Calls at the same time share passes."""
+        self._shape.check(batch)
+        return self._together(batch)
+
+    def _passed(self, batch: Pixels) -> Maps:
+        out = self._shape.room(batch)
+        for rows in slices(len(batch), self._batch):
+            out[rows] = self._chunk(batch[rows])
+        return out
+
+    def _chunk(self, batch: Pixels) -> Maps:
+        # PyTorch warns about arrays that it might write to and may not.
+        pixels = torch.from_numpy(np.require(batch, requirements=["C", "W"])).to(self._device)
+        low = self._precision != torch.float32
+        with (
+            torch.inference_mode(),
+            torch.autocast(self._device.type, self._precision if low else None, enabled=low),
+        ):
+            maps: Maps = self._module(pixels).float().cpu().numpy()
+        return maps
+
+
+@dataclass(frozen=True)
+class EngineShape:
+    """What goes in and comes out."""
+
+    crop: int
+    channels: int
+    grid: int
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> "EngineShape":
+        """That of a backbone."""
+        return cls(backbone.preparation.crop, backbone.channels, backbone.grid)
+
+    def check(self, batch: Pixels) -> None:
+        """Refuse a batch of another shape (ValueError)."""
+        if batch.dtype != np.uint8 or batch.shape[1:] != (3, self.crop, self.crop):
+            raise ValueError(
+                f"expected (B, 3, {self.crop}, {self.crop}) uint8, got {batch.shape} {batch.dtype}"
+            )
+
+    def room(self, batch: Pixels) -> Maps:
+        """For the batch's maps, channels last in memory."""
+        maps: Maps = room((len(batch), self.channels, self.grid, self.grid), np.float32)
+        return maps
+
+
+def slices(length: int, step: int) -> Iterator[slice]:
+    """0..length in steps; the last may reach beyond."""
+    return (slice(start, start + step) for start in range(0, length, step))
+
+
+def short_name(precision: torch.dtype) -> str:
+    """As OpenVINO writes it."""
+    return {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[precision]
+
+
+def cpu_name() -> str:
+    """What may change an engine's answers, in words."""
+    capabilities = torch.cpu.get_capabilities()
+    return f"{capabilities.get('cpu_name')} {capabilities.get('architecture')} {cpu_has_bf16()}"

@@ -1,0 +1,126 @@
+"""A small network, pictures and versions, for tests that run everything for real."""
+
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from hierarchy import LabelTree
+from hierarchy.calibration import Evidence, fit_rule
+from inference.backbone import RandomWeights, load_backbone
+from inference.galleries import Galleries
+from inference.predictor import BACKBONE, EVIDENCE, build_head, evidence_tensors
+from inference.store import ModelStore, Project
+from studio.errors import PictureError
+from studio.pictures import Picture
+
+#: timm's own network for tests: 0.4 million weights, maps of (256, 5, 5).
+NAME = "test_efficientnet"
+
+CHANNELS = 256
+
+FROZEN = {
+    "kind": "frozen",
+    "channels": CHANNELS,
+    "reduced": 8,
+    "width": 8,
+    "hidden": 8,
+    "pooled": 1,
+}
+
+
+def weights_file(folder: Path, seed: int = 0) -> Path:
+    """A file as timm publishes them, of a network that nobody trained."""
+    backbone = load_backbone(NAME, weights=RandomWeights(seed))
+    state = backbone.module.state_dict()
+    path = folder / f"{NAME}-{seed}.safetensors"
+    safetensors.torch.save_file({k.removeprefix("network."): v for k, v in state.items()}, path)
+    return path
+
+
+def png(seed: int) -> bytes:
+    """A picture of its own for each seed: a few large squares of colour."""
+    squares = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(squares).resize((180, 180), Image.Resampling.NEAREST).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def fetch(ref: str, _task: int | None) -> Picture:
+    """``<seed>.png``; anything else is not there."""
+    name = ref.removesuffix(".png")
+    if not name.isdigit():
+        raise PictureError("HTTP 404: not found")
+    data = png(int(name))
+    return Picture(hashlib.sha256(data).hexdigest(), data)
+
+
+def galleries(cache: Path, weights: Path) -> Galleries:
+    return Galleries(cache, fetch, backbone=NAME, weights=weights, device="cpu")
+
+
+def project(key: str = "somewhere-1-17", **more: Any) -> Project:
+    return Project(key, 1, "1.17", "http://somewhere", "<View/>", **more)
+
+
+def head_of(tree: LabelTree, network: Mapping[str, Any], seed: int = 0) -> nn.Module:
+    """A head that answers something else for each picture."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = build_head(tree, dict(network))
+    with torch.no_grad():
+        for name, value in head.named_parameters():
+            if "classify" in name or "score" in name:
+                value.mul_(8)
+    return head.eval()
+
+
+def seen(count: int = 200, levels: int = 2) -> Evidence:
+    """Held-out pictures on which calibrated probabilities of nested nodes came true or not."""
+    draw = np.random.default_rng(count)
+    steps = draw.beta(8, 1, (count, levels))
+    right = (draw.random((count, levels)) < steps).cumprod(axis=1).astype(np.int64)
+    return Evidence(np.asarray(np.cumprod(steps, axis=1), dtype=np.float64), right)
+
+
+def publish(  # noqa: D417 - the rest is what its name says
+    store: ModelStore,
+    owner: Project,
+    tree: LabelTree,
+    head: nn.Module,
+    *,
+    network: Mapping[str, Any] = FROZEN,
+    backbone: tuple[str, str] = (NAME, "fingerprint"),
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    known: Evidence | None = None,
+    target: float = 0.9,
+) -> str:
+    """A version as training writes it.
+
+    Args:
+        known: the evidence that its rule is fitted on; none is kept where it is None.
+    """
+    held = seen(levels=tree.depth) if known is None else known
+    rule = fit_rule(held, target=target)
+    manifest = {
+        "tree": tree.to_json(),
+        "network": dict(network),
+        "backbone": {"name": backbone[0], "fingerprint": backbone[1]},
+        "calibration": rule.to_json(),
+        "metrics": {},
+    }
+    tensors = dict(head.state_dict())
+    tensors |= {f"{BACKBONE}{name}": value for name, value in (backbone_weights or {}).items()}
+    if known is not None:
+        kept = evidence_tensors(known)
+        if known.depth is None:  # as releases wrote it that counted each level of the tree
+            del kept[f"{EVIDENCE}depth"]
+        tensors |= kept
+    return store.publish(owner.key, manifest, tensors)

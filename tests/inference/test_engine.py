@@ -1,0 +1,413 @@
+"""Fast engines agree with PyTorch in float32, or are not used."""
+
+import logging
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from inference.agreement import MAX_ERROR, disagreement
+from inference.backbone import Backbone, Card, Preparation, load_backbone
+from inference.engine import Engine, Maps, OpenVINOEngine, Pixels, TorchEngine, make_engine
+from inference.errors import EngineError
+from inference.features import prepare
+from inference.openvino_engine import part_size
+
+SIDE = 32
+
+
+def tiny(module: nn.Module | None = None, mark: str = "tiny-0") -> Backbone:
+    """A backbone of one convolution: 8 channels on a 4 x 4 grid."""
+    if module is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.ReLU6())
+    return Backbone(Card("tiny", 8, 4, Preparation(36, SIDE), mark), module.eval())
+
+
+class BranchesOnBatch(nn.Module):
+    """A network that tracing misreads: what it does depends on the number of pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = tiny().module
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        maps: Tensor = self.layer(pictures)
+        return maps if len(pictures) == 2 else 1 - maps  # conversion looks at two
+
+
+def noise(count: int, side: int = SIDE) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (count, 3, side, side), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def lite0() -> Backbone:
+    return load_backbone()
+
+
+@pytest.fixture(scope="module")
+def photos(lite0: Backbone, shared: Path) -> Pixels:
+    """16 photos of 16 classes."""
+    folders = sorted({p.parent for p in (shared / "data/grocery/train").rglob("*_001.jpg")})
+    files = [next(iter(sorted(folder.glob("*.jpg")))) for folder in folders[::3]][:16]
+    assert len(files) == 16
+    return np.stack([prepare(Image.open(file), lite0.preparation) for file in files])
+
+
+@pytest.fixture(scope="module")
+def right(lite0: Backbone, photos: Pixels) -> Maps:
+    return TorchEngine(lite0).maps(photos)
+
+
+def off(given: Maps, right: Maps) -> float:
+    """Largest error of a picture as a share of its map's length."""
+    flat = (len(right), -1)
+    difference = np.linalg.norm((given - right).reshape(flat), axis=1)
+    return float((difference / np.linalg.norm(right.reshape(flat), axis=1)).max())
+
+
+def test_openvino_in_float32_equals_pytorch(lite0: Backbone, photos: Pixels, right: Maps) -> None:
+    assert off(OpenVINOEngine(lite0).maps(photos), right) < 1e-4
+
+
+def test_openvino_in_bfloat16_agrees_on_photos(
+    lite0: Backbone, photos: Pixels, right: Maps
+) -> None:
+    maps = OpenVINOEngine(lite0, precision="bf16").maps(photos)
+    assert off(maps, right) < MAX_ERROR
+    assert off(maps.mean(axis=(2, 3)), right.mean(axis=(2, 3))) < 0.1
+
+
+def test_pytorch_in_bfloat16_agrees_on_photos(lite0: Backbone, photos: Pixels, right: Maps) -> None:
+    assert off(TorchEngine(lite0, precision=torch.bfloat16).maps(photos), right) < MAX_ERROR
+
+
+def test_bytes_are_normalised_as_the_backbone_expects() -> None:
+    backbone = tiny()
+    mean = torch.tensor(backbone.preparation.mean).reshape(3, 1, 1)
+    std = torch.tensor(backbone.preparation.std).reshape(3, 1, 1)
+    pixels = noise(3)
+    with torch.inference_mode():
+        expected = backbone.module((torch.from_numpy(pixels) / 255 - mean) / std).numpy()
+    np.testing.assert_allclose(TorchEngine(backbone).maps(pixels), expected, atol=1e-5)
+
+
+def small_engines() -> list[Engine]:
+    return [
+        OpenVINOEngine(tiny()),
+        TorchEngine(tiny()),
+        TorchEngine(tiny(), precision=torch.bfloat16),
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 33])
+def test_pictures_do_not_depend_on_their_batch(count: int) -> None:
+    pixels = noise(count)
+    for engine in small_engines():
+        together = engine.maps(pixels)
+        assert together.shape == (count, 8, 4, 4)
+        assert together.dtype == np.float32
+        for one, picture in zip(together, pixels, strict=True):
+            np.testing.assert_allclose(engine.maps(picture[None])[0], one, atol=1e-3)
+
+
+def test_mirrored_views_and_read_only_arrays_are_taken() -> None:
+    pixels = noise(3)
+    turned = pixels[..., ::-1]
+    fixed = np.ascontiguousarray(turned)
+    fixed.setflags(write=False)
+    for engine in small_engines():
+        np.testing.assert_array_equal(engine.maps(turned), engine.maps(fixed))
+
+
+@pytest.mark.parametrize(
+    "batch", [np.zeros((2, 3, SIDE, SIDE), np.float32), np.zeros((2, 3, SIDE, 9), np.uint8)]
+)
+def test_a_wrong_batch_is_refused(batch: Any) -> None:
+    for engine in small_engines():
+        with pytest.raises(ValueError, match=r"expected \(B, 3, 32, 32\) uint8"):
+            engine.maps(batch)
+
+
+def test_threads_may_share_an_engine() -> None:
+    pixels = noise(20)
+    for engine in small_engines():
+        expected = engine.maps(pixels)
+        with ThreadPoolExecutor(4) as pool:
+            for maps in pool.map(engine.maps, [pixels] * 8):
+                np.testing.assert_array_equal(maps, expected)
+
+
+def test_calls_at_the_same_time_share_pytorchs_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go, passes = threading.Event(), threading.Event(), []
+    chunk = TorchEngine._chunk
+
+    def held(engine: TorchEngine, batch: Pixels) -> Maps:
+        passes.append(len(batch))
+        begun.set()
+        assert go.wait(30)
+        return chunk(engine, batch)
+
+    engine, pixels = TorchEngine(tiny()), noise(9)
+    expected = engine.maps(pixels)
+    monkeypatch.setattr(TorchEngine, "_chunk", held)
+    with ThreadPoolExecutor(9) as callers:
+        first = callers.submit(engine.maps, pixels[:1])
+        assert begun.wait(30)
+        others = [callers.submit(engine.maps, pixels[at : at + 1]) for at in range(1, 9)]
+        while len(engine._together._queue) < 8:
+            threading.Event().wait(0.001)
+        go.set()
+        found = [future.result(30) for future in (first, *others)]
+    assert passes == [1, 8]
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "streams", "size"),
+    [(1, 4, 1), (5, 2, 3), (8, 2, 4), (9, 4, 3), (64, 2, 8), (1000, 1, 8)],
+)
+def test_each_stream_has_as_many_and_few_at_a_time(pictures: int, streams: int, size: int) -> None:
+    assert part_size(pictures, streams) == size
+
+
+#: Many threads that are a process's first to ask OpenVINO for anything.
+_FIRST = """
+import threading
+import numpy as np
+from tests.inference.test_engine import noise, tiny
+from inference.engine import OpenVINOEngine
+
+engine, gate, found = OpenVINOEngine(tiny(), threads=4), threading.Barrier(8), []
+
+def ask():
+    gate.wait(30)
+    found.append(engine.maps(noise(9)))
+
+threads = [threading.Thread(target=ask, daemon=True) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(60)
+assert len(found) == 8 and all(np.array_equal(one, found[0]) for one in found)
+"""
+
+
+def test_the_first_to_ask_may_be_many() -> None:
+    """OpenVINO's binding hangs for ever where two threads are the first to ask at once."""
+    subprocess.run([sys.executable, "-c", _FIRST], check=True, timeout=120)
+
+
+def test_the_backbone_itself_stays_as_it_is() -> None:
+    backbone = tiny()
+    before = {name: t.clone() for name, t in backbone.module.state_dict().items()}
+    make_engine(backbone)
+    after = backbone.module.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def never(*_: Any) -> None:
+    raise AssertionError("should have come from the cache")
+
+
+def test_the_second_start_converts_and_compares_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_engine(tiny(), cache_dir=tmp_path)
+    assert first.name.startswith("openvino-cpu-")
+    monkeypatch.setattr("inference.openvino_engine._convert", never)
+    monkeypatch.setattr("inference.engine.disagreement", never)
+    second = make_engine(tiny(), cache_dir=tmp_path)
+    assert second.name == first.name
+    np.testing.assert_array_equal(second.maps(noise(3)), first.maps(noise(3)))
+
+
+def test_other_weights_are_converted_anew(tmp_path: Path) -> None:
+    one = make_engine(tiny(), cache_dir=tmp_path)
+    with torch.no_grad():
+        darker = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.ReLU6())
+    other = make_engine(tiny(darker, "tiny-1"), cache_dir=tmp_path)
+    assert off(other.maps(noise(2)), one.maps(noise(2))) > MAX_ERROR
+
+
+@pytest.mark.parametrize("file", ["model.bin", "model.xml", "checksum"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_a_damaged_converted_network_is_made_again(
+    file: str, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = OpenVINOEngine(tiny(), cache_dir=tmp_path).maps(noise(2))
+    (path,) = tmp_path.glob(f"*/{file}")
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content[:20] if damage == "cut" else content[:-9] + b"x" * 9)
+    again = OpenVINOEngine(tiny(), cache_dir=tmp_path)
+    np.testing.assert_array_equal(again.maps(noise(2)), expected)
+    monkeypatch.setattr("inference.openvino_engine._convert", never)
+    mended = OpenVINOEngine(tiny(), cache_dir=tmp_path)
+    np.testing.assert_array_equal(mended.maps(noise(2)), expected)
+
+
+def test_a_damaged_check_is_made_again(tmp_path: Path) -> None:
+    make_engine(tiny(), cache_dir=tmp_path)
+    (check,) = tmp_path.glob("check-*.json")
+    check.write_text('{"agrees": ')
+    make_engine(tiny(), cache_dir=tmp_path)
+    assert '"agrees": true' in check.read_text()
+
+
+def test_a_cache_that_cannot_be_written_costs_a_log_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    engine = make_engine(tiny(), cache_dir=tmp_path / "file" / "cache")
+    assert engine.maps(noise(1)).shape == (1, 8, 4, 4)
+    assert "cannot keep the converted network" in caplog.text
+
+
+def test_nothing_half_written_stays_in_the_cache(tmp_path: Path) -> None:
+    make_engine(tiny(), cache_dir=tmp_path)
+    assert not list(tmp_path.glob("part-*"))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_an_engine_that_disagrees_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = tiny(BranchesOnBatch())
+    assert disagreement(OpenVINOEngine(backbone), backbone) > MAX_ERROR
+    assert make_engine(backbone, cache_dir=tmp_path).name.startswith("torch-cpu-")
+    assert "disagrees error=" in caplog.text
+    caplog.clear()
+    assert make_engine(backbone, cache_dir=tmp_path).name.startswith("torch-cpu-")
+    assert "it disagreed before" in caplog.text
+
+
+def test_asking_for_openvino_by_name_gives_no_other() -> None:
+    with pytest.raises(EngineError, match=r"none of .*openvino-cpu-f32 works for tiny"):
+        make_engine(tiny(BranchesOnBatch()), kind="openvino")
+
+
+def test_without_openvino_pytorch_serves(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert make_engine(tiny(), cache_dir=tmp_path).name.startswith("torch-cpu-")
+    assert "OpenVINO is not installed" in caplog.text
+
+
+def test_a_cpu_without_bfloat16_gets_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert make_engine(tiny()).name == "openvino-cpu-f32"
+    assert make_engine(tiny(), kind="torch").name == "torch-cpu-f32"
+
+
+def test_numbers_that_are_not_finite_disagree() -> None:
+    class Broken(Engine):
+        name = "broken"
+
+        def maps(self, batch: Pixels) -> Maps:
+            return np.full((len(batch), 8, 4, 4), np.nan, np.float32)
+
+    assert disagreement(Broken(), tiny()) == float("inf")
+
+
+def test_exchanged_colours_disagree(lite0: Backbone) -> None:
+    class BlueFirst(Engine):
+        name = "blue first"
+        inner = TorchEngine(lite0)
+
+        def maps(self, batch: Pixels) -> Maps:
+            return self.inner.maps(batch[:, ::-1])
+
+    assert disagreement(BlueFirst(), lite0) > 3 * MAX_ERROR
+
+
+def test_cuda_asked_for_and_absent_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineError, match="PyTorch sees no GPU"):
+        make_engine(tiny(), device="cuda")
+
+
+def test_openvino_on_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(EngineError, match="OpenVINO runs on the CPU"):
+        make_engine(tiny(), device="cuda", kind="openvino")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"), [({"device": "tpu"}, "'tpu'"), ({"kind": "onnx"}, "'onnx'")]
+)
+def test_unknown_wishes_are_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        make_engine(tiny(), **asked)
+
+
+def test_the_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        engine = make_engine(tiny(), threads=1)
+    assert f"engine={engine.name} backbone=tiny-0" in caplog.text
+
+
+QUIET = """
+import sys
+def watch(event, _):
+    if event.startswith("socket."):
+        print("network", event)
+sys.addaudithook(watch)
+from tests.inference.test_engine import make_engine, tiny
+make_engine(tiny())
+print("telemetry", sys.modules.get("openvino_telemetry"))
+"""
+
+
+def test_conversion_says_nothing_and_calls_nobody(tmp_path: Path) -> None:
+    """OpenVINO's telemetry would report the import and write to the home folder."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", QUIET],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"HOME": str(tmp_path), "OMP_NUM_THREADS": "2"},
+        cwd=Path(__file__).parents[2],
+    )
+    assert (result.stdout, result.stderr) == ("telemetry None\n", "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [1, 5, 33])
+def test_each_part_comes_once_with_its_maps(count: int) -> None:
+    pixels = noise(count)
+    for engine in small_engines():
+        right = engine.maps(pixels)
+        came: list[tuple[int, int]] = []
+
+        def use(rows: slice, maps: Maps, right: Maps = right, came: Any = came) -> None:
+            np.testing.assert_array_equal(maps, right[rows])
+            came.append((rows.start, rows.stop))
+
+        engine.each(pixels, use)
+        assert min(came)[0] == 0
+        assert max(came)[1] == count
+        assert all(one[1] == other[0] for one, other in pairwise(sorted(came)))
+
+
+def test_what_goes_wrong_with_a_part_is_told_and_the_engine_goes_on() -> None:
+    def fail(rows: slice, maps: Maps) -> None:
+        raise ZeroDivisionError(f"{rows} {maps.shape}")
+
+    for engine in small_engines():
+        with pytest.raises(ZeroDivisionError):
+            engine.each(noise(33), fail)
+        assert engine.maps(noise(3)).shape[0] == 3

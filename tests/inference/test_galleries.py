@@ -1,0 +1,149 @@
+"""Every version gets features of the backbone that it was trained on, or a clear refusal."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hierarchy import LabelTree
+from inference.backbone import Backbone, RandomWeights, load_backbone
+from inference.errors import BackboneError
+from inference.galleries import Galleries, tuned_fingerprint, with_weights
+from inference.gallery import Gallery
+from inference.predictor import Predictor, load_predictor
+from inference.store import ModelStore
+from tests.inference.small import FROZEN, NAME, galleries, head_of, project, publish, weights_file
+
+TREE = LabelTree.from_paths([("Milk",), ("Fruit", "Apple")])
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return weights_file(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory, file: Path) -> Galleries:
+    return galleries(tmp_path_factory.mktemp("cache"), file)
+
+
+@pytest.fixture(scope="module")
+def other() -> Backbone:
+    """The same network with other weights, as fine-tuning leaves it."""
+    return load_backbone(NAME, weights=RandomWeights(7))
+
+
+def version(
+    store: ModelStore, name: str, fingerprint: str, weights: dict[str, Tensor] | None = None
+) -> Predictor:
+    made = publish(
+        store,
+        project(),
+        TREE,
+        head_of(TREE, FROZEN),
+        backbone=(name, fingerprint),
+        backbone_weights=weights,
+    )
+    return load_predictor(store, project(), made)
+
+
+def maps(gallery: Gallery) -> np.ndarray:
+    [found] = gallery.maps([("1.png", None)])
+    assert isinstance(found, np.ndarray)
+    return found
+
+
+def test_a_version_on_our_backbone_shares_its_gallery(ours: Galleries, tmp_path: Path) -> None:
+    found = version(ModelStore(tmp_path), NAME, ours.backbone().fingerprint)
+    assert ours.of(found) is ours.base() is ours.base()
+
+
+def test_a_version_of_another_backbone_is_refused_with_the_remedy(
+    ours: Galleries, tmp_path: Path
+) -> None:
+    found = version(ModelStore(tmp_path), "resnet50", "resnet50-123456789abc")
+    with pytest.raises(BackboneError, match=r"v1 was trained on resnet50-.*HRN_BACKBONE=resnet50"):
+        ours.of(found)
+
+
+def test_a_fine_tuned_version_brings_its_own_backbone(
+    ours: Galleries, other: Backbone, tmp_path: Path
+) -> None:
+    mark = tuned_fingerprint(ours.backbone(), other.module)
+    found = version(ModelStore(tmp_path), NAME, mark, dict(other.module.state_dict()))
+    tuned = ours.of(found)
+    assert ours.of(found) is tuned
+    assert tuned is not ours.base()
+    assert np.abs(maps(tuned) - maps(ours.base())).max() > 0.1
+
+
+def test_weights_that_are_not_those_trained_with_are_refused(
+    ours: Galleries, other: Backbone, tmp_path: Path
+) -> None:
+    weights = dict(other.module.state_dict())
+    found = version(ModelStore(tmp_path), NAME, f"{NAME}-tuned-000000000000", weights)
+    with pytest.raises(BackboneError, match="was trained on test_efficientnet-tuned-0000"):
+        ours.of(found)
+
+
+def test_weights_of_another_network_are_refused(ours: Galleries) -> None:
+    with pytest.raises(BackboneError, match=f"the version's backbone is not a {NAME}"):
+        with_weights(ours.backbone(), {"conv.weight": torch.zeros(1)})
+
+
+def test_equal_weights_have_equal_names_and_others_have_not(
+    ours: Galleries, other: Backbone
+) -> None:
+    base = ours.backbone()
+    state = other.module.state_dict()
+    one, two = with_weights(base, state), with_weights(base, state)
+    assert one.fingerprint == two.fingerprint == tuned_fingerprint(base, other.module)
+    state["network.conv_stem.weight"] = state["network.conv_stem.weight"] + 1e-3
+    marks = {base.fingerprint, one.fingerprint, with_weights(base, state).fingerprint}
+    assert len(marks) == 3
+
+
+def test_giving_a_backbone_other_weights_leaves_the_first_as_it_was(
+    ours: Galleries, other: Backbone
+) -> None:
+    base = ours.backbone()
+    before = {name: value.clone() for name, value in base.module.state_dict().items()}
+    tuned = with_weights(base, other.module.state_dict())
+    assert all(torch.equal(base.module.state_dict()[name], before[name]) for name in before)
+    assert tuned.channels == base.channels
+    assert not tuned.module.training
+
+
+def test_threads_share_one_backbone(tmp_path: Path, file: Path) -> None:
+    fresh = galleries(tmp_path, file)
+    found: list[Gallery] = []
+    threads = [threading.Thread(target=lambda: found.append(fresh.base())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len({id(gallery) for gallery in found}) == 1
+
+
+def test_a_backbone_that_cannot_be_built_says_what_to_give(tmp_path: Path) -> None:
+    broken = Galleries(tmp_path, lambda *_: pytest.fail("fetched"), backbone=NAME)
+    with pytest.raises(BackboneError, match="weights=FILE"):
+        broken.base()
+
+
+def test_pruning_brings_all_features_under_a_size(tmp_path: Path, file: Path) -> None:
+    fresh = galleries(tmp_path, file)
+    fresh.base().maps([(f"{seed}.png", None) for seed in range(4)])
+    kept = [path.stat().st_size for path in (tmp_path / "features").rglob("*.*")]
+    assert len(list((tmp_path / "features").rglob("*.index"))) == 1
+    assert fresh.prune(sum(kept)) == 0
+    assert fresh.prune(sum(kept) - 1) == sum(kept)
+    assert not list((tmp_path / "features").rglob("*.*"))
+
+
+def test_pruning_an_empty_cache_is_fine(tmp_path: Path, file: Path) -> None:
+    assert galleries(tmp_path / "nowhere", file).prune(0) == 0
