@@ -31,7 +31,7 @@ from studio.fields import as_id, as_text
 from studio.labelconfig import LabelConfig, parse_label_config
 from studio.predictions import prediction
 from worker.asking import entry_of, places_of
-from worker.errors import JobError
+from worker.errors import JobError, redis_in_words
 from worker.order import Order
 from worker.parts import Parts
 from worker.settings import Settings
@@ -358,7 +358,7 @@ def _fit(parts: Parts, named: Named, call: FitCall) -> Ended:
 def _hand_over(parts: Parts, project: Project, kind: Event) -> Ended | None:
     """Ask our worker and return at once; None where its queue is not installed."""
     try:
-        from worker.queue import RedisError, in_words  # an upstream server may do without RQ
+        from worker.queue import RedisError  # an upstream server may do without RQ
     except ImportError as error:
         log.warning("REDIS_URL is set, but %s is not installed: training here", error.name)
         return None
@@ -368,7 +368,7 @@ def _hand_over(parts: Parts, project: Project, kind: Event) -> Ended | None:
             return Ended(asked.state, f"our worker has it as {asked.job}")
         parts.board.note_event(project.key)
     except RedisError as error:
-        return Ended("failed", f"Redis cannot be reached: {in_words(error)}")
+        return Ended("failed", f"Redis cannot be reached: {redis_in_words(error)}")
     return Ended("noted", "our worker trains when its policy says so")
 
 

@@ -18,11 +18,11 @@ from studio.connection import Finding, checks
 from studio.errors import StudioError
 from studio.trust import CURE
 from worker import image_check
-from worker.errors import MisconfiguredError
+from worker.errors import MisconfiguredError, redis_in_words
 from worker.identity import is_ours
 from worker.parts import Parts
 from worker.presence import sentence
-from worker.queue import RedisError, in_words
+from worker.queue import RedisError
 
 #: Free bytes below which a training may fail to publish.
 LITTLE_SPACE = 1e9
@@ -87,7 +87,7 @@ def _redis(parts: Parts) -> Iterator[Finding]:
         waiting = parts.board.depth()
     except (RedisError, MisconfiguredError) as error:
         mend = "start Redis, correct REDIS_URL, or use `hrn up`, which brings one"
-        what = f"Redis cannot be reached: {in_words(error)}"
+        what = f"Redis cannot be reached: {redis_in_words(error)}"
         yield Finding("redis", ok=False, what=what, mend=mend)
         return
     yield Finding("redis", ok=True, what="Redis answers")

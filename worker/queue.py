@@ -110,14 +110,6 @@ def connect(url: str, *, timeout: float = 2.0) -> Redis:
     )
 
 
-def in_words(error: Exception) -> str:
-    """What Redis refuses, for people: its own words on a password speak of its protocol."""
-    text = str(error)
-    if "HELLO must be called" in text or "Authentication required" in text:
-        return "a password is needed: REDIS_URL=redis://:PASSWORD@host:6379/0"
-    return text
-
-
 def queue(connection: Redis) -> Queue:
     """The one queue, in JSON: bytes read from Redis never run as code."""
     return Queue(QUEUE_NAME, connection=connection, serializer=JSONSerializer)

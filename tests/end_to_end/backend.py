@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import requests
+from redis.exceptions import RedisError
 
 from tests.end_to_end.label_studio import RunningLabelStudio, free_port
 from worker.parts import Parts
@@ -20,6 +21,9 @@ from worker.settings import Settings
 
 #: The program that the package installs.
 HRN: Final = Path(sys.executable).parent / "hrn"
+
+#: Trainings of each project that a failure shows.
+RUNS_SHOWN: Final = 6
 
 T = TypeVar("T")
 
@@ -121,18 +125,34 @@ class RunningBackend:
             f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs
         )
 
+    def trainings(self) -> str:
+        """How the last trainings of every project ended, newest first, and what waits."""
+        lines = ["== trainings"]
+        try:
+            parts = self.parts()
+            for project in parts.store.projects():
+                lines.append(f"{project.key}, live: {parts.store.current(project.key)}")
+                lines += [f"  {one}" for one in parts.board.wishes(project.key)]
+                for run in parts.board.runs(project.key)[:RUNS_SHOWN]:
+                    told = [run.get(name) for name in ("job", "reason", "state", "version", "why")]
+                    ended = time.strftime("%H:%M:%S", time.gmtime(run["ended_at"]))
+                    lines.append(f"  {ended} after {run.get('seconds')} s: {told}")
+        except (OSError, RedisError) as error:
+            lines.append(str(error))
+        return "\n".join(lines)
+
     def until(self, happened: Callable[[], T | None], seconds: float, what: str) -> T:
         """Wait for something to be true and return it.
 
         Raises:
-            TimeoutError: it was not, with the logs' ends.
+            TimeoutError: it was not, with the trainings and the logs' ends.
         """
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             if result := happened():
                 return result
             time.sleep(0.25)
-        raise TimeoutError(f"{what}: not within {seconds:g} s\n{self.logs()}")
+        raise TimeoutError(f"{what}: not within {seconds:g} s\n{self.trainings()}\n{self.logs()}")
 
     def slow_requests(self, route: str, seconds: float) -> tuple[int, int]:
         """Requests to a route that took longer than a bound of the histogram, and all of them."""
