@@ -93,4 +93,4 @@ format: .venv/.done ## mend what the formatter and some of the linter's rules as
 	.venv/bin/ruff check --fix .
 
 clean: ## remove environments, caches and var/: the demo's data, and any models in it
-	rm -rf .venv .venv-uv .venv-label-studio .venv-upstream .mypy_cache .ruff_cache .pytest_cache var artefacts .cache/axe-core
+	rm -rf .venv .venv-uv .venv-label-studio .venv-upstream .mypy_cache .ruff_cache .pytest_cache var artefacts .cache

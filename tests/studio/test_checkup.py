@@ -215,7 +215,7 @@ def test_a_private_address_that_label_studio_does_not_call(
     """With half of the protection off it keeps the backend, but makes no webhook."""
     settings = {"SSRF_PROTECTION_ENABLED": "true"}
     folder = tmp_path_factory.mktemp("label-studio-half-open")
-    half_open = RunningLabelStudio(folder, settings, like=label_studio)
+    half_open = RunningLabelStudio(folder, settings, like=label_studio.beginning)
     try:
         half_open.wait()
         client = half_open.client()
