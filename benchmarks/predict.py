@@ -161,7 +161,7 @@ def running(
         with suppress(subprocess.TimeoutExpired):
             process.wait(20)
         process.kill()
-        process.wait()
+        process.wait(20)
 
 
 def free_port() -> int:
@@ -310,7 +310,7 @@ def together(ports: int, asks: Sequence[dict[str, Any]]) -> dict[str, float]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     spent = time.perf_counter() - began
     assert len(seconds) == len(asks)
     return {"a second": len(asks) / spent, "p95 s": float(np.quantile(seconds, 0.95))}
@@ -390,7 +390,7 @@ def busy(bench: Bench, port: int, log: Path, seconds: float) -> dict[str, float]
                 time.sleep(0.01)
             over.set()
             for thread in threads:
-                thread.join()
+                thread.join(60)
         found |= {f"{k} p99, {what}": float(np.quantile(v, 0.99)) for k, v in told.items()}
     return found
 

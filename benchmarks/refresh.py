@@ -152,7 +152,7 @@ def redis(home: Path) -> Iterator[str]:
         yield redis_server.url(home)
     finally:
         process.terminate()
-        process.wait()
+        process.wait(20)
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def label_studio(given: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield process.stdout.readline().decode().strip(), LEGACY
     finally:
         process.terminate()
-        process.wait()
+        process.wait(20)
 
 
 def stand_in(folder: Path, count: int) -> None:

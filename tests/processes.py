@@ -17,12 +17,17 @@ GRACE: Final = 10.0
 PAUSE: Final = 5.0
 
 
-def end(process: "subprocess.Popen[Any]", *, grace: float = GRACE) -> int:
+def end(
+    process: "subprocess.Popen[Any]",
+    *,
+    grace: float = GRACE,
+    by: signal.Signals = signal.SIGTERM,
+) -> int:
     """End a process, by SIGKILL if it still runs after ``grace`` seconds; its exit status.
 
-    One that leads a session of its own is ended with all that it has started.
+    One that leads a session of its own is ended with all that it has started in it.
     """
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number in (by, signal.SIGKILL):
         if process.poll() is not None:
             break
         with suppress(ProcessLookupError):

@@ -16,6 +16,7 @@ import requests
 from redis.exceptions import RedisError
 
 from tests.end_to_end.label_studio import RunningLabelStudio, free_port
+from tests.processes import end
 from worker.parts import Parts
 from worker.settings import Settings
 
@@ -56,7 +57,7 @@ class RunningBackend:
         }
         self._process = subprocess.Popen([HRN, "up"], env=self.environment, start_new_session=True)
 
-    def wait(self) -> None:
+    def wait_until_ready(self) -> None:
         """Return once it is ready to train and to predict.
 
         Raises:
@@ -76,8 +77,7 @@ class RunningBackend:
 
     def stop(self) -> None:
         """Ctrl-C."""
-        self._process.send_signal(signal.SIGINT)
-        self._process.wait(40)
+        end(self._process, grace=40, by=signal.SIGINT)
 
     @property
     def auth(self) -> tuple[str, str]:

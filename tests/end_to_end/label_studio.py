@@ -89,7 +89,7 @@ class RunningLabelStudio:
         *,
         like: Beginning | None = None,
     ) -> None:
-        """Begin the boot; `wait` until it answers.
+        """Begin the boot; `wait_until_ready` returns once it answers.
 
         Args:
             folder: an empty folder for its data and log.
@@ -139,7 +139,7 @@ class RunningLabelStudio:
         machine = {key: val for key, val in os.environ.items() if not key.startswith(foreign)}
         return {**machine, **SETTINGS, **settings, **ours}
 
-    def wait(self) -> None:
+    def wait_until_ready(self) -> None:
         """Return once it answers.
 
         Raises:
@@ -271,7 +271,7 @@ def _boot(folder: Path) -> RunningLabelStudio:
             return RunningLabelStudio(folder, like=Beginning(kept / DATABASE, **told))
         running = RunningLabelStudio(folder)
         try:
-            running.wait()
+            running.wait_until_ready()
         except RuntimeError:
             running.stop()
             raise
@@ -286,7 +286,7 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLa
     """The one real Label Studio of this test run, both kinds of token on."""
     running = _boot(tmp_path_factory.mktemp("label-studio"))
     try:
-        running.wait()
+        running.wait_until_ready()
         yield running
     finally:
         running.stop()

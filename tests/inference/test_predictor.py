@@ -343,7 +343,7 @@ def test_a_version_is_read_once(store: ModelStore) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert len(found) == 8
     assert len({id(head) for head in found}) == 1
 

@@ -93,7 +93,7 @@ def serving(*, tls: bool = False, certificate: Path = CERTIFICATE) -> Iterator[P
     finally:
         server.shutdown()
         server.server_close()
-        thread.join()
+        thread.join(60)
 
 
 def redirect(to: str, status: int = 302) -> Answer:

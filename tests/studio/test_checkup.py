@@ -217,7 +217,7 @@ def test_a_private_address_that_label_studio_does_not_call(
     folder = tmp_path_factory.mktemp("label-studio-half-open")
     half_open = RunningLabelStudio(folder, settings, like=label_studio.beginning)
     try:
-        half_open.wait()
+        half_open.wait_until_ready()
         client = half_open.client()
         project = half_open.create_project("private", CONFIG)
         with pytest.raises(StudioRequestError, match="SSRF_PROTECTION_ENABLED=false"):

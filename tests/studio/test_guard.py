@@ -75,4 +75,4 @@ def test_a_forked_process_watches_for_itself() -> None:
         child = fork.Process(target=lambda: told.put(cut_after(0.05)))
         child.start()
         assert told.get() < 10
-        child.join()
+        child.join(60)

@@ -144,7 +144,7 @@ def test_threads_share_one_access_token() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(60)
     assert server.paths().count("/api/token/refresh") == 1
     assert server.paths().count(WHO.path) == 8
 
@@ -164,7 +164,7 @@ def test_threads_that_are_refused_together_renew_once() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(60)
     assert studio.traded == 2
     assert server.paths().count(WHO.path) == 8
 

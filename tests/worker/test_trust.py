@@ -38,7 +38,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
     ):
         arguments = ["openssl", *command.split()]
-        subprocess.run(arguments, check=True, capture_output=True, cwd=folder)
+        subprocess.run(arguments, check=True, capture_output=True, cwd=folder, timeout=60)
     both = (folder / "certificate.pem").read_text() + (folder / "key.pem").read_text()
     (folder / "both.pem").write_text(both, encoding="utf-8")
     return folder
@@ -110,7 +110,7 @@ def test_where_both_are_set_both_count(environ: pytest.MonkeyPatch, authority: P
         "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=Other"
         f" -keyout {authority / 'other.key'} -out {other}"
     )
-    subprocess.run(["openssl", *arguments.split()], check=True, capture_output=True)
+    subprocess.run(["openssl", *arguments.split()], check=True, capture_output=True, timeout=60)
     for first, second in (VARIABLES, VARIABLES[::-1]):
         environ.setenv(first, str(other))
         environ.setenv(second, str(authority / "ca.pem"))
@@ -123,7 +123,7 @@ def test_a_folder_of_certificates_will_do(environ: pytest.MonkeyPatch, authority
     folder = authority / "hashed"
     folder.mkdir(exist_ok=True)
     (folder / "ca.pem").write_bytes((authority / "ca.pem").read_bytes())
-    subprocess.run(["openssl", "rehash", str(folder)], check=True, capture_output=True)
+    subprocess.run(["openssl", "rehash", str(folder)], check=True, capture_output=True, timeout=60)
     environ.setenv("REQUESTS_CA_BUNDLE", str(folder))
     assert parts().studio.version() == "1.23.2"
     assert parts().fetcher.fetch(UPLOAD).data == CAT
