@@ -25,6 +25,7 @@ from tests.studio.servers import Reply, serving
 from tests.studio.test_client import CONFIG, fruit
 from worker.errors import MisconfiguredError
 from worker.parts import Parts
+from worker.presence import StillConnectedError
 from worker.queue import Board
 from worker.settings import Secret, Settings
 
@@ -195,7 +196,7 @@ def test_what_is_connected_is_disconnected_before_it_is_forgotten(
     known = called(parts, number)
     connect_project(parts, number, take_over=False, ask=nobody)
     assert parts.store.projects()[0].state == CONNECTED
-    with pytest.raises(UsageError, match=f"hrn disconnect --project {number}"):
+    with pytest.raises(StillConnectedError, match=f"hrn disconnect --project {number}"):
         forget_project(parts, str(number), lambda _: True)
     told = disconnect_project(parts, number)
     assert len(told) == 3
@@ -226,5 +227,5 @@ def test_whether_it_is_connected_must_be_known(settings: Settings, board: Board)
     away = Parts(replace(settings, label_studio_url=url, label_studio_token=Secret("0" * 40)))
     away.store.register(project(url))
     vars(away)["studio"] = away.studio.__class__(url, "0" * 40, retries=0)
-    with pytest.raises(UsageError, match="not known whether project 1 is still connected"):
+    with pytest.raises(StillConnectedError, match="not known whether project 1 is still connected"):
         forget_project(away, "1", lambda _: True)
