@@ -1,11 +1,10 @@
-"""Many pictures become features: in order, each once, whatever happens to some of them."""
+"""Many images become vectors: in order, each once, whatever happens to some of them."""
 
 import hashlib
 import io
-import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -19,23 +18,23 @@ import torch
 from PIL import Image
 from torch import nn
 
-from hierarchy.quantised import QuantisedMaps
+from inference.augmentation import LEARNT_FROM, MIRRORED, PLAIN, crop, prepare
 from inference.backbone import Backbone, Card, Preparation, load_backbone
-from inference.engine import Engine, Maps, OpenVINOEngine, Pixels, TorchEngine
-from inference.features import FeatureCache, prepare
-from inference.gallery import FloatMaps, Gallery, Item
-from inference.references import ReferenceIndex
-from inference.views import LEARNT_FROM, MIRRORED, PLAIN, crop
+from inference.engine import Engine, EngineVectors, OpenVINOEngine, Pixels, TorchEngine
+from inference.feature_cache import FeatureCache, Vectors
+from inference.feature_extractor import FeatureExtractor, Item, Network
+from inference.reference_index import ReferenceIndex
 from studio.apart import Here
 from studio.decoding import Fit
 from studio.errors import PictureError
 from studio.pictures import Picture, PictureFetcher, PictureLimits
 
 SMALL = Preparation(36, 32)
+SMALLER = Preparation(28, 24)
 
 
 class Counting(Engine):
-    """An engine that notes how many pictures each call had."""
+    """An engine that notes how many images each call had."""
 
     name = "counting"
 
@@ -43,13 +42,13 @@ class Counting(Engine):
         self.inner = inner
         self.calls: list[int] = []
 
-    def maps(self, batch: Pixels) -> Maps:
+    def vectors(self, batch: Pixels) -> EngineVectors:
         self.calls.append(len(batch))
-        return self.inner.maps(batch)
+        return self.inner.vectors(batch)
 
 
 class Shelf:
-    """Pictures in memory, handed out as the fetcher does, counted."""
+    """Images in memory, handed out as the fetcher does, counted."""
 
     def __init__(self, blobs: dict[str, bytes]) -> None:
         self.blobs = blobs
@@ -80,63 +79,80 @@ def items(count: int) -> list[Item]:
     return [(f"{i}.png", i) for i in range(count)]
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Engine:
+def network(name: str, channels: int, grid: int, preparation: Preparation) -> Network:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.ReLU6()).eval()
-    return TorchEngine(Backbone(Card("tiny", 8, 4, SMALL, "tiny-0"), module))
+        torch.manual_seed(channels)
+        module = nn.Sequential(nn.Conv2d(3, channels, 8, stride=8), nn.ReLU6()).eval()
+    backbone = Backbone(Card(name, channels, grid, preparation, f"{name}-0"), module)
+    return Network(backbone, TorchEngine(backbone))
 
 
-def expected(engine: Engine, data: bytes, *, view: int = PLAIN) -> FloatMaps:
-    """One picture, by hand."""
-    image = Image.open(io.BytesIO(data))
-    if view > MIRRORED:
-        pixels = crop(image, SMALL, view, hashlib.sha256(data).hexdigest())
+@pytest.fixture(scope="module")
+def tiny() -> Network:
+    return network("tiny", 8, 4, SMALL)
+
+
+@pytest.fixture(scope="module")
+def both(tiny: Network) -> list[Network]:
+    """Two networks that are shown images of other sizes."""
+    return [tiny, network("tinier", 5, 3, SMALLER)]
+
+
+def counted(tiny: Network) -> tuple[Network, Counting]:
+    engine = Counting(tiny.engine)
+    return Network(tiny.backbone, engine), engine
+
+
+def expected(tiny: Network, data: bytes, *, augmentation: int = PLAIN) -> Vectors:
+    """One image, by hand."""
+    image, preparation = Image.open(io.BytesIO(data)), tiny.backbone.preparation
+    if augmentation > MIRRORED:
+        pixels = crop(image, preparation, augmentation, hashlib.sha256(data).hexdigest())
     else:
-        whole = prepare(image, SMALL)
-        pixels = whole[..., ::-1] if view == MIRRORED else whole
-    return np.asarray(QuantisedMaps.of(engine.maps(pixels[None])).restored()[0])
+        whole = prepare(image, preparation)
+        pixels = whole[..., ::-1] if augmentation == MIRRORED else whole
+    vector: Vectors = tiny.engine.vectors(pixels[None])[0].astype(np.float16)
+    return vector
 
 
-def assert_close(found: Any, right: FloatMaps) -> None:
-    """Equal up to one step of 256: batches of other sizes may round otherwise."""
+def assert_close(found: Any, right: Vectors) -> None:
+    """Equal up to float16's last digits: batches of other sizes may round otherwise."""
     assert isinstance(found, np.ndarray)
     assert found.dtype == np.float16
-    np.testing.assert_allclose(found, right, atol=float(np.ptp(right)) / 255 + 1e-3)
+    np.testing.assert_allclose(found, right, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 200])
-def test_every_item_gets_its_own_maps_in_order(count: int, tiny: Engine) -> None:
+def test_every_item_gets_its_own_vector_in_order(count: int, tiny: Network) -> None:
     source = shelf(count)
-    found = Gallery(source, tiny, SMALL).maps(items(count))
+    found = FeatureExtractor(source, [tiny]).vectors(items(count))
     assert len(found) == count
-    for i, maps in enumerate(found):
-        assert_close(maps, expected(tiny, source.blobs[f"{i}.png"]))
+    for i, vector in enumerate(found):
+        assert_close(vector, expected(tiny, source.blobs[f"{i}.png"]))
 
 
-def test_pictures_are_inferred_in_true_batches(tiny: Engine) -> None:
-    engine = Counting(tiny)
-    Gallery(shelf(100), engine, SMALL).maps(items(100))
+def test_pictures_are_inferred_in_true_batches(tiny: Network) -> None:
+    net, engine = counted(tiny)
+    FeatureExtractor(shelf(100), [net]).vectors(items(100))
     assert sum(engine.calls) == 100
     assert all(8 <= size <= 32 for size in engine.calls[:-1])  # what is left may be fewer
 
 
-def test_the_fetcher_learns_the_task(tiny: Engine) -> None:
+def test_the_fetcher_learns_the_task(tiny: Network) -> None:
     source = shelf(3)
-    Gallery(source, tiny, SMALL).maps([("0.png", 17), ("1.png", None)])
+    FeatureExtractor(source, [tiny]).vectors([("0.png", 17), ("1.png", None)])
     assert source.tasks == {"0.png": 17, "1.png": None}
 
 
-def test_mirrored_maps_are_those_of_the_flipped_picture(tiny: Engine) -> None:
+def test_mirrored_vectors_are_those_of_the_flipped_image(tiny: Network) -> None:
     source = shelf(2)
-    gallery = Gallery(source, tiny, SMALL)
-    for i, maps in enumerate(gallery.maps(items(2), view=MIRRORED)):
-        assert_close(maps, expected(tiny, source.blobs[f"{i}.png"], view=MIRRORED))
+    extractor = FeatureExtractor(source, [tiny])
+    for i, vector in enumerate(extractor.vectors(items(2), augmentation=MIRRORED)):
+        assert_close(vector, expected(tiny, source.blobs[f"{i}.png"], augmentation=MIRRORED))
 
 
-def test_all_views_of_a_picture_cost_one_fetch_and_one_decoding(
-    tiny: Engine,
+def test_an_image_costs_one_fetch_and_one_decoding_for_all_networks_and_augmentations(
+    both: list[Network], tmp_path: Path
 ) -> None:
     decoded: Counter[bytes] = Counter()
 
@@ -145,55 +161,67 @@ def test_all_views_of_a_picture_cost_one_fetch_and_one_decoding(
             decoded[data] += 1
             return super().decode(data, **how)
 
-        def planes(self, data: bytes, fit: Fit, **how: Any) -> bytes:
+        def planes(self, data: bytes, fits: Sequence[Fit], **how: Any) -> list[bytes]:
             decoded[data] += 1
-            return super().planes(data, fit, **how)
+            return super().planes(data, fits, **how)
 
     source = shelf(40)
-    gallery = Gallery(source, tiny, SMALL, decode=Counted())
-    found = dict(gallery.stream_views(items(40), LEARNT_FROM))
+    extractor = FeatureExtractor(source, both, decode=Counted(), **caches(tmp_path))
+    keys = ensured(extractor, 40, LEARNT_FROM)
     assert set(source.fetched.values()) == set(decoded.values()) == {1}
-    assert len(found) == len(decoded) == 40
-    for i, views in found.items():
-        assert isinstance(views, dict)
-        assert tuple(views) == LEARNT_FROM
-        for view, maps in views.items():
-            right = expected(tiny, source.blobs[f"{i}.png"], view=view)
-            assert_close(maps.restored()[0], right)
+    assert len(source.fetched) == len(decoded) == 40
+    for augmentation in LEARNT_FROM:
+        found = extractor.read(items(40), keys, augmentation=augmentation)
+        for i, vector in enumerate(found):
+            own = [expected(one, png(i), augmentation=augmentation) for one in both]
+            assert_close(vector, np.concatenate(own))
+    assert set(source.fetched.values()) == {1}
 
 
-def test_only_views_that_are_missing_are_inferred(tiny: Engine, tmp_path: Path) -> None:
-    class Counting(Engine):
-        name, passed = "counting", 0
+def test_only_augmentations_that_are_missing_are_inferred(tiny: Network, tmp_path: Path) -> None:
+    net, engine = counted(tiny)
+    extractor = FeatureExtractor(shelf(5), [net], **caches(tmp_path))
+    extractor.vectors(items(5))
+    assert sum(engine.calls) == 5
+    for _ in range(2):
+        ensured(extractor, 5, (PLAIN, MIRRORED, 2))
+        assert sum(engine.calls) == 15
 
-        def maps(self, batch: Pixels) -> Maps:
-            self.passed += len(batch)
-            return tiny.maps(batch)
 
-    engine = Counting()
-    gallery = Gallery(shelf(5), engine, SMALL, **caches(tmp_path))
-    gallery.maps(items(5))
-    assert engine.passed == 5
-    list(gallery.stream_views(items(5), (PLAIN, MIRRORED, 2)))
-    assert engine.passed == 15
-    list(gallery.stream_views(items(5), (PLAIN, MIRRORED, 2)))
-    assert engine.passed == 15
+def test_several_networks_stand_side_by_side(both: list[Network], tmp_path: Path) -> None:
+    extractor = FeatureExtractor(shelf(40), both, **caches(tmp_path))
+    assert (extractor.name, extractor.channels) == ("tiny+tinier", 13)
+    assert extractor.fingerprint == "tiny-0+tinier-0"
+    for found in (extractor.vectors(items(40)), extractor.vectors(items(40))):
+        for i, vector in enumerate(found):
+            assert_close(vector, np.concatenate([expected(one, png(i)) for one in both]))
+
+
+def test_a_network_that_joins_costs_its_own_vectors_only(
+    both: list[Network], tmp_path: Path
+) -> None:
+    (first, first_engine), (second, second_engine) = map(counted, both)
+    FeatureExtractor(shelf(6), [first], **caches(tmp_path)).vectors(items(6))
+    found = FeatureExtractor(shelf(6), [second, first], **caches(tmp_path)).vectors(items(6))
+    assert (sum(first_engine.calls), sum(second_engine.calls)) == (6, 6)
+    for i, vector in enumerate(found):
+        assert_close(vector, np.concatenate([expected(one, png(i)) for one in both[::-1]]))
 
 
 def caches(root: Path) -> dict[str, Any]:
     return {
-        "cache": FeatureCache(root / "features", "tiny-0"),
+        "cache": FeatureCache(root),
         "index": ReferenceIndex(root / "index"),
     }
 
 
-def test_the_second_time_nothing_is_fetched_or_inferred(tiny: Engine, tmp_path: Path) -> None:
-    source, engine = shelf(20), Counting(tiny)
-    gallery = Gallery(source, engine, SMALL, **caches(tmp_path))
-    first = gallery.maps(items(20))
+def test_the_second_time_nothing_is_fetched_or_inferred(tiny: Network, tmp_path: Path) -> None:
+    source, (net, engine) = shelf(20), counted(tiny)
+    extractor = FeatureExtractor(source, [net], **caches(tmp_path))
+    first = extractor.vectors(items(20))
     source.fetched.clear()
     engine.calls.clear()
-    second = Gallery(source, engine, SMALL, **caches(tmp_path)).maps(items(20))
+    second = FeatureExtractor(source, [net], **caches(tmp_path)).vectors(items(20))
     assert not source.fetched
     assert not engine.calls
     for one, other in zip(first, second, strict=True):
@@ -201,62 +229,62 @@ def test_the_second_time_nothing_is_fetched_or_inferred(tiny: Engine, tmp_path: 
         np.testing.assert_array_equal(one, other)
 
 
-def test_only_what_is_missing_is_inferred(tiny: Engine, tmp_path: Path) -> None:
-    source, engine = shelf(20), Counting(tiny)
-    gallery = Gallery(source, engine, SMALL, **caches(tmp_path))
-    gallery.maps(items(12))
+def test_only_what_is_missing_is_inferred(tiny: Network, tmp_path: Path) -> None:
+    source, (net, engine) = shelf(20), counted(tiny)
+    extractor = FeatureExtractor(source, [net], **caches(tmp_path))
+    extractor.vectors(items(12))
     engine.calls.clear()
-    found = gallery.maps(items(20))
+    found = extractor.vectors(items(20))
     assert sum(engine.calls) == 8
-    for i, maps in enumerate(found):
-        assert_close(maps, expected(tiny, source.blobs[f"{i}.png"]))
+    for i, vector in enumerate(found):
+        assert_close(vector, expected(tiny, source.blobs[f"{i}.png"]))
 
 
 def test_a_picture_known_under_another_reference_is_not_inferred(
-    tiny: Engine, tmp_path: Path
+    tiny: Network, tmp_path: Path
 ) -> None:
-    source, engine = shelf(1), Counting(tiny)
+    source, (net, engine) = shelf(1), counted(tiny)
     source.blobs["copy.png"] = source.blobs["0.png"]
-    gallery = Gallery(source, engine, SMALL, **caches(tmp_path))
-    gallery.maps([("0.png", None)])
-    gallery.maps([("copy.png", None)])
+    extractor = FeatureExtractor(source, [net], **caches(tmp_path))
+    extractor.vectors([("0.png", None)])
+    extractor.vectors([("copy.png", None)])
     assert engine.calls == [1]
 
 
-def test_one_view_in_the_cache_is_not_both(tiny: Engine, tmp_path: Path) -> None:
+def test_one_augmentation_in_the_cache_is_not_both(tiny: Network, tmp_path: Path) -> None:
     source = shelf(3)
-    gallery = Gallery(source, tiny, SMALL, **caches(tmp_path))
-    gallery.maps(items(3))
-    for i, maps in enumerate(gallery.maps(items(3), view=MIRRORED)):
-        assert_close(maps, expected(tiny, source.blobs[f"{i}.png"], view=MIRRORED))
+    extractor = FeatureExtractor(source, [tiny], **caches(tmp_path))
+    extractor.vectors(items(3))
+    for i, vector in enumerate(extractor.vectors(items(3), augmentation=MIRRORED)):
+        assert_close(vector, expected(tiny, source.blobs[f"{i}.png"], augmentation=MIRRORED))
 
 
-def test_pruned_features_are_fetched_again(tiny: Engine, tmp_path: Path) -> None:
+def test_pruned_features_are_fetched_again(tiny: Network, tmp_path: Path) -> None:
     source, parts = shelf(3), caches(tmp_path)
-    gallery = Gallery(source, tiny, SMALL, **parts)
-    gallery.maps(items(3))
+    extractor = FeatureExtractor(source, [tiny], **parts)
+    extractor.vectors(items(3))
     parts["cache"].prune(0)
-    assert all(isinstance(maps, np.ndarray) for maps in gallery.maps(items(3)))
+    assert all(isinstance(one, np.ndarray) for one in extractor.vectors(items(3)))
     assert set(source.fetched.values()) == {2}
 
 
 def test_an_old_reference_is_fetched_again_and_may_have_changed(
-    tiny: Engine, tmp_path: Path
+    tiny: Network, tmp_path: Path
 ) -> None:
     source = shelf(2)
-    gallery = Gallery(source, tiny, SMALL, max_age_s=-1, **caches(tmp_path))
-    gallery.maps([("0.png", None)])
+    extractor = FeatureExtractor(source, [tiny], max_age_s=-1, **caches(tmp_path))
+    extractor.vectors([("0.png", None)])
     source.blobs["0.png"] = source.blobs["1.png"]
-    (found,) = gallery.maps([("0.png", None)])
+    (found,) = extractor.vectors([("0.png", None)])
     assert_close(found, expected(tiny, source.blobs["1.png"]))
 
 
-def test_bad_pictures_cost_themselves_only(tiny: Engine) -> None:
+def test_bad_pictures_cost_themselves_only(tiny: Network) -> None:
     source = shelf(50)
     whole = source.blobs["7.png"]
     source.blobs |= {"7.png": whole[: len(whole) // 2], "8.png": b"<html>", "9.png": b""}
     del source.blobs["10.png"]
-    for i, found in enumerate(Gallery(source, tiny, SMALL).maps(items(50))):
+    for i, found in enumerate(FeatureExtractor(source, [tiny]).vectors(items(50))):
         if i in {7, 8, 9, 10}:
             assert isinstance(found, PictureError)
             assert found.reason
@@ -264,57 +292,53 @@ def test_bad_pictures_cost_themselves_only(tiny: Engine) -> None:
             assert_close(found, expected(tiny, source.blobs[f"{i}.png"]))
 
 
-def test_limits_are_kept(tiny: Engine) -> None:
-    gallery = Gallery(shelf(1), tiny, SMALL, limits=PictureLimits(max_pixels=100))
-    (found,) = gallery.maps(items(1))
+def test_limits_are_kept(tiny: Network) -> None:
+    extractor = FeatureExtractor(shelf(1), [tiny], limits=PictureLimits(max_pixels=100))
+    (found,) = extractor.vectors(items(1))
     assert isinstance(found, PictureError)
     assert "pixels" in found.reason
 
 
-def test_an_error_of_ours_is_not_hidden(tiny: Engine) -> None:
+def test_an_error_of_ours_is_not_hidden(tiny: Network) -> None:
     def fetch(ref: str, task_id: int | None) -> Picture:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        Gallery(fetch, tiny, SMALL).maps(items(5))
+        FeatureExtractor(fetch, [tiny]).vectors(items(5))
 
 
-def test_progress_counts_up_to_all(tiny: Engine) -> None:
+def test_progress_counts_up_to_all(tiny: Network) -> None:
     steps: list[tuple[int, int]] = []
     source = shelf(40)
     del source.blobs["3.png"]
-    Gallery(source, tiny, SMALL).maps(items(40), progress=lambda n, of: steps.append((n, of)))
+    FeatureExtractor(source, [tiny]).vectors(
+        items(40), progress=lambda n, of: steps.append((n, of))
+    )
     assert steps == [(n, 40) for n in range(1, 41)]
 
 
-def test_a_picture_that_is_gone_is_its_own_error_in_all_views(tiny: Engine) -> None:
-    found = dict(Gallery(shelf(1), tiny, SMALL).stream_views(items(2), LEARNT_FROM))
-    assert isinstance(found[0], dict)
-    assert isinstance(found[1], PictureError)
-
-
-def test_a_stream_gives_each_position_once(tiny: Engine) -> None:
-    positions = [position for position, _ in Gallery(shelf(70), tiny, SMALL).stream(items(70))]
+def test_a_stream_gives_each_position_once(tiny: Network) -> None:
+    positions = [position for position, _ in FeatureExtractor(shelf(70), [tiny]).stream(items(70))]
     assert sorted(positions) == list(range(70))
 
 
-def test_a_stream_runs_only_a_little_ahead(tiny: Engine) -> None:
+def test_a_stream_runs_only_a_little_ahead(tiny: Network) -> None:
     """Ten thousand items; after the first result, at most the window has been fetched."""
     source = shelf(4)
     many = [(f"{i % 4}.png", None) for i in range(10_000)]
-    stream = Gallery(source, tiny, SMALL).stream(many)
+    stream = FeatureExtractor(source, [tiny]).stream(many)
     next(stream)
     stream.close()
     assert sum(source.fetched.values()) <= 256
 
 
-def test_leaving_a_stream_leaves_no_thread_behind(tiny: Engine) -> None:
-    for _ in Gallery(shelf(60), tiny, SMALL).stream(items(60)):
+def test_leaving_a_stream_leaves_no_thread_behind(tiny: Network) -> None:
+    for _ in FeatureExtractor(shelf(60), [tiny]).stream(items(60)):
         break
-    assert not [thread for thread in threading.enumerate() if "gallery" in thread.name]
+    assert not [thread for thread in threading.enumerate() if "extractor" in thread.name]
 
 
-def test_fetching_goes_on_while_the_engine_runs(tiny: Engine) -> None:
+def test_fetching_goes_on_while_the_engine_runs(tiny: Network) -> None:
     """The first batch is held in the engine until a later picture has been fetched."""
     source = shelf(100)
     later = threading.Event()
@@ -328,17 +352,17 @@ def test_fetching_goes_on_while_the_engine_runs(tiny: Engine) -> None:
         name = "slow"
         overlapped: bool | None = None
 
-        def maps(self, batch: Pixels) -> Maps:
+        def vectors(self, batch: Pixels) -> EngineVectors:
             if self.overlapped is None:
                 self.overlapped = later.wait(timeout=20)
-            return tiny.maps(batch)
+            return tiny.engine.vectors(batch)
 
     engine = Slow()
-    Gallery(fetch, engine, SMALL, threads=1).maps(items(100))
+    FeatureExtractor(fetch, [Network(tiny.backbone, engine)], threads=1).vectors(items(100))
     assert engine.overlapped
 
 
-def test_one_slow_picture_does_not_hold_up_the_others(tiny: Engine) -> None:
+def test_one_slow_picture_does_not_hold_up_the_others(tiny: Network) -> None:
     source = shelf(80)
     release = threading.Event()
 
@@ -348,29 +372,29 @@ def test_one_slow_picture_does_not_hold_up_the_others(tiny: Engine) -> None:
         return source(ref, task_id)
 
     seen = []
-    for position, _ in Gallery(fetch, tiny, SMALL).stream(items(80)):
+    for position, _ in FeatureExtractor(fetch, [tiny]).stream(items(80)):
         seen.append(position)
         release.set()
     assert seen[0] != 0
     assert 0 in seen
 
 
-def test_requests_may_share_a_gallery(tiny: Engine, tmp_path: Path) -> None:
+def test_requests_may_share_an_extractor(tiny: Network, tmp_path: Path) -> None:
     source = shelf(40)
-    gallery = Gallery(source, tiny, SMALL, threads=3, **caches(tmp_path))
+    extractor = FeatureExtractor(source, [tiny], threads=3, **caches(tmp_path))
     right = [expected(tiny, source.blobs[f"{i}.png"]) for i in range(40)]
     with ThreadPoolExecutor(6) as pool:
-        for found in pool.map(gallery.maps, [items(40)] * 6):
+        for found in pool.map(extractor.vectors, [items(40)] * 6):
             for one, other in zip(found, right, strict=True):
                 assert_close(one, other)
 
 
-def test_a_cache_that_cannot_be_written_changes_nothing(tiny: Engine, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_changes_nothing(tiny: Network, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     source = shelf(5)
-    found = Gallery(source, tiny, SMALL, **caches(tmp_path / "file")).maps(items(5))
-    for i, maps in enumerate(found):
-        assert_close(maps, expected(tiny, source.blobs[f"{i}.png"]))
+    found = FeatureExtractor(source, [tiny], **caches(tmp_path / "file")).vectors(items(5))
+    for i, vector in enumerate(found):
+        assert_close(vector, expected(tiny, source.blobs[f"{i}.png"]))
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -398,126 +422,126 @@ def test_photos_over_http_with_one_missing(shared: Path, photo_server: str) -> N
     refs: list[Item] = [(f"{photo_server}/{f.relative_to(folder)}", None) for f in files]
     refs.insert(5, (f"{photo_server}/Banana/none.jpg", None))
     with PictureFetcher(None, None, PictureLimits(), allow_private=True) as fetcher:
-        gallery = Gallery(
+        extractor = FeatureExtractor(
             lambda ref, task: fetcher.fetch(ref, task_id=task),
-            OpenVINOEngine(backbone),
-            backbone.preparation,
+            [Network(backbone, OpenVINOEngine(backbone))],
         )
-        found = gallery.maps(refs)
+        found = extractor.vectors(refs)
     missing = found.pop(5)
     assert isinstance(missing, PictureError)
     assert "404" in missing.reason
-    right = TorchEngine(backbone).maps(
+    right = TorchEngine(backbone).vectors(
         np.stack([prepare(Image.open(file), backbone.preparation) for file in files])
     )
-    for maps, one in zip(found, right, strict=True):
-        assert isinstance(maps, np.ndarray)
-        assert np.linalg.norm(maps - one) < 0.01 * np.linalg.norm(one)
+    for vector, one in zip(found, right, strict=True):
+        assert isinstance(vector, np.ndarray)
+        assert np.linalg.norm(vector - one) < 0.01 * np.linalg.norm(one)
 
 
-def test_a_picture_at_hand_has_the_features_it_would_have_by_its_address(
-    tiny: Engine, tmp_path: Path
+def test_an_image_at_hand_has_the_vector_it_would_have_by_its_address(
+    tiny: Network, tmp_path: Path
 ) -> None:
-    counting = Counting(tiny)
-    kept = FeatureCache(tmp_path, "tiny")
-    gallery = Gallery(shelf(2), counting, SMALL, cache=kept)
-    (known,) = gallery.maps([("0.png", None)])
-    assert not isinstance(known, PictureError)
+    net, counting = counted(tiny)
+    extractor = FeatureExtractor(shelf(2), [net], cache=FeatureCache(tmp_path))
+    (known,) = extractor.vectors([("0.png", None)])
     held = [Picture(hashlib.sha256(png(seed)).hexdigest(), png(seed)) for seed in (0, 1)]
-    assert np.array_equal(gallery.maps_of_picture(held[0]).restored()[0], known)
+    np.testing.assert_array_equal(extractor.vectors_of_image(held[0]), known)
     assert counting.calls == [1]  # the cache had it
-    fresh = gallery.maps_of_picture(held[1])
+    fresh = extractor.vectors_of_image(held[1])
     assert counting.calls == [1, 1]
-    (again,) = gallery.maps([("1.png", None)])
-    assert not isinstance(again, PictureError)
-    assert np.array_equal(fresh.restored()[0], again)
+    np.testing.assert_array_equal(fresh, extractor.vectors([("1.png", None)])[0])
+    assert counting.calls == [1, 1]
 
 
-def test_a_file_at_hand_that_is_no_picture_is_told(tiny: Engine) -> None:
-    gallery = Gallery(shelf(0), tiny, SMALL)
+def test_a_file_at_hand_that_is_no_image_is_told(tiny: Network) -> None:
+    extractor = FeatureExtractor(shelf(0), [tiny])
     with pytest.raises(PictureError):
-        gallery.maps_of_picture(Picture("0" * 64, b"no picture"))
+        extractor.vectors_of_image(Picture("0" * 64, b"no picture"))
 
 
-def ensured(gallery: Gallery, count: int, views: tuple[int, ...]) -> list[str]:
-    found = dict(gallery.ensure(items(count), views))
-    digests = [found[at] for at in range(count)]
-    assert not any(isinstance(digest, PictureError) for digest in digests)
-    return [str(digest) for digest in digests]
+def test_an_image_is_prepared_for_each_network(both: list[Network]) -> None:
+    picture = Picture(hashlib.sha256(png(3)).hexdigest(), png(3))
+    found = FeatureExtractor(shelf(0), both).prepared(picture)
+    for pixels, one in zip(found, both, strict=True):
+        image = Image.open(io.BytesIO(png(3)))
+        np.testing.assert_array_equal(pixels, prepare(image, one.backbone.preparation))
 
 
-def test_ensuring_fills_the_cache_once_and_then_reads_no_map(
-    tiny: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_loaded_images_are_inferred_in_order(both: list[Network], tmp_path: Path) -> None:
+    extractor = FeatureExtractor(shelf(4), both, **caches(tmp_path))
+    extractor.vectors(items(2))
+    loaded = extractor.load([*items(4), ("gone.png", None)])
+    assert isinstance(loaded.pop(), PictureError)
+    found = extractor.infer([one for one in loaded if not isinstance(one, PictureError)])
+    for i, vector in enumerate(found):
+        assert_close(vector, np.concatenate([expected(one, png(i)) for one in both]))
+    assert extractor.infer([]).shape == (0, 13)
+
+
+def ensured(extractor: FeatureExtractor, count: int, augmentations: tuple[int, ...]) -> list[str]:
+    found = dict(extractor.ensure(items(count), augmentations))
+    keys = [found[at] for at in range(count)]
+    assert not any(isinstance(one, PictureError) for one in keys)
+    return [str(one) for one in keys]
+
+
+def test_ensuring_fills_the_cache_once_and_then_reads_no_vector(
+    tiny: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counting, views = Counting(tiny), (PLAIN, MIRRORED, 2)
+    (net, counting), kinds = counted(tiny), (PLAIN, MIRRORED, 2)
+    keys = ensured(FeatureExtractor(shelf(5), [net], **caches(tmp_path)), 5, kinds)
+    assert keys == [hashlib.sha256(png(seed)).hexdigest() for seed in range(5)]
+    assert sum(counting.calls) == 15
     parts = caches(tmp_path)
-    digests = ensured(Gallery(shelf(5), counting, SMALL, **parts), 5, views)
-    assert digests == [hashlib.sha256(png(seed)).hexdigest() for seed in range(5)]
+    monkeypatch.setattr(parts["cache"], "read", lambda *_, **__: pytest.fail("read"))
+    assert ensured(FeatureExtractor(shelf(5), [net], **parts), 5, kinds) == keys
     assert sum(counting.calls) == 15
-    gallery = Gallery(shelf(5), counting, SMALL, **caches(tmp_path))
-    opened: list[str] = []
-    really = os.open
-
-    def noting(path: Any, *rest: Any, **more: Any) -> int:
-        opened.append(str(path))
-        return really(path, *rest, **more)
-
-    monkeypatch.setattr(os, "open", noting)
-    assert ensured(gallery, 5, views) == digests
-    assert sum(counting.calls) == 15
-    assert not [path for path in opened if path.endswith((".maps", ".means"))]
 
 
-@pytest.mark.parametrize("view", [PLAIN, MIRRORED])
+@pytest.mark.parametrize("augmentation", [PLAIN, MIRRORED])
 def test_what_was_ensured_is_read_in_bulk_as_one_by_one(
-    tiny: Engine, tmp_path: Path, view: int
+    tiny: Network, tmp_path: Path, augmentation: int
 ) -> None:
-    counting = Counting(tiny)
-    gallery = Gallery(shelf(4), counting, SMALL, **caches(tmp_path))
-    digests = ensured(gallery, 4, (PLAIN, MIRRORED))
-    passes = sum(counting.calls)
-    order = [2, 0, 3]
-    some, names = [items(4)[at] for at in order], [digests[at] for at in order]
-    maps = gallery.kept(some, names, view=view)
-    for at, one in zip(order, maps, strict=True):
-        np.testing.assert_array_equal(one, gallery.maps(items(4), view=view)[at])
-    means = gallery.means(some, names, view=view)
-    np.testing.assert_allclose(means, maps.mean(axis=(2, 3), dtype=np.float64), atol=2e-3)
+    net, counting = counted(tiny)
+    extractor = FeatureExtractor(shelf(4), [net], **caches(tmp_path))
+    keys = ensured(extractor, 4, (PLAIN, MIRRORED))
+    passes, order = sum(counting.calls), [2, 0, 3]
+    some, names = [items(4)[at] for at in order], [keys[at] for at in order]
+    vectors = extractor.read(some, names, augmentation=augmentation)
+    for at, one in zip(order, vectors, strict=True):
+        whole = extractor.vectors(items(4), augmentation=augmentation)
+        np.testing.assert_array_equal(one, whole[at])
     assert sum(counting.calls) == passes
 
 
-def test_what_was_pruned_after_it_was_ensured_is_had_again(tiny: Engine, tmp_path: Path) -> None:
-    counting, parts = Counting(tiny), caches(tmp_path)
-    gallery = Gallery(shelf(3), counting, SMALL, **parts)
-    digests = ensured(gallery, 3, (PLAIN,))
-    maps = gallery.kept(items(3), digests)
+def test_what_was_pruned_after_it_was_ensured_is_had_again(tiny: Network, tmp_path: Path) -> None:
+    (net, counting), parts = counted(tiny), caches(tmp_path)
+    extractor = FeatureExtractor(shelf(3), [net], **parts)
+    keys = ensured(extractor, 3, (PLAIN,))
+    vectors = extractor.read(items(3), keys)
     parts["cache"].prune(0)
-    np.testing.assert_allclose(gallery.kept(items(3), digests), maps, atol=1e-2)
+    np.testing.assert_allclose(extractor.read(items(3), keys), vectors, atol=2e-3)
     assert sum(counting.calls) == 6
-    parts["cache"].prune(0)
-    assert gallery.means(items(3), digests).shape == maps.shape[:2]
-    assert sum(counting.calls) == 9
 
 
-def test_without_a_cache_what_was_ensured_is_made_again(tiny: Engine) -> None:
-    gallery = Gallery(shelf(2), tiny, SMALL)
-    digests = ensured(gallery, 2, (PLAIN,))
-    assert_close(gallery.kept(items(2), digests)[1], expected(tiny, png(1)))
-    assert gallery.means(items(2), digests).shape[0] == 2
+def test_without_a_cache_what_was_ensured_is_made_again(tiny: Network) -> None:
+    extractor = FeatureExtractor(shelf(2), [tiny])
+    keys = ensured(extractor, 2, (PLAIN,))
+    assert_close(extractor.read(items(2), keys)[1], expected(tiny, png(1)))
 
 
-def test_ensuring_tells_of_what_cannot_be_had(tiny: Engine, tmp_path: Path) -> None:
-    gallery = Gallery(shelf(1), tiny, SMALL, **caches(tmp_path))
-    found = dict(gallery.ensure([("0.png", None), ("gone.png", None)], (PLAIN,)))
+def test_ensuring_tells_of_what_cannot_be_had(tiny: Network, tmp_path: Path) -> None:
+    extractor = FeatureExtractor(shelf(1), [tiny], **caches(tmp_path))
+    found = dict(extractor.ensure([("0.png", None), ("gone.png", None)], (PLAIN,)))
     assert isinstance(found[0], str)
     assert isinstance(found[1], PictureError)
     with pytest.raises(PictureError):
-        gallery.kept([("gone.png", None)], ["0" * 64])
+        extractor.read([("gone.png", None)], ["0" * 64])
 
 
-def test_an_error_that_looks_like_an_empty_queue_is_told(tiny: Engine) -> None:
+def test_an_error_that_looks_like_an_empty_queue_is_told(tiny: Network) -> None:
     def fetch(ref: str, task_id: int | None) -> Picture:
         raise Empty(ref)
 
     with pytest.raises(Empty):
-        Gallery(fetch, tiny, SMALL).maps(items(20))
+        FeatureExtractor(fetch, [tiny]).vectors(items(20))
