@@ -32,7 +32,7 @@ from hierarchy.choice import DepthRule, candidates, choose_depth, corrected
 from hierarchy.decisions import Decisions
 from hierarchy.network import Features
 from inference.backbone import load_backbone
-from inference.views import PLAIN
+from inference.augmentation import PLAIN
 from worker import trainer
 from worker.recipe import Recipe
 from worker.settings import Settings

@@ -14,7 +14,7 @@ from evaluation.material import Material, gather
 from evaluation.protocols import Degradation
 from hierarchy.quantised import QuantisedMaps
 from inference.backbone import RandomWeights, load_backbone
-from inference.features import prepare
+from inference.augmentation import prepare
 from tests.evaluation.stand import draw
 from tests.inference.small import NAME
 from worker.recipe import Recipe
