@@ -411,7 +411,7 @@ def photo_server(shared: Path) -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
-        thread.join()
+        thread.join(60)
 
 
 def test_photos_over_http_with_one_missing(shared: Path, photo_server: str) -> None:
