@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from inference.heatmap import Box, node_heat_maps, seen_part, spread
 from numpy.typing import NDArray
 from PIL import Image
 
 from hierarchy import LabelTree
 from hierarchy.errors import UnknownLabelError
-from inference.backbone import Preparation
 from inference.augmentation import prepare
-from inference.heatmap import Box, node_heat_maps, seen_part, spread
+from inference.backbone import Preparation
 from inference.predictor import Predictor, load_predictor
 from inference.store import ModelStore
 from tests.inference.small import CHANNELS, HEAD, head_of, project, publish
