@@ -1,28 +1,28 @@
-"""HMC-LMLP: one multilayer perceptron a level, each reading what the one above it answered.
+"""HMC-LMLP: one multilayer perceptron per level, each reading what the one above it answered.
 
 R. Cerri, R. C. Barros, A. C. P. L. F. de Carvalho, "Hierarchical multi-label classification using
 local neural networks", Journal of Computer and System Sciences 80(1), 2014.
 
-Letters: B pictures, C channels of the backbone's last map, H x W its grid, N nodes, L levels.
+Letters: B images, N nodes, L levels.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from hierarchy.rivals.base import Rival
-from hierarchy.rivals.lineage import binary_losses, join_levels, mean_by_level, said
+from hierarchy.baselines.base import Baseline
+from hierarchy.baselines.tree_ops import binary_losses, join_levels, known, mean_by_level
 from hierarchy.tree import LabelTree
 
 
-class Lmlp(Rival[Tensor]):
-    """A chain of perceptrons with one hidden layer and a sigmoid a node.
+class Lmlp(Baseline[Tensor]):
+    """A chain of perceptrons with one hidden layer and a sigmoid per node.
 
     As published: the perceptron of a level takes the sigmoid outputs of the level above as input
     and is trained for its own level only, so no gradient goes from a level's loss into the
     perceptrons above it. It takes the features as well, as in the authors' later variant (Cerri,
     Barros, de Carvalho, Jin, "Reduction strategies for hierarchical multi-label classification in
-    protein function prediction", BMC Bioinformatics 17, 2016): outputs alone lose the picture.
+    protein function prediction", BMC Bioinformatics 17, 2016): outputs alone lose the image.
 
     Adapted: the perceptrons learn side by side and not one after the other, since they share a
     trunk, which hears from every level; hidden units are ReLU, the error is binary cross-entropy.
@@ -32,8 +32,8 @@ class Lmlp(Rival[Tensor]):
 
     Args:
         tree: the N nodes.
-        trunk: takes ``(B, C, H, W)`` maps to ``(B, width)`` features.
-        width: of the features.
+        trunk: features to ``(B, width)``.
+        width: of the trunk's output.
         hidden: units of each perceptron's hidden layer.
     """
 
@@ -47,9 +47,9 @@ class Lmlp(Rival[Tensor]):
             for extra, own in zip(above, levels, strict=False)
         )
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """``(B, C, H, W)`` maps -> ``(B, N)`` logits, column i for node i."""
-        features = self.trunk(maps)  # (B, width)
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of B images -> ``(B, N)`` logits, column i for node i."""
+        features = self.trunk(features)  # (B, width)
         seen = features
         found = []
         for perceptron in self.perceptrons:
@@ -59,21 +59,10 @@ class Lmlp(Rival[Tensor]):
         return join_levels(found, self.tree)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Sum over levels of the mean binary cross-entropy of the nodes that the labels settle.
-
-        Args:
-            outputs: ``(B, N)`` logits.
-            targets: ``(B,)`` int64 node ids, of each picture the deepest node known, any level.
-
-        Returns:
-            Scalar in nats.
-
-        Raises:
-            ShapeError: if the targets are not one int64 a picture.
-        """
-        label = said(targets, len(outputs), self.tree)
-        return mean_by_level(binary_losses(outputs, label), label.known, self.tree).sum()
+        """Return the sum over levels of the mean cross-entropy of the nodes that labels settle."""
+        label = known(targets, len(outputs), self.tree)
+        return mean_by_level(binary_losses(outputs, label), label.settled, self.tree).sum()
 
     def log_probability(self, outputs: Tensor) -> Tensor:
-        """Log of each node's sigmoid, ``(B, N)``; levels need not agree with each other."""
+        """Return the log of each node's sigmoid, ``(B, N)``; levels need not agree."""
         return logsigmoid(outputs)

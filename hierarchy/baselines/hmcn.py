@@ -2,7 +2,7 @@
 
 J. Wehrmann, R. Cerri, R. C. Barros, "Hierarchical Multi-Label Classification Networks", ICML 2018.
 
-Letters: B pictures, C channels of the backbone's last map, H x W its grid, N nodes, L levels.
+Letters: B images, N nodes, L levels.
 """
 
 import math
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from hierarchy.rivals.base import Rival
-from hierarchy.rivals.lineage import binary_losses, join_levels, mean_by_level, said
+from hierarchy.baselines.base import Baseline
+from hierarchy.baselines.tree_ops import binary_losses, join_levels, known, mean_by_level
 from hierarchy.tree import TOP, LabelTree
 
 
@@ -27,7 +27,7 @@ class HmcnOutputs:
     """``(B, N)`` of each node, at the end of the global path."""
 
 
-class Hmcn(Rival[HmcnOutputs]):
+class Hmcn(Baseline[HmcnOutputs]):
     """The feed-forward form of the network, with its three losses.
 
     As published, in the notation of the paper (x the features, ";" joins vectors):
@@ -45,8 +45,8 @@ class Hmcn(Rival[HmcnOutputs]):
 
     Args:
         tree: the N nodes.
-        trunk: takes ``(B, C, H, W)`` maps to ``(B, width)`` features.
-        width: of the features.
+        trunk: features to ``(B, width)``.
+        width: of the trunk's output.
         hidden: units of each layer.
         dropout: share of the units left out in training.
         beta: weight of the local answer.
@@ -79,9 +79,9 @@ class Hmcn(Rival[HmcnOutputs]):
         ends = torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).t()
         self.register_buffer("edges", ends.contiguous(), persistent=False)  # (2, edges)
 
-    def forward(self, maps: Tensor) -> HmcnOutputs:
-        """``(B, C, H, W)`` maps -> both answers, ``(B, N)`` logits each."""
-        features = self.trunk(maps)  # (B, width)
+    def forward(self, features: Tensor) -> HmcnOutputs:
+        """Features of B images -> both answers, ``(B, N)`` logits each."""
+        features = self.trunk(features)  # (B, width)
         seen = features
         found = []
         for path, transit, answer in zip(self.path, self.transit, self.answer, strict=True):
@@ -91,33 +91,25 @@ class Hmcn(Rival[HmcnOutputs]):
         return HmcnOutputs(join_levels(found, self.tree), self.overall(state))
 
     def loss(self, outputs: HmcnOutputs, targets: Tensor) -> Tensor:
-        """Local, global and violation losses together.
+        """Return the local, global and violation losses together, in nats.
 
-        Args:
-            outputs: of B pictures.
-            targets: ``(B,)`` int64 node ids, of each picture the deepest node known, any level.
-
-        Returns:
-            Scalar in nats: over levels the sum of the local means, plus the global mean, over
-            settled nodes; plus the penalty, summed over edges and averaged over pictures.
-
-        Raises:
-            ShapeError: if the targets are not one int64 a picture.
+        Over levels the sum of the local means, plus the global mean, over settled nodes; plus the
+        penalty, summed over edges and averaged over images.
         """
-        label = said(targets, len(outputs.local), self.tree)
-        local = mean_by_level(binary_losses(outputs.local, label), label.known, self.tree).sum()
-        overall = binary_losses(outputs.overall, label).sum() / label.known.sum()
+        label = known(targets, len(outputs.local), self.tree)
+        local = mean_by_level(binary_losses(outputs.local, label), label.settled, self.tree).sum()
+        overall = binary_losses(outputs.overall, label).sum() / label.settled.sum()
         return local + overall + self.penalty * self.violation(outputs)
 
     def violation(self, outputs: HmcnOutputs) -> Tensor:
-        """Squares of what nodes claim beyond their parents, summed over edges, mean of pictures."""
+        """Return the square of what nodes claim beyond their parents, summed over edges."""
         claimed = self.log_probability(outputs).exp()
         child, parent = self.edges
         excess = (claimed[:, child] - claimed[:, parent]).clamp(min=0)
         return excess.square().sum(1).mean()
 
     def log_probability(self, outputs: HmcnOutputs) -> Tensor:
-        """Log of ``beta P_L + (1 - beta) P_G``, ``(B, N)``; levels need not agree."""
+        """Return the log of ``beta P_L + (1 - beta) P_G``, ``(B, N)``; levels need not agree."""
         local, overall = logsigmoid(outputs.local), logsigmoid(outputs.overall)
         if self.beta in (0, 1):  # log 0 has no gradient
             return local if self.beta else overall

@@ -3,7 +3,7 @@
 E. Giunchiglia, T. Lukasiewicz, "Coherent Hierarchical Multi-Label Classification Networks",
 NeurIPS 2020.
 
-Letters: B pictures, C channels of the backbone's last map, H x W its grid, N nodes.
+Letters: B images, N nodes.
 """
 
 import math
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
-from hierarchy.rivals.base import Rival
-from hierarchy.rivals.lineage import highest_below, said
+from hierarchy.baselines.base import Baseline
+from hierarchy.baselines.tree_ops import highest_below, known
 from hierarchy.tree import LabelTree
 
 
-class Chmcnn(Rival[Tensor]):
-    """One sigmoid a node, max-constraint module (MCM) and max-constraint loss (MCLoss) on it.
+class Chmcnn(Baseline[Tensor]):
+    """One sigmoid per node, max-constraint module (MCM) and max-constraint loss (MCLoss) on it.
 
     As published, with h the sigmoids, y the labels and D_A the nodes A and below:
 
@@ -34,8 +34,8 @@ class Chmcnn(Rival[Tensor]):
 
     Args:
         tree: the N nodes.
-        trunk: takes ``(B, C, H, W)`` maps to ``(B, width)`` features.
-        width: of the features.
+        trunk: features to ``(B, width)``.
+        width: of the trunk's output.
     """
 
     def __init__(self, tree: LabelTree, trunk: nn.Module, width: int) -> None:
@@ -43,30 +43,19 @@ class Chmcnn(Rival[Tensor]):
         self.trunk = trunk
         self.score = nn.Linear(width, len(tree))
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """``(B, C, H, W)`` maps -> ``(B, N)`` logits of h, before the constraint."""
-        logits: Tensor = self.score(self.trunk(maps))
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of B images -> ``(B, N)`` logits of h, before the constraint."""
+        logits: Tensor = self.score(self.trunk(features))
         return logits
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean of MCLoss over the nodes that the labels settle.
-
-        Args:
-            outputs: ``(B, N)`` logits.
-            targets: ``(B,)`` int64 node ids, of each picture the deepest node known, any level.
-
-        Returns:
-            Scalar in nats.
-
-        Raises:
-            ShapeError: if a shape or kind is not as above.
-        """
-        label = said(targets, len(outputs), self.tree)
+        """Return the mean of MCLoss over the nodes that the labels settle."""
+        label = known(targets, len(outputs), self.tree)
         constrained = highest_below(outputs, self.tree)
         true_only = highest_below(outputs.masked_fill(~label.holds, -math.inf), self.tree)
         against = torch.where(label.holds, -true_only, constrained)  # (B, N) -log p = softplus
-        return softplus(against)[label.known].mean()
+        return softplus(against)[label.settled].mean()
 
     def log_probability(self, outputs: Tensor) -> Tensor:
-        """Log of MCM, ``(B, N)``: a parent is at least as sure as its children."""
+        """Return the log of MCM, ``(B, N)``: a parent is at least as sure as its children."""
         return logsigmoid(highest_below(outputs, self.tree))

@@ -1,4 +1,4 @@
-"""What the rivals' tests share: small trees, slow readings of a label, and a problem to learn."""
+"""Small trees, slow readings of a label, and a problem to learn, for the baselines' tests."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,22 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from hierarchy import LabelTree
-from hierarchy.rivals.base import Rival
+from hierarchy.baselines.base import Baseline
 
+#: Fruit 0, Milk 1, Apple 2, Pear 3; the leaves are Milk, Apple and Pear, in this order.
 FRUIT = LabelTree.from_paths([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)])
-"""Fruit 0, Milk 1, Apple 2, Pear 3."""
 
+#: Three root nodes, leaves on every level, a chain.
 RAGGED = LabelTree.from_paths(
     [("a", "x", "1"), ("a", "x", "2"), ("a", "y"), ("b",), ("c", "z"), ("c", "w", "3")]
 )
-"""Three tops, leaves on every level, a chain."""
 
-Build = Callable[[LabelTree, nn.Module, int], Rival[Any]]
-
-
-def pool() -> nn.Module:
-    """A trunk with nothing to learn: the mean over the grid."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+Build = Callable[[LabelTree, nn.Module, int], Baseline[Any]]
 
 
 def logit(*probabilities: float) -> Tensor:
@@ -69,25 +64,18 @@ def unknown(targets: Tensor, tree: LabelTree) -> Tensor:
     return torch.tensor([[says(tree, t, n) is None for n in nodes] for t in targets.tolist()])
 
 
-def trained(weight: Tensor) -> bool:
-    """Say whether a loss that was sent back would change this weight."""
-    return weight.grad is not None and bool(weight.grad.any())
-
-
-def learn(build: Build, tree: LabelTree, steps: int) -> tuple[Rival[Any], list[float], Tensor]:
-    """Train on one clean signal a leaf, every third picture labelled a level above its leaf.
+def learn(build: Build, tree: LabelTree, steps: int) -> tuple[Baseline[Any], list[float], Tensor]:
+    """Train on one clean signal per leaf, every third image labelled one level above its leaf.
 
     Returns:
-        The rival in eval mode, the loss of each step, and the maps of one new picture a leaf.
+        The baseline in eval mode, the loss of each step, and one new vector per leaf.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         leaves = len(tree.leaves)
-        rival = build(tree, pool(), leaves)
+        baseline = build(tree, nn.Identity(), leaves)
         leaf = torch.arange(leaves).repeat(12)
-        maps = torch.eye(leaves)[leaf][:, :, None, None] + 0.1 * torch.randn(
-            12 * leaves, leaves, 2, 2
-        )
+        vectors = torch.eye(leaves)[leaf] + 0.1 * torch.randn(12 * leaves, leaves)
         deep = [tree.leaves[i] for i in leaf.tolist()]
         above = [max(tree.parents[node], -1) for node in deep]
         targets = torch.tensor(
@@ -96,22 +84,22 @@ def learn(build: Build, tree: LabelTree, steps: int) -> tuple[Rival[Any], list[f
                 for i, (node, up) in enumerate(zip(deep, above, strict=True))
             ]
         )
-        optimiser = torch.optim.Adam(rival.parameters(), lr=0.02)
+        optimiser = torch.optim.Adam(baseline.parameters(), lr=0.02)
         losses = []
         for _ in range(steps):
             optimiser.zero_grad()
-            loss = rival.loss(rival(maps), targets)
+            loss = baseline.loss(baseline(vectors), targets)
             loss.backward()
             optimiser.step()
             losses.append(loss.item())
-    return rival.eval(), losses, torch.eye(leaves)[:, :, None, None].expand(-1, -1, 2, 2)
+    return baseline.eval(), losses, torch.eye(leaves)
 
 
-def wrong_levels(rival: Rival[Any], maps: Tensor) -> list[tuple[int, int]]:
+def wrong_levels(baseline: Baseline[Any], vectors: Tensor) -> list[tuple[int, int]]:
     """Leaf and level of each answer on a leaf's path that is not the node on that path."""
-    tree = rival.tree
+    tree = baseline.tree
     with torch.no_grad():
-        log_p = rival.log_probability(rival(maps))
+        log_p = baseline.log_probability(baseline(vectors))
     wrong = []
     for row, leaf in zip(log_p, tree.leaves, strict=True):
         for level, node in enumerate(tree.ancestors(leaf)):

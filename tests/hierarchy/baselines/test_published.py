@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from hierarchy import LabelTree, log_marginals, tree_loss
+from hierarchy.baselines.published import Blocks, Parts, Published, PublishedOutputs, Scores
+from hierarchy.baselines.tree_ops import leaf_log_marginals
 from hierarchy.errors import ShapeError
-from hierarchy.rivals.losses import leaf_log_marginals
-from hierarchy.rivals.published import Blocks, Parts, Published, PublishedOutputs, Scores
 from tests.strategies import slow_rows, trees
 
 #: Fruit 0, Milk 1, Apple 2, Pear 3; the leaves are Milk, Apple and Pear, in this order.
@@ -310,9 +310,23 @@ def test_learns_what_it_is_shown() -> None:
     assert found.leaf_logits[1:].argmax(1).tolist() == [0, 1, 2]
 
 
-def test_maps_of_another_backbone_are_refused() -> None:
-    with pytest.raises(ShapeError, match=r"\(B, 5, H, W\), got \(2, 6, 4, 4\)"):
-        build(SHOP)(torch.zeros(2, 6, 4, 4))
+def test_of_vectors_a_block_is_its_linear_layers() -> None:
+    vectors = torch.randn(3, CHANNELS)
+    head = build(SHOP, maps=False).eval()
+    mine = build(SHOP, maps=False).eval()
+    mine.load_state_dict(head.state_dict())
+    assert not any(isinstance(module, nn.Conv2d) for module in head.modules())
+    h = torch.relu(mine.blocks[0].connect(vectors))
+    layer = mine.classify[0]
+    assert isinstance(layer, nn.Linear)
+    assert_close(head(vectors).raw[:, [FRUIT, MILK]], layer(h))
+
+
+@pytest.mark.parametrize("maps", [True, False])
+def test_features_of_another_form_are_refused(maps: bool) -> None:  # noqa: FBT001
+    wanted = r"\(B, 5, H, W\)" if maps else r"\(B, 5\)"
+    with pytest.raises(ShapeError, match=wanted + r", got \(2, 6\)"):
+        build(SHOP, maps=maps)(torch.zeros(2, 6))
 
 
 def test_wrong_targets_are_named_whatever_is_trained() -> None:

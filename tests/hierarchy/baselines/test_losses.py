@@ -12,32 +12,27 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from hierarchy import LabelTree
-from hierarchy.errors import ShapeError
-from hierarchy.rivals.losses import (
-    LossName,
+from hierarchy.baselines.losses import (
+    LOSSES,
     WithLoss,
     hierarchical_cross_entropy,
-    leaf_log_marginals,
+    leaves_only,
     level_cross_entropy,
-    level_log_softmax,
     marginal,
     soft_labels,
     soft_targets,
 )
+from hierarchy.baselines.tree_ops import leaf_log_marginals, level_log_softmax
+from hierarchy.errors import ShapeError
+from tests.hierarchy.baselines.small import FRUIT as SHOP
+from tests.hierarchy.baselines.small import RAGGED, learn, wrong_levels
 from tests.strategies import batches, trees
 
 Batch = tuple[LabelTree, Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor, LabelTree], Tensor]
 
-#: Fruit 0, Milk 1, Apple 2, Pear 3; the leaves are Milk, Apple and Pear, in this order.
-SHOP = LabelTree.from_paths([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)])
 FRUIT, MILK, APPLE, PEAR = range(4)
-LEAF_LOSSES: dict[str, Loss] = {
-    "soft": soft_labels,
-    "hxe": hierarchical_cross_entropy,
-    "marginal": marginal,
-}
-NAMES: tuple[LossName, ...] = ("level-ce", "soft", "hxe")
+LEAF_LOSSES: dict[str, Loss] = {name: loss for name, loss in LOSSES.items() if name != "level-ce"}
 
 
 def leaf_part(batch: Batch) -> Batch:
@@ -138,13 +133,6 @@ def test_marginal_agrees_with_a_loop(batch: Batch) -> None:
     assert_close(marginal(logits, targets, tree).item(), slow, rtol=1e-9, atol=1e-12)
 
 
-@given(batches())
-def test_leaf_log_marginals_agree_with_a_loop(batch: Batch) -> None:
-    tree, logits, _ = leaf_part(batch)
-    slow = torch.tensor([slow_p(row, tree) for row in logits.tolist()], dtype=torch.float64)
-    assert_close(leaf_log_marginals(logits, tree), slow.log(), rtol=1e-9, atol=1e-12)
-
-
 @given(batches(bound=1e4))
 def test_leaf_log_marginals_stay_finite_for_huge_logits(batch: Batch) -> None:
     tree, logits, targets = leaf_part(batch)
@@ -169,7 +157,7 @@ def test_at_alpha_0_hxe_is_the_marginal_loss(batch: Batch) -> None:
 def test_soft_targets_are_shares_and_the_true_leaf_has_the_largest(
     tree: LabelTree, beta: float
 ) -> None:
-    table = soft_targets(tree, beta, torch.zeros(0, dtype=torch.float64))
+    table = soft_targets(tree, beta)
     assert_close(table.sum(1), torch.ones(len(tree), dtype=torch.float64))
     own = table[list(tree.leaves)]
     assert (own.diagonal() >= own.amax(1) - 1e-12).all()
@@ -202,7 +190,7 @@ def test_a_level_that_nobody_knows_teaches_nothing() -> None:
 
 def test_soft_targets_on_paper() -> None:
     """Apple and Pear meet at height 1 of 2, Milk and either at 2 of 2; beta 2 gives e^-1, e^-2."""
-    table = soft_targets(SHOP, 2, torch.zeros(0, dtype=torch.float64))
+    table = soft_targets(SHOP, 2)
     near, far = math.exp(-1), math.exp(-2)
     fruit, milk = 1 + near + far, 1 + 2 * far
     apple = [far / fruit, 1 / fruit, near / fruit]
@@ -249,99 +237,39 @@ def test_half_precision_is_worked_out_in_float32(loss: Loss, dtype: torch.dtype)
     assert_close(loss(logits, targets, SHOP), loss(logits.float(), targets, SHOP))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_what_was_evaluated_first_can_be_trained_after(name: LossName) -> None:
-    """What is kept of a tree under inference mode must serve autograd too."""
-    tree = LabelTree.from_paths([("a", "b"), ("a", "c")])
-    rival = WithLoss(tree, nn.Flatten(), 2, name)
-    maps, targets = torch.randn(3, 2, 1, 1), torch.tensor([0, 1, 2])
-    with torch.inference_mode():
-        outputs = rival(maps)
-        rival.log_probability(outputs)
-        rival.loss(outputs, targets)
-    rival.loss(rival(maps), targets).backward()
-    assert rival.classify.weight.grad is not None
-    assert rival.classify.weight.grad.ne(0).any()
-
-
-@pytest.mark.parametrize("loss", LEAF_LOSSES.values(), ids=LEAF_LOSSES)
-def test_wrong_leaf_logits_are_named(loss: Loss) -> None:
-    with pytest.raises(ShapeError, match=r"\(B, 3\), one column a leaf, got \(1, 4\)"):
-        loss(torch.zeros(1, 4), torch.tensor([0]), SHOP)
-    with pytest.raises(ShapeError, match=r"floats, got torch\.int64"):
-        loss(torch.zeros(1, 3, dtype=torch.int64), torch.tensor([0]), SHOP)
-
-
-def test_wrong_level_logits_are_named() -> None:
-    with pytest.raises(ShapeError, match=r"\(B, 4\), one column a node, got \(1, 3\)"):
-        level_cross_entropy(torch.zeros(1, 3), torch.tensor([0]), SHOP)
-
-
-@pytest.mark.parametrize(
-    ("targets", "says"),
-    [
-        (torch.tensor([0]), r"targets must be \(2,\).*got \(1,\)"),
-        (torch.tensor([0, 4]), "from 0 to 3, got 0 to 4"),
-        (torch.tensor([-1, 1]), "from 0 to 3, got -1 to 1"),
-        (torch.tensor([0.0, 1.0]), "int64"),
-    ],
-)
-def test_wrong_targets_are_named(targets: Tensor, says: str) -> None:
-    for loss in LEAF_LOSSES.values():
-        with pytest.raises(ShapeError, match=says):
-            loss(torch.zeros(2, 3), targets, SHOP)
-    with pytest.raises(ShapeError, match=says):
-        level_cross_entropy(torch.zeros(2, 4), targets, SHOP)
-
-
-def test_an_empty_batch_is_refused() -> None:
-    with pytest.raises(ShapeError, match="at least one picture"):
-        marginal(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), SHOP)
-
-
 @given(batches())
-def test_level_log_softmax_sums_to_1_at_each_level(batch: Batch) -> None:
-    tree, scores, _ = batch
-    p = level_log_softmax(scores, tree).exp()
-    for level in range(tree.depth):
-        share = p[:, list(tree.level_nodes(level))].sum(1)
-        assert_close(share, torch.ones_like(share))
+def test_leaves_only_is_cross_entropy_of_the_leaf_labels(batch: Batch) -> None:
+    tree, logits, targets = leaf_part(batch)
+    kept = [i for i, target in enumerate(targets.tolist()) if target in tree.leaves]
+    columns = torch.tensor([tree.leaves.index(targets[i]) for i in kept], dtype=torch.int64)
+    found = leaves_only(logits, targets, tree)
+    expected = nn.functional.cross_entropy(logits[kept], columns) if kept else torch.tensor(0.0)
+    assert_close(found, expected.double(), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@given(tree=trees())
-def test_the_classifier_has_its_loss_and_a_column_a_node(name: LossName, tree: LabelTree) -> None:
-    rival = WithLoss(tree, nn.Flatten(), 12, name, alpha=0.7, beta=3)
-    maps = torch.randn(len(tree), 3, 2, 2, generator=torch.Generator().manual_seed(len(tree)))
-    outputs, every = rival(maps), torch.arange(len(tree))
-    wanted = {
-        "level-ce": lambda: level_cross_entropy(outputs, every, tree),
-        "soft": lambda: soft_labels(outputs, every, tree, beta=3),
-        "hxe": lambda: hierarchical_cross_entropy(outputs, every, tree, alpha=0.7),
-    }
-    assert_close(rival.loss(outputs, every), wanted[name]())
+@pytest.mark.parametrize("name", LOSSES)
+def test_wrong_shapes_and_targets_are_named(name: str) -> None:
+    columns = 4 if name == "level-ce" else 3
+    with pytest.raises(ShapeError, match=rf"\(B, {columns}\) floats"):
+        LOSSES[name](torch.zeros(1, 5), torch.tensor([0]), SHOP)
+    with pytest.raises(ShapeError, match="from 0 to 3, got 0 to 4"):
+        LOSSES[name](torch.zeros(2, columns), torch.tensor([0, 4]), SHOP)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_classifier_has_its_loss_and_learns_what_it_is_shown(name: str) -> None:
+    baseline, losses, vectors = learn(
+        lambda tree, trunk, width: WithLoss(tree, trunk, width, name), RAGGED, 150
+    )
+    assert losses[-1] < losses[0]
+    wrong = wrong_levels(baseline, vectors)
+    assert wrong == []
+    outputs, every = baseline(vectors), torch.tensor(RAGGED.leaves)
+    assert_close(baseline.loss(outputs, every), LOSSES[name](outputs, every, RAGGED))
     read = level_log_softmax if name == "level-ce" else leaf_log_marginals
-    log_p = rival.log_probability(outputs)
-    assert log_p.shape == (len(tree), len(tree))
-    assert_close(log_p, read(outputs, tree))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_classifier_learns_what_it_is_shown(name: LossName) -> None:
-    """A picture a node, coarse ones too: after some steps each is read right at its own level."""
-    torch.manual_seed(0)
-    rival = WithLoss(SHOP, nn.Flatten(), 4, name)
-    maps, targets = 3 * torch.eye(4)[:, :, None, None], torch.arange(4)
-    optimiser = torch.optim.Adam(rival.parameters(), lr=0.1)
-    for _ in range(100):
-        optimiser.zero_grad()
-        rival.loss(rival(maps), targets).backward()
-        optimiser.step()
-    log_p = rival.log_probability(rival(maps))
-    assert log_p[:, [FRUIT, MILK]].argmax(1).tolist() == [0, 1, 0, 0]
-    assert log_p[2:, [APPLE, PEAR]].argmax(1).tolist() == [0, 1]
+    assert_close(baseline.log_probability(outputs), read(outputs, RAGGED))
 
 
 def test_an_unknown_loss_is_named() -> None:
-    with pytest.raises(ValueError, match=r"one of level-ce, soft, hxe, got 'margin'"):
-        WithLoss(SHOP, nn.Flatten(), 4, "margin")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"one of marginal, flat, .*, got 'margin'"):
+        WithLoss(SHOP, nn.Identity(), 4, "margin")
