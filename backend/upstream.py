@@ -314,14 +314,14 @@ def _predictions(
 ) -> Iterator[dict[str, Any]]:
     """One entry a task, in order."""
     predictor = parts.predictors.get(project, version, config.tree)
-    gallery = parts.galleries.of(predictor)
+    extractor = parts.extractors.of(predictor)
     refs = [config.picture(row.get("data") or {}) for row in rows]
     items = [
         (ref, as_id(row.get("id")) or 0)
         for ref, row in zip(refs, rows, strict=True)
         if ref is not None
     ]
-    found = iter(answers(gallery, predictor, items))
+    found = iter(answers(extractor, predictor, items))
     places = places_of(parts.store, project.key, version)
     for ref, row in zip(refs, rows, strict=True):
         answer = (

@@ -10,7 +10,7 @@ from typing import Any
 from cli.redis_server import no_answer
 from inference.answers import answers
 from inference.errors import ModelError
-from inference.galleries import Galleries
+from inference.extractors import FeatureExtractors
 from inference.predictor import Answer
 from inference.store import CONNECTED, DISCONNECTED, GONE, Project
 from studio.errors import PictureError
@@ -339,11 +339,10 @@ def predict(parts: Parts, project: Project, files: Sequence[Path]) -> list[dict[
         raise UsageError(f"{project.key} is untrained: label some pictures, then `hrn train`")
     predictor = parts.predictors.get(project, version)
     settings = parts.settings
-    here = Galleries(
+    here = FeatureExtractors(
         settings.cache,
         _read,
-        backbone=settings.backbone,
-        weights=settings.backbone_weights,
+        networks=settings.networks,
         device=settings.device,
         limits=parts.limits,
         decode=parts.decoders,

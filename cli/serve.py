@@ -113,7 +113,7 @@ def _warm(parts: "Parts") -> None:
     from inference.errors import ModelError
 
     try:
-        parts.galleries.base()
+        parts.extractors.base()
     except ModelError as error:  # told again, with a status, by the request that needs it
         log.error("backbone not loaded: %s", error)  # noqa: TRY400 - the message says it all
     # Left to itself Python's collector walks through all that is loaded now and then, and for a

@@ -43,7 +43,9 @@ def as_environment(settings: Settings) -> dict[str, str]:
         "HRN_THREADS": str(settings.threads),
         "HRN_DEVICE": settings.device,
         "HRN_BACKBONE": settings.backbone,
-        "HRN_BACKBONE_WEIGHTS": _resolved(settings.backbone_weights),
+        "HRN_BACKBONE_WEIGHTS": os.pathsep.join(
+            _resolved(one) for one in settings.backbone_weights
+        ),
         "HRN_TARGET_ACCURACY": str(settings.target_accuracy),
         "HRN_TRAIN_EVERY": str(settings.train_every),
         "HRN_TRAIN_AFTER_MINUTES": str(settings.train_after),

@@ -10,59 +10,43 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from inference.backbone import Backbone
-from inference.openvino_engine import LAYOUT
-from inference.torch_engine import Engine, Maps, Pixels, TorchEngine, cpu_name
+from inference.openvino_engine import OUTPUT
+from inference.torch_engine import Engine, EngineVectors, Pixels, TorchEngine, cpu_name
 
 log = logging.getLogger(__name__)
 
-#: Largest error that an engine may make, as a share of the map's own length (L2), for any
-#: picture: it keeps the cosine at 0.99 or more, and unlike a cosine sees a wrong scale too.
-#: bfloat16 errs by 0.05 to 0.06 (EfficientNet-lite0); red and blue exchanged by 0.6.
+#: Largest error that an engine may make, as a share of the vector's own length (L2), for any image:
+#: it keeps the cosine at 0.99 or more, and unlike a cosine sees a wrong scale too.
 MAX_ERROR: Final = 0.14
 
 
 def disagreement(engine: Engine, backbone: Backbone) -> float:
-    """How far the engine's maps are from PyTorch's in float32, on made-up pictures.
+    """Measure how far the engine's vectors are from PyTorch's in float32, on made-up images.
 
     Returns:
-        The largest error of any picture, of its map or of its pooled map, as a share of the
-        length (L2) of what PyTorch gives; infinite if a number is not finite. Each picture is
-        looked at in a batch and alone.
+        The largest error of any image, as a share of the length (L2) of what PyTorch gives;
+        infinite if a number is not finite. Each image is looked at in a batch and alone.
     """
-    pictures = _pictures(backbone.preparation.crop)
-    right = TorchEngine(backbone).maps(pictures)
-    together = engine.maps(pictures)
-    alone = np.concatenate([engine.maps(pictures[i : i + 1]) for i in range(len(pictures))])
-    errors = [
-        _error(reduce(given), reduce(right))
-        for given in (together, alone)
-        for reduce in (_flattened, _pooled)
-    ]
-    worst = float(np.max(errors))
+    images = _images(backbone.preparation.crop)
+    right = TorchEngine(backbone).vectors(images)
+    together = engine.vectors(images)
+    alone = np.concatenate([engine.vectors(images[i : i + 1]) for i in range(len(images))])
+    worst = max(_error(together, right), _error(alone, right))
     return worst if np.isfinite(worst) else float("inf")
 
 
-def _flattened(maps: Maps) -> npt.NDArray[np.float64]:
-    return maps.reshape(len(maps), -1).astype(np.float64)
-
-
-def _pooled(maps: Maps) -> npt.NDArray[np.float64]:
-    pooled: npt.NDArray[np.float64] = maps.mean(axis=(2, 3), dtype=np.float64)
-    return pooled
-
-
-def _error(given: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> float:
-    """The largest relative error of a row."""
+def _error(given: EngineVectors, right: EngineVectors) -> float:
+    """Find the largest relative error of a row."""
+    off = given.astype(np.float64) - right
     lengths = np.maximum(np.linalg.norm(right, axis=1), 1e-12)
-    return float(np.max(np.linalg.norm(given - right, axis=1) / lengths))
+    return float(np.max(np.linalg.norm(off, axis=1) / lengths))
 
 
-def _pictures(side: int, count: int = 4) -> Pixels:
-    """Pictures with the statistics of photos: much coarse structure, some fine, hard edges."""
+def _images(side: int, count: int = 4) -> Pixels:
+    """Make images with the statistics of photos: much coarse structure, some fine, hard edges."""
     random = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None, :])
     noise = np.fft.fft2(random.standard_normal((count, 3, side, side)))
@@ -72,8 +56,8 @@ def _pictures(side: int, count: int = 4) -> Pixels:
     for i, (y, x, radius) in enumerate(random.uniform(0.2, 0.6, (count, 3))):
         disc = np.hypot(rows - y, columns - x) < radius / 2
         fields[i] += np.where(disc, random.uniform(-2, 2, (3, 1, 1)), 0)
-    pictures: Pixels = np.clip(128 + 50 * fields, 0, 255).astype(np.uint8)
-    return pictures
+    images: Pixels = np.clip(128 + 50 * fields, 0, 255).astype(np.uint8)
+    return images
 
 
 @dataclass(frozen=True)
@@ -89,8 +73,7 @@ class Verdict:
             return cls(None)
         place = torch.cuda.get_device_name() if "cuda" in label else cpu_name()
         versions = [str(torch.__version__), _openvino_version() if "openvino" in label else ""]
-        layout = LAYOUT if "openvino" in label else ""
-        what = json.dumps([label, backbone.fingerprint, versions, layout, place, MAX_ERROR])
+        what = json.dumps([label, backbone.fingerprint, versions, OUTPUT, place, MAX_ERROR])
         return cls(cache_dir / f"check-{hashlib.sha256(what.encode()).hexdigest()[:16]}.json")
 
     def read(self) -> bool | None:

@@ -1,13 +1,14 @@
-"""Pretrained feature extractors by name: normalised pictures in, the last feature map out.
+"""Pretrained networks by name: normalised images in, the last feature map or its mean out.
 
 No model hub is contacted. Weights come from an installed package or from a file on disk.
-B pictures, C channels; H, W pixels; h, w positions of the map.
+B images, C channels; H, W pixels; h, w positions of the map.
 """
 
 import difflib
 import hashlib
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -183,17 +184,48 @@ class RandomWeights:
 
 
 class FeatureMaps(nn.Module):
-    """A timm network up to its last feature map, channels first."""
+    """A timm network up to its last feature map, channels first.
+
+    The map of a network of tokens is its patch tokens where they lie in the image; the class token,
+    where there is one, stands before them at every position, so the map's mean is the class token
+    beside the mean token, as in Caron et al., "Emerging Properties in Self-Supervised Vision
+    Transformers" (2021), appendix F.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self._channels_first = getattr(network, "output_fmt", "NCHW") != "NHWC"
+        self._before_patches = int(getattr(network, "num_prefix_tokens", 0))  # class and registers
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` -> ``(B, C, h, w)``."""
-        maps: Tensor = self.network.forward_features(pictures)  # type: ignore[operator]
-        return maps if self._channels_first else maps.permute(0, 3, 1, 2)
+        found: Tensor = self.network.forward_features(images)  # type: ignore[operator]
+        if found.ndim == 3:
+            return self._of_tokens(found)
+        return found if self._channels_first else found.permute(0, 3, 1, 2)
+
+    def _of_tokens(self, tokens: Tensor) -> Tensor:
+        """``(B, T, D)`` -> ``(B, D, h, w)``, or ``(B, 2 D, h, w)`` with a class token."""
+        patches = tokens[:, self._before_patches :].transpose(1, 2)
+        side = math.isqrt(patches.shape[2])
+        maps = patches.unflatten(2, (side, side))
+        if not self._before_patches:
+            return maps
+        return torch.cat([tokens[:, 0, :, None, None].expand_as(maps), maps], dim=1)
+
+
+class PooledFeatures(nn.Module):
+    """A network's feature vectors: the mean of its last map."""
+
+    def __init__(self, maps: nn.Module) -> None:
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` -> ``(B, C)``."""
+        pooled: Tensor = self.maps(images).mean(dim=(2, 3))
+        return pooled
 
 
 def load_backbone(
@@ -401,12 +433,18 @@ def _renamed(
 
 
 def _probe(module: nn.Module, crop: int, name: str) -> tuple[int, int]:
-    """C and h of the map, found by a look at one black picture."""
-    with torch.inference_mode():
-        shape = tuple(module(torch.zeros(1, 3, crop, crop)).shape)
+    """Find C and h of the map by a pass over one black image."""
+    try:
+        with torch.inference_mode():
+            shape = tuple(module(torch.zeros(1, 3, crop, crop)).shape)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise BackboneError(
+            f"{name!r} gives no features for an image of {crop} pixels: {error}"
+        ) from error
     if len(shape) != 4 or shape[2] != shape[3]:
         raise BackboneError(
-            f"{name!r} ends in {shape}, not in a square feature map (1, C, h, h); choose a "
-            "convolutional network or one with windows, such as resnet50 or swin"
+            f"{name!r} ends in {shape}, not in a square feature map (1, C, h, h) or in tokens; "
+            "choose a convolutional network or a vision transformer, such as resnet50 or "
+            "vit_small_patch16_224"
         )
     return shape[1], shape[2]

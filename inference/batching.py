@@ -1,167 +1,85 @@
-"""Calls that come in while another one runs are answered together, in one call."""
+"""Micro-batching: calls that come in while another one runs are computed together, in one call."""
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Generic, Protocol, TypeVar
+from concurrent.futures import Future
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Rows taken together at most. On CPUs a pass is cut into eights anyway; on a GPU more would fit.
+#: Rows computed together at most. A CPU cuts a batch into eights anyway; a GPU could take more.
 MOST: Final = 32
 
 Rows = NDArray[Any]
+_Call = tuple[Rows, "Future[Rows]"]
 
 
-class Several(Protocol):
-    """An array or a sequence: some rows can be cut out."""
-
-    def __len__(self) -> int:
-        """How many."""
-        ...
-
-    def __getitem__(self, rows: slice, /) -> Any:  # noqa: ANN401 - the same kind again
-        """Some of them."""
-        ...
-
-
-AskedT = TypeVar("AskedT", bound=Several)
-FoundT = TypeVar("FoundT", bound=Several)
-
-
-class _Ask(Generic[AskedT, FoundT]):
-    """One caller's rows and what became of them."""
-
-    def __init__(self, rows: AskedT) -> None:
-        self.rows = rows
-        self.called = False  # to lead; nobody else takes it along then
-        self.woken = threading.Event()
-        self.found: FoundT | None = None
-        self.error: Exception | None = None
-
-    @property
-    def settled(self) -> bool:
-        return self.found is not None or self.error is not None
-
-
-class Together(Generic[AskedT, FoundT]):
-    """A function of rows, called by many threads, run once for those that wait at the same time.
+class MicroBatcher:
+    """A function of rows that runs once for all threads that wait for it at the same time.
 
     Nothing is delayed on purpose: a lone call runs at once, in its own thread. Calls that arrive
-    meanwhile queue up; the first of them then runs for all, in the order of arrival.
+    meanwhile wait; the first of them that gets its turn works for all.
     """
 
-    def __init__(
-        self,
-        work: Callable[[AskedT], FoundT],
-        *,
-        most: int = MOST,
-        lanes: int = 1,
-        join: Callable[[Sequence[AskedT]], AskedT] = np.concatenate,  # type: ignore[assignment]
-    ) -> None:
+    def __init__(self, work: Callable[[Rows], Rows], *, most: int = MOST) -> None:
         """Nothing is started, now or later: callers lend their threads.
 
         Args:
-            work: n rows -> n rows, each row's answer its own; never called by more threads at once
-                than there are lanes.
+            work: n rows -> n rows, each row's result its own.
             most: rows put together at most; a call with more runs alone.
-            lanes: groups at work at once.
-            join: puts calls' rows together.
         """
         self._work = work
         self._most = most
-        self._lanes = lanes
-        self._join = join
-        self._lock = threading.Lock()
-        self._queue: deque[_Ask[AskedT, FoundT]] = deque()
-        self._busy = 0
+        self._turn = threading.Lock()
+        self._waiting: deque[_Call] = deque()
 
-    def __call__(self, rows: AskedT) -> FoundT:
-        """The rows' answers.
+    def __call__(self, rows: Rows) -> Rows:
+        """Compute the rows' results.
 
-        Raises whatever ``work`` raises for these rows; a neighbour's failure stays the neighbour's.
+        Raises whatever ``work`` raises for these rows; another call's failure stays its own.
         """
-        ask: _Ask[AskedT, FoundT] = _Ask(rows)
-        with self._lock:
-            self._queue.append(ask)
-            ask.called = self._busy < self._lanes
-            leads = ask.called
-            self._busy += leads
-        if not leads:
-            self._wait(ask)
-        if not ask.settled:
-            self._lead(ask)
-        if ask.error is not None:
-            raise ask.error
-        assert ask.found is not None  # noqa: S101 - settled without an error
-        return ask.found
+        own: Future[Rows] = Future()
+        self._waiting.append((rows, own))
+        while not own.done():
+            with self._turn:
+                if not own.done():
+                    self._settle(self._next())
+        return own.result()
 
-    def _wait(self, ask: _Ask[AskedT, FoundT]) -> None:
-        """Until another thread has answered, or has left the lead to this one."""
-        try:
-            ask.woken.wait()
-        except BaseException:  # interrupted: nobody may be left waiting for this thread
-            with self._lock:
-                if ask in self._queue:
-                    self._queue.remove(ask)
-                leads = ask.called and not ask.settled
-            if leads:
-                self._hand_on()
-            raise
-
-    def _lead(self, own: _Ask[AskedT, FoundT]) -> None:
-        group = self._take(own)
-        try:
-            self._settle(group)
-        finally:
-            with self._lock:  # after an interruption: the others' turn comes again
-                self._queue.extendleft(
-                    ask for ask in reversed(group) if not ask.settled and ask is not own
-                )
-            for ask in group:
-                if ask.settled:
-                    ask.woken.set()
-            self._hand_on()
-
-    def _take(self, own: _Ask[AskedT, FoundT]) -> list[_Ask[AskedT, FoundT]]:
-        """The one that leads, and as many of those that wait, the first first, as fit."""
-        with self._lock:
-            self._queue.remove(own)
-            group, size = [own], len(own.rows)
-            for ask in [ask for ask in self._queue if not ask.called]:
-                size += len(ask.rows)
-                if size > self._most:
-                    break
-                self._queue.remove(ask)
-                group.append(ask)
+    def _next(self) -> list[_Call]:
+        """Take as many of those that wait as fit, the first first, and one at least."""
+        group, size = [self._waiting.popleft()], 0
+        size = len(group[0][0])
+        while self._waiting and size + len(self._waiting[0][0]) <= self._most:
+            group.append(self._waiting.popleft())
+            size += len(group[-1][0])
         return group
 
-    def _settle(self, group: Sequence[_Ask[AskedT, FoundT]]) -> None:
-        if len(group) > 1:
-            try:
-                found = self._work(self._join([ask.rows for ask in group]))
-            except Exception:  # noqa: BLE001, S110 - whose fault it is shows when each runs alone
-                pass
-            else:
-                start = 0
-                for ask in group:
-                    ask.found = found[start : start + len(ask.rows)]
-                    start += len(ask.rows)
-                return
-        for ask in group:
-            try:
-                ask.found = self._work(ask.rows)
-            except Exception as error:  # noqa: BLE001 - raised in the thread that asked
-                ask.error = error
+    def _settle(self, group: Sequence[_Call]) -> None:
+        try:
+            if len(group) == 1 or not self._together(group):
+                for call in group:  # whose fault it is shows when each runs alone
+                    self._alone(call)
+        finally:  # after an interruption the others' turn comes again
+            self._waiting.extendleft(call for call in reversed(group) if not call[1].done())
 
-    def _hand_on(self) -> None:
-        """Leave the lead to the first who waits."""
-        with self._lock:
-            following = next((ask for ask in self._queue if not ask.called), None)
-            if following is None:
-                self._busy -= 1
-            else:
-                following.called = True
-        if following is not None:
-            following.woken.set()
+    def _together(self, group: Sequence[_Call]) -> bool:
+        """Work once for all; False if that fails."""
+        try:
+            found = self._work(np.concatenate([rows for rows, _ in group]))
+        except Exception:  # noqa: BLE001 - raised where it belongs
+            return False
+        start = 0
+        for rows, future in group:
+            future.set_result(found[start : start + len(rows)])
+            start += len(rows)
+        return True
+
+    def _alone(self, call: _Call) -> None:
+        rows, future = call
+        try:
+            future.set_result(self._work(rows))
+        except Exception as error:  # noqa: BLE001 - raised in the thread that asked
+            future.set_exception(error)

@@ -17,9 +17,9 @@ from inference.backbone import Backbone
 from inference.errors import EngineError
 from inference.openvino_engine import OpenVINOEngine
 from inference.precision import has_bf16
-from inference.torch_engine import Engine, Maps, Pixels, TorchEngine, short_name
+from inference.torch_engine import Engine, EngineVectors, Pixels, TorchEngine, short_name
 
-__all__ = ["Engine", "Maps", "OpenVINOEngine", "Pixels", "TorchEngine", "make_engine"]
+__all__ = ["Engine", "EngineVectors", "OpenVINOEngine", "Pixels", "TorchEngine", "make_engine"]
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def make_engine(
     cache_dir: Path | None = None,
     threads: int | None = None,
 ) -> Engine:
-    """The fastest engine for this machine whose maps agree with PyTorch in float32.
+    """The fastest engine for this machine whose vectors agree with PyTorch in float32.
 
     The comparison is made on the first start (about a second) and its result kept in
     ``cache_dir``. An engine that disagrees, or cannot start, is passed over with a log line.

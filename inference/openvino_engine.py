@@ -1,6 +1,5 @@
 """OpenVINO as an engine: conversion, the converted network on disk, no telemetry."""
 
-import copy
 import hashlib
 import logging
 import os
@@ -26,10 +25,9 @@ from inference.torch_engine import (
     CPU_BATCH,
     Engine,
     EngineShape,
-    Maps,
+    EngineVectors,
     Normalised,
     Pixels,
-    Use,
     slices,
 )
 
@@ -47,16 +45,8 @@ STREAMS: Final = 4
 _BINDING: Final = threading.Lock()
 
 
-#: How converted networks give their maps: releases before had channels first.
-LAYOUT: Final = "nhwc"
-
-
-class _ChannelsLast(Normalised):
-    """Gives its maps as what reads them wants them; it costs nothing where they are computed."""
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """``(B, 3, H, W)`` uint8 -> ``(B, h, w, C)``."""
-        return super().forward(pixels).permute(0, 2, 3, 1)
+#: What converted networks give: releases before had maps.
+OUTPUT: Final = "vectors"
 
 
 class OpenVINOEngine(Engine):
@@ -111,35 +101,26 @@ class OpenVINOEngine(Engine):
         """See `Engine.name`."""
         return self._name
 
-    def maps(self, batch: Pixels) -> Maps:
-        """See `Engine.maps`."""
+    def vectors(self, batch: Pixels) -> EngineVectors:
+        """See `Engine.vectors`. Calls at the same time take turns, a part each."""
         out = self._shape.room(batch)
-
-        def copy(rows: slice, maps: Maps) -> None:
-            out[rows] = maps
-
-        self.each(batch, copy)
-        return out
-
-    def each(self, batch: Pixels, use: Use) -> None:
-        """See `Engine.each`. Calls at the same time take turns, a part each."""
-        self._shape.check(batch)
         pixels = np.ascontiguousarray(batch)
         parts = deque(slices(len(batch), part_size(len(batch), self._streams)))
         helpers = [
-            self._helpers.submit(self._work_off, parts, pixels, use)
+            self._helpers.submit(self._work_off, parts, pixels, out)
             for _ in range(min(self._streams, len(parts)) - 1)
         ]
         try:
-            self._work_off(parts, pixels, use)
+            self._work_off(parts, pixels, out)
         finally:  # after an interruption: nobody needs what is left
             parts.clear()
             wait(helpers)
         for helper in helpers:
             helper.result()
+        return out
 
-    def _work_off(self, parts: deque[slice], pixels: Pixels, use: Use) -> None:
-        """One part after another until none is left, each with whatever stream is free."""
+    def _work_off(self, parts: deque[slice], pixels: Pixels, out: EngineVectors) -> None:
+        """Compute one part after another until none is left, each with whatever stream is free."""
         while True:
             try:
                 rows = parts.popleft()
@@ -151,16 +132,15 @@ class OpenVINOEngine(Engine):
                     request.start_async({0: pixels[rows]}, share_inputs=True)
                 request.wait()
                 with _BINDING:
-                    maps = request.get_output_tensor(0).data.transpose(0, 3, 1, 2)
-                use(slice(rows.start, rows.start + len(maps)), maps)
+                    out[rows] = request.get_output_tensor(0).data
             finally:  # after an interruption: what is still read may not be given back
                 request.wait()
                 self._idle.put(request)
 
 
-def part_size(pictures: int, streams: int) -> int:
-    """Pictures computed in one go: as many for each stream, few at a time."""
-    return min(CPU_BATCH, max(1, -(-pictures // streams)))
+def part_size(images: int, streams: int) -> int:
+    """Choose how many images to compute in one go: as many for each stream, few at a time."""
+    return min(CPU_BATCH, max(1, -(-images // streams)))
 
 
 def load_openvino() -> Any:  # noqa: ANN401 - it has no types
@@ -179,7 +159,7 @@ def _cached_model(ov: Any, core: Any, backbone: Backbone, cache_dir: Path | None
     if cache_dir is None:
         return _convert(ov, backbone)
     version = re.sub(r"[^\w.]+", "-", str(ov.get_version()))
-    folder = cache_dir / f"{backbone.fingerprint}-openvino-{version}-{LAYOUT}"
+    folder = cache_dir / f"{backbone.fingerprint}-openvino-{version}-{OUTPUT}"
     if _is_whole(folder):
         return core.read_model(folder / "model.xml")
     model = _convert(ov, backbone)
@@ -193,7 +173,7 @@ def _cached_model(ov: Any, core: Any, backbone: Backbone, cache_dir: Path | None
 def _convert(ov: Any, backbone: Backbone) -> Any:  # noqa: ANN401
     """The network for OpenVINO, for any number of pictures at once."""
     crop = backbone.preparation.crop
-    module = _ChannelsLast(copy.deepcopy(backbone.module), backbone.preparation).eval()
+    module = Normalised.of(backbone)
     with warnings.catch_warnings(), torch.no_grad():
         # torch.jit.trace is deprecated, but the other way, torch.export, takes four times as long.
         warnings.simplefilter("ignore")

@@ -1,10 +1,10 @@
-"""PyTorch as an engine, and what every engine shares: types, shapes, normalisation.
+"""PyTorch as an inference engine, and what every engine shares: types, shapes, normalisation.
 
-B pictures, C channels; H, W pixels; h, w positions of the map.
+B images, C channels; H, W pixels.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -13,17 +13,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hierarchy.quantised import room
-from inference.backbone import Backbone, Preparation
-from inference.batching import Together
+from inference.backbone import Backbone, PooledFeatures, Preparation
 from inference.precision import cpu_has_bf16
 
 #: ``(B, 3, H, W)`` red, green, blue, 0 to 255.
 Pixels = npt.NDArray[np.uint8]
-#: ``(B, C, h, w)``.
-Maps = npt.NDArray[np.float32]
+#: ``(B, C)``.
+EngineVectors = npt.NDArray[np.float32]
 
-#: Pictures in one pass. On CPUs 8 is where throughput peaks; 32 spill out of the caches.
+#: Images in one pass. On CPUs 8 is where throughput peaks; 32 spill out of the caches.
 CPU_BATCH: Final = 8
 CUDA_BATCH: Final = 64
 
@@ -42,36 +40,28 @@ class Normalised(nn.Module):
         self.register_buffer("shift", (-mean / std).reshape(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` uint8 -> ``(B, C, h, w)``."""
-        maps: Tensor = self.module(pixels.to(torch.float32) * self.scale + self.shift)
-        return maps
+        """``(B, 3, H, W)`` uint8 -> ``(B, C)``."""
+        vectors: Tensor = self.module(pixels.to(torch.float32) * self.scale + self.shift)
+        return vectors
 
-
-#: What is done with a part of a batch: its rows, and their maps.
-Use = Callable[[slice, Maps], None]
+    @classmethod
+    def of(cls, backbone: Backbone) -> "Normalised":
+        """Build a copy of a backbone's network, from bytes to feature vectors, to run alone."""
+        pooled = PooledFeatures(copy.deepcopy(backbone.module))
+        return cls(pooled, backbone.preparation).eval()
 
 
 class Engine(Protocol):
-    """Pixels in, feature maps out; may be called from several threads."""
+    """Pixels in, feature vectors out; may be called from several threads."""
 
     @property
     def name(self) -> str:
         """What runs, for logs and people."""
         ...
 
-    def maps(self, batch: Pixels) -> Maps:
-        """Feature maps of ``(B, 3, H, W)`` uint8 pictures, ``(B, C, h, w)``; any B."""
+    def vectors(self, batch: Pixels) -> EngineVectors:
+        """Compute the feature vectors of ``(B, 3, H, W)`` uint8 images, ``(B, C)``; any B."""
         ...
-
-    def each(self, batch: Pixels, use: Use) -> None:
-        """The same, a part at a time, as soon as it is computed.
-
-        Args:
-            batch: see `maps`.
-            use: called with a part's rows and its maps, which are valid until it returns; from
-                several threads at once.
-        """
-        use(slice(0, len(batch)), self.maps(batch))
 
 
 class TorchEngine(Engine):
@@ -86,28 +76,23 @@ class TorchEngine(Engine):
         self._device = torch.device(device)
         self._precision = precision
         self._batch = CPU_BATCH if self._device.type == "cpu" else CUDA_BATCH
-        module = Normalised(copy.deepcopy(backbone.module), backbone.preparation).eval()
+        module = Normalised.of(backbone)
         # Convolutions are about twice as fast with channels last, on both devices.
         self._module = module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._together: Together[Pixels, Maps] = Together(self._passed)
 
     @property
     def name(self) -> str:
         """See `Engine.name`."""
         return self._name
 
-    def maps(self, batch: Pixels) -> Maps:
-        """See `Engine.maps`. Calls at the same time share passes."""
-        self._shape.check(batch)
-        return self._together(batch)
-
-    def _passed(self, batch: Pixels) -> Maps:
+    def vectors(self, batch: Pixels) -> EngineVectors:
+        """See `Engine.vectors`."""
         out = self._shape.room(batch)
         for rows in slices(len(batch), self._batch):
-            out[rows] = self._chunk(batch[rows])
+            out[rows] = self._pass(batch[rows])
         return out
 
-    def _chunk(self, batch: Pixels) -> Maps:
+    def _pass(self, batch: Pixels) -> EngineVectors:
         # PyTorch warns about arrays that it might write to and may not.
         pixels = torch.from_numpy(np.require(batch, requirements=["C", "W"])).to(self._device)
         low = self._precision != torch.float32
@@ -115,8 +100,8 @@ class TorchEngine(Engine):
             torch.inference_mode(),
             torch.autocast(self._device.type, self._precision if low else None, enabled=low),
         ):
-            maps: Maps = self._module(pixels).float().cpu().numpy()
-        return maps
+            vectors: EngineVectors = self._module(pixels).float().cpu().numpy()
+        return vectors
 
 
 @dataclass(frozen=True)
@@ -125,24 +110,23 @@ class EngineShape:
 
     crop: int
     channels: int
-    grid: int
 
     @classmethod
     def of(cls, backbone: Backbone) -> "EngineShape":
-        """That of a backbone."""
-        return cls(backbone.preparation.crop, backbone.channels, backbone.grid)
+        """Take a backbone's."""
+        return cls(backbone.preparation.crop, backbone.channels)
 
-    def check(self, batch: Pixels) -> None:
-        """Refuse a batch of another shape (ValueError)."""
+    def room(self, batch: Pixels) -> EngineVectors:
+        """Make an array for the batch's vectors.
+
+        Raises:
+            ValueError: the batch has another shape.
+        """
         if batch.dtype != np.uint8 or batch.shape[1:] != (3, self.crop, self.crop):
             raise ValueError(
                 f"expected (B, 3, {self.crop}, {self.crop}) uint8, got {batch.shape} {batch.dtype}"
             )
-
-    def room(self, batch: Pixels) -> Maps:
-        """For the batch's maps, channels last in memory."""
-        maps: Maps = room((len(batch), self.channels, self.grid, self.grid), np.float32)
-        return maps
+        return np.empty((len(batch), self.channels), np.float32)
 
 
 def slices(length: int, step: int) -> Iterator[slice]:

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from PIL import Image
 
 from studio import decoding
-from studio.decoder import FOUND, REPLY, REQUEST
+from studio.decoder import FIT, FOUND, REPLY, REQUEST
 from studio.decoding import Fit
 from studio.errors import PictureError
 from studio.guard import PictureUnavailableError
@@ -63,7 +63,9 @@ class Decode(Protocol):
         """See `studio.decoding.decode`."""
         ...
 
-    def planes(self, data: bytes, fit: Fit, *, limits: PictureLimits) -> bytes | bytearray:
+    def planes(
+        self, data: bytes, fits: Sequence[Fit], *, limits: PictureLimits
+    ) -> Sequence[bytes | bytearray | memoryview]:
         """See `studio.decoding.planes`."""
         ...
 
@@ -77,9 +79,9 @@ class Here:
         """See `studio.decoding.decode`."""
         return decoding.decode(data, limits=limits, at_least=at_least)
 
-    def planes(self, data: bytes, fit: Fit, *, limits: PictureLimits) -> bytes:
+    def planes(self, data: bytes, fits: Sequence[Fit], *, limits: PictureLimits) -> list[bytes]:
         """See `studio.decoding.planes`."""
-        return decoding.planes(data, fit, limits=limits)
+        return decoding.planes(data, fits, limits=limits)
 
 
 #: Width and height, and the pixels.
@@ -110,23 +112,25 @@ class _Helper:
         )
 
     def decode(
-        self, data: bytes, limits: PictureLimits, at_least: int | None, fit: Fit | None
+        self, data: bytes, limits: PictureLimits, at_least: int | None, fits: Sequence[Fit]
     ) -> _Found:
-        """A picture's size and pixels, in planes if ``fit`` is given.
+        """A picture's size and pixels; the planes of all squares if ``fits`` are given.
 
         Raises:
             PictureError: its reason, as the process told it.
             _Ended: the process is gone.
         """
         try:
-            sizes = (0, 0, 0) if fit is None else (fit.resize, fit.crop, _number(fit))
-            self._send(REQUEST.pack(len(data), limits.max_pixels, at_least or 0, *sizes))
+            self._send(REQUEST.pack(len(data), limits.max_pixels, at_least or 0, len(fits)))
+            self._send(b"".join(FIT.pack(one.resize, one.crop, _number(one)) for one in fits))
             self._send(data)
         except BrokenPipeError:
             raise _Ended(self.process.wait()) from None
         kind, first, second = REPLY.unpack(self._receive(REPLY.size))
-        pixels = limits.max_pixels if fit is None else fit.crop**2
-        if kind == FOUND and first * second <= pixels and (fit is None or first == second):
+        squares = sum(fit.crop**2 for fit in fits)
+        if kind == FOUND and (
+            (first, second) == (squares, 1) if fits else first * second <= limits.max_pixels
+        ):
             return (first, second), self._receive(3 * first * second)
         if kind == FOUND or first > _LONGEST_REASON:
             raise _Ended(self.end())  # no answer of ours: whatever wrote it, it goes
@@ -209,20 +213,27 @@ class Decoders:
         """
         if at_least is not None and at_least < 1:
             raise ValueError(f"at_least must be above 0, got {at_least}")
-        size, pixels = self._apart(data, limits, at_least, None)
+        size, pixels = self._apart(data, limits, at_least, ())
         return Image.frombytes("RGB", size, pixels)
 
-    def planes(self, data: bytes, fit: Fit, *, limits: PictureLimits) -> bytearray:
-        """What a network is shown of it; see `studio.decoding.planes`.
+    def planes(
+        self, data: bytes, fits: Sequence[Fit], *, limits: PictureLimits
+    ) -> list[memoryview]:
+        """What networks are shown of it; see `studio.decoding.planes`.
 
         Raises:
             PictureError: see `decode`.
         """
-        _, pixels = self._apart(data, limits, None, fit)
-        return pixels
+        _, pixels = self._apart(data, limits, None, fits)
+        squares, start = [], 0
+        for fit in fits:
+            end = start + 3 * fit.crop**2
+            squares.append(memoryview(pixels)[start:end])
+            start = end
+        return squares
 
     def _apart(
-        self, data: bytes, limits: PictureLimits, at_least: int | None, fit: Fit | None
+        self, data: bytes, limits: PictureLimits, at_least: int | None, fits: Sequence[Fit]
     ) -> _Found:
         if self._bad and (known := self._bad.get(hashlib.sha256(data).digest())) is not None:
             raise PictureError(known)
@@ -230,12 +241,12 @@ class Decoders:
             self._begin()  # after a fork: their pipes are the parent's
         with self._turns:
             try:
-                return self._decoded(self._ready(), data, limits, at_least, fit)
+                return self._decoded(self._ready(), data, limits, at_least, fits)
             except _Ended as gone:
                 if gone.status != -signal.SIGKILL:
                     raise PictureError(self._remember(data, gone.status)) from None
             try:  # whoever killed it may have meant it, or memory: the picture may be innocent
-                return self._decoded(self._start(), data, limits, at_least, fit)
+                return self._decoded(self._start(), data, limits, at_least, fits)
             except _Ended as gone:
                 raise PictureError(self._remember(data, gone.status)) from None
 
@@ -278,10 +289,10 @@ class Decoders:
         data: bytes,
         limits: PictureLimits,
         at_least: int | None,
-        fit: Fit | None,
+        fits: Sequence[Fit],
     ) -> _Found:
         try:
-            found = helper.decode(data, limits, at_least, fit)
+            found = helper.decode(data, limits, at_least, fits)
         except PictureError:
             self._idle.append(helper)
             raise

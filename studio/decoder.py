@@ -20,11 +20,14 @@ from studio.decoding import Fit, decode, planes
 from studio.errors import PictureError
 from studio.limits import PictureLimits
 
-#: Bytes of the file, `PictureLimits.max_pixels`, and ``at_least`` or 0 for `decode`; or, for
-#: `planes`, what `Fit` holds, the filter by Pillow's number.
-REQUEST: Final = struct.Struct(">QQQIIB")
-#: ``FOUND``, width and height, then ``3 * width * height`` bytes (of `planes` plane by plane); or
-#: ``REFUSED``, the length of the reason and 0, then the reason.
+#: Bytes of the file, `PictureLimits.max_pixels`, ``at_least`` or 0 for `decode`; and for `planes` how
+#: many ``FIT`` follow.
+REQUEST: Final = struct.Struct(">QQQB")
+#: What `Fit` holds, the filter by Pillow's number.
+FIT: Final = struct.Struct(">IIB")
+#: ``FOUND``, width and height, then ``3 * width * height`` bytes; of `planes` the pixels of all
+#: squares and 1, then each one's planes. Or ``REFUSED``, the length of the reason and 0, then the
+#: reason.
 REPLY: Final = struct.Struct(">BQQ")
 FOUND, REFUSED = 0, 1
 
@@ -52,12 +55,12 @@ def serve(cpu_seconds: float, seconds: float) -> None:
     answers = os.dup(1)
     os.dup2(2, 1)  # a library that prints must not be taken for an answer
     while head := _exactly(REQUEST.size):
-        length, max_pixels, at_least, resize, crop, number = REQUEST.unpack(head)
+        length, max_pixels, at_least, count = REQUEST.unpack(head)
+        fits = [_fit(*FIT.unpack(_exactly(FIT.size))) for _ in range(count)]
         data = _exactly(length)
-        fit = Fit(resize, crop, Image.Resampling(number).name.lower()) if resize else None
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        reply = _answer(data, max_pixels, at_least or None, fit)
+        reply = _answer(data, max_pixels, at_least or None, fits)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         for part in reply:
@@ -65,17 +68,22 @@ def serve(cpu_seconds: float, seconds: float) -> None:
 
 
 def _answer(
-    data: bytes, max_pixels: int, at_least: int | None, fit: Fit | None
+    data: bytes, max_pixels: int, at_least: int | None, fits: list[Fit]
 ) -> tuple[bytes, bytes]:
     limits = PictureLimits(max_pixels=max_pixels)
     try:
-        if fit is not None:
-            return REPLY.pack(FOUND, fit.crop, fit.crop), planes(data, fit, limits=limits)
+        if fits:
+            squares = b"".join(planes(data, fits, limits=limits))
+            return REPLY.pack(FOUND, len(squares) // 3, 1), squares
         image = decode(data, limits=limits, at_least=at_least)
     except PictureError as error:
         reason = error.reason.encode()
         return REPLY.pack(REFUSED, len(reason), 0), reason
     return REPLY.pack(FOUND, *image.size), image.tobytes()
+
+
+def _fit(resize: int, crop: int, number: int) -> Fit:
+    return Fit(resize, crop, Image.Resampling(number).name.lower())
 
 
 def _exactly(length: int) -> bytes:

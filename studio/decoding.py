@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
@@ -197,23 +197,24 @@ def decode(
     return upright
 
 
-def planes(data: bytes, fit: Fit, *, limits: PictureLimits) -> bytes:
-    """What a network is shown of a picture: all of its red, then its green, then its blue.
+def planes(data: bytes, fits: Sequence[Fit], *, limits: PictureLimits) -> list[bytes]:
+    """What networks are shown of a picture: all of its red, then its green, then its blue.
 
     Args:
         data: see `decode`.
-        fit: how it is brought to size.
+        fits: how it is brought to each network's size; decoded once for all of them.
         limits: see `decode`.
 
     Returns:
-        ``3 * crop * crop`` bytes.
+        ``3 * crop * crop`` bytes for each.
 
     Raises:
         PictureError: see `decode`.
     """
     # Twice the size that is needed leaves the resizing filter everything it can use.
-    square = fitted(decode(data, limits=limits, at_least=2 * fit.resize), fit)
-    return b"".join(band.tobytes() for band in square.split())
+    image = decode(data, limits=limits, at_least=2 * max(fit.resize for fit in fits))
+    squares = (fitted(image, fit) for fit in fits)
+    return [b"".join(band.tobytes() for band in square.split()) for square in squares]
 
 
 def _reader(data: bytes) -> tuple[str, Callable[[BytesIO], ImageFile]]:

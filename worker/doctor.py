@@ -1,6 +1,7 @@
 """What is wrong and how to mend it: this machine, then each project in Label Studio."""
 
 import base64
+import os
 import shutil
 import ssl
 import urllib.error
@@ -113,11 +114,15 @@ def _device(parts: Parts) -> Iterator[Finding]:
 
 def _backbone(parts: Parts) -> Finding:
     try:
-        found = parts.galleries.backbone()
+        found = parts.extractors.backbones()
     except ModelError as error:
-        mend = "set HRN_BACKBONE to one that is here, or HRN_BACKBONE_WEIGHTS to its file"
+        mend = (
+            "set HRN_BACKBONE to networks that are here, or HRN_BACKBONE_WEIGHTS to their files,"
+            f" joined by {os.pathsep!r}"
+        )
         return Finding("backbone", ok=False, what=str(error), mend=mend)
-    return Finding("backbone", ok=True, what=f"backbone {found.fingerprint}")
+    names = " + ".join(one.fingerprint for one in found)
+    return Finding("backbone", ok=True, what=f"backbone {names}")
 
 
 def _address(parts: Parts) -> Finding:

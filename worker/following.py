@@ -23,7 +23,7 @@ from hierarchy.choice import Candidates, DepthRule, choose_depth, corrected, cor
 from hierarchy.feedback import KEEP, REFIT_FROM, Feedback, Follower, begin, follow
 from hierarchy.tree import TOP
 from inference.errors import ModelStoreError
-from inference.gallery import Gallery, Item
+from inference.feature_extractor import FeatureExtractor, Item
 from inference.predictor import EVIDENCE, Predictor
 from inference.store import Project
 from studio.errors import PictureError
@@ -294,11 +294,11 @@ def _scored(
             left_out[one.label.annotation_id] = (one.label.task_id, why)
         else:
             todo.append(one)
-    gallery = parts.galleries.of(predictor) if todo else None
+    extractor = parts.extractors.of(predictor) if todo else None
     for start in range(0, len(todo), CHUNK):
         part = todo[start : start + CHUNK]
-        assert gallery is not None  # noqa: S101 - there is something to do
-        for one, row in zip(part, _rows(gallery, predictor, part), strict=True):
+        assert extractor is not None  # noqa: S101 - there is something to do
+        for one, row in zip(part, _rows(extractor, predictor, part), strict=True):
             if isinstance(row, Row):
                 rows[row.annotation] = row
             else:
@@ -306,17 +306,19 @@ def _scored(
     return replace(notes, rows=rows, left_out=left_out)
 
 
-def _rows(gallery: Gallery, predictor: Predictor, part: Sequence[Submission]) -> list[Row | str]:
+def _rows(
+    extractor: FeatureExtractor, predictor: Predictor, part: Sequence[Submission]
+) -> list[Row | str]:
     """A row for each, or why its picture cannot be had."""
     items: list[Item] = [(one.picture, one.label.task_id) for one in part]
-    maps = gallery.maps(items)
-    at = [i for i, one in enumerate(maps) if not isinstance(one, PictureError)]
+    vectors = extractor.vectors(items)
+    at = [i for i, one in enumerate(vectors) if not isinstance(one, PictureError)]
     rows: list[Row | str] = [
-        f"its picture: {one.reason}" if isinstance(one, PictureError) else "" for one in maps
+        f"its picture: {one.reason}" if isinstance(one, PictureError) else "" for one in vectors
     ]
     if not at:
         return rows
-    readable = [one for one in maps if not isinstance(one, PictureError)]
+    readable = [one for one in vectors if not isinstance(one, PictureError)]
     found = predictor.guesses(np.stack(readable))
     seen = _seen(found, [part[i].label.nodes for i in at], predictor.tree)
     for row, i in enumerate(at):

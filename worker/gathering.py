@@ -1,4 +1,4 @@
-"""From labels to examples: every labelled picture fetched, its features at hand."""
+"""From labels to examples: every labelled image fetched, its feature vectors read."""
 
 import hashlib
 from collections import Counter
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierarchy.labels import padded
-from inference.gallery import Gallery
-from inference.views import LEARNT_FROM
+from inference.augmentation import LEARNT_FROM
+from inference.feature_extractor import FeatureExtractor
 from studio.errors import PictureError
 from studio.fields import field_of
 from studio.pictures import PictureUnavailableError
@@ -21,7 +21,7 @@ from worker.snapshot import Snapshot, agreed
 
 @dataclass(frozen=True)
 class Gathered:
-    """Labelled pictures whose features are at hand.
+    """Labelled images and their feature vectors.
 
     Attributes:
         examples: for the trainer.
@@ -42,63 +42,54 @@ class Gathered:
     @property
     def drawn(self) -> NDArray[np.bool_]:
         """``(P,)`` which images chance chose to be asked about."""
-        none = np.zeros(self.examples.pictures, dtype=bool)
+        none = np.zeros(self.examples.images, dtype=bool)
         return none if self.examples.drawn is None else self.examples.drawn
 
 
 def gather(  # noqa: PLR0913 - labels, where features come from, and what is known beside them
     snapshot: Snapshot,
-    gallery: Gallery,
+    extractor: FeatureExtractor,
     group_field: str,
     progress: Report,
-    views: tuple[int, ...] = LEARNT_FROM,
+    augmentations: tuple[int, ...] = LEARNT_FROM,
     drawn: Collection[int] = (),
 ) -> Gathered:
-    """Fetch every labelled picture and see to its features; skip what fails, with its reason.
+    """Fetch every labelled image and read its feature vectors; skip what fails, with its reason.
 
     Args:
         snapshot: the labels.
-        gallery: where features come from.
+        extractor: where features come from.
         group_field: of a task's data, says what is held out together; empty for none.
         progress: told of each image.
-        views: which features are needed.
+        augmentations: those that are learnt from, the plain one first.
         drawn: tasks that chance chose to be asked about.
     """
     tasks = [task for task in snapshot.tasks if task.picture is not None]
     items = [(str(task.picture), task.task_id) for task in tasks]
     skipped, passing = Counter[str](), 0
-    digests: dict[int, str] = {}
-    for done, (position, result) in enumerate(gallery.ensure(items, views)):
+    keys: dict[int, str] = {}
+    for done, (position, result) in enumerate(extractor.ensure(items, augmentations)):
         if isinstance(result, PictureError):
             skipped[result.reason] += 1
             passing += isinstance(result, PictureUnavailableError)
         else:
-            digests[position] = result
+            keys[position] = result
         progress("fetching pictures", done + 1, len(items))
-    kept = sorted(digests)
+    kept = sorted(keys)
     tasks, refs = [tasks[i] for i in kept], [items[i] for i in kept]
     rows = [(at, label) for at, task in enumerate(tasks) for label in task.labels]
-
-    def read(positions: Sequence[int], view: int) -> trainer.Maps:
-        return gallery.kept(
-            [refs[i] for i in positions], [digests[kept[i]] for i in positions], view=view
-        )
-
-    def means(positions: Sequence[int], view: int) -> NDArray[np.float32]:
-        return gallery.means(
-            [refs[i] for i in positions], [digests[kept[i]] for i in positions], view=view
-        )
+    vectors = np.empty((len(kept), len(augmentations), extractor.channels), np.float16)
+    for number, augmentation in enumerate(augmentations):
+        image_keys = [keys[i] for i in kept]
+        vectors[:, number] = extractor.read(refs, image_keys, augmentation=augmentation)
 
     def group(data: Mapping[str, object]) -> str | None:
         value = field_of(data, group_field) if group_field else None
         return None if value is None else str(value)
 
     examples = trainer.Examples(
-        read=read,
-        means=means,
-        views=views,
-        pictures=len(tasks),
-        picture=np.array([at for at, _ in rows], dtype=np.int64),
+        vectors=vectors,
+        image=np.array([at for at, _ in rows], dtype=np.int64),
         target=padded(label.nodes for _, label in rows),
         weight=np.array([1 / len(tasks[at].labels) for at, _ in rows], dtype=np.float32),
         truth=np.array([agreed(task, snapshot.tree) for task in tasks], dtype=np.int64),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from inference.files import BucketFiles
-from inference.galleries import Galleries
+from inference.extractors import FeatureExtractors
 from inference.predictor import Predictors
 from inference.records import Records
 from inference.store import ModelStore
@@ -169,18 +169,17 @@ class Parts:
         return Decoders(max_pixels=self.limits.max_pixels)
 
     @cached_property
-    def galleries(self) -> Galleries:
-        """Features of pictures."""
+    def extractors(self) -> FeatureExtractors:
+        """Features of images."""
         ours = self.settings
 
         def fetch(ref: str, task_id: int | None) -> Picture:
             return self.fetcher.fetch(ref, task_id=task_id)
 
-        return Galleries(
+        return FeatureExtractors(
             ours.cache,
             fetch,
-            backbone=ours.backbone,
-            weights=ours.backbone_weights,
+            networks=ours.networks,
             device=ours.device,
             limits=self.limits,
             decode=self.decoders,

@@ -153,7 +153,7 @@ class Reconciler:
         self._pruned = time.monotonic()
         ours, store = self._parts.settings, self._parts.store
         try:  # what stays too long must not cost anybody their training
-            self._parts.galleries.prune(int(ours.cache_gb * 1e9))
+            self._parts.extractors.prune(int(ours.cache_gb * 1e9))
         except Exception:
             log.exception("cache not pruned")
         for project in store.projects():

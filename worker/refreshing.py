@@ -12,18 +12,15 @@ import math
 import random
 import threading
 import time
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.quantised import QuantisedMaps, joined
-from inference.gallery import Gallery, Item
+from inference.feature_extractor import FeatureExtractor, Item
 from inference.predictor import Answer, Predictor
 from inference.store import DISCONNECTED, GONE, UNTRAINED, Project
 from studio.annotations import WAS_SKIPPED, read_task
@@ -51,8 +48,8 @@ log = logging.getLogger(__name__)
 #: Predictions a request: a quarter of a second of Label Studio's time on sqlite.
 SLICE: Final = 50
 
-#: Pictures answered at once.
-CHUNK: Final = 256
+#: Images read and scored at once.
+CHUNK: Final = 1024
 
 #: Seconds that rows of the version before stay: an editor that shows one is refused (400) when it
 #: submits after its removal.
@@ -99,19 +96,19 @@ class Look:
 
     Attributes:
         answer: None before there is a version.
-        pooled: ``(C,)`` mean of its map; None where nothing is chosen by it.
+        vector: ``(C,)`` its feature vector; None where nothing is chosen by it.
         log_p: ``(N,)`` log-probabilities; None before there is a version, or likewise.
     """
 
     answer: Answer | None
-    pooled: NDArray[np.float32] | None = None
+    vector: NDArray[np.float16] | None = None
     log_p: NDArray[np.float64] | None = None
 
     def apart(self) -> "Look":
         """The same, without holding those that it was looked at with."""
         return Look(
             self.answer,
-            None if self.pooled is None else self.pooled.copy(),
+            None if self.vector is None else self.vector.copy(),
             None if self.log_p is None else self.log_p.copy(),
         )
 
@@ -157,11 +154,11 @@ class Work:
     told: dict[str, float] = field(default_factory=dict)  # by stage, on the monotonic clock
 
     @property
-    def gallery(self) -> Gallery:
-        """Features that the version's head was trained on, before it those of our own backbone."""
+    def extractor(self) -> FeatureExtractor:
+        """Gives the features that the version's head was trained on, or before it those of ours."""
         if self.predictor is None:
-            return self.parts.galleries.base()
-        return self.parts.galleries.of(self.predictor)
+            return self.parts.extractors.base()
+        return self.parts.extractors.of(self.predictor)
 
     def check(self) -> None:
         """Go on, unless another version is live or somebody has stopped this.
@@ -354,66 +351,31 @@ def _looks(work: Work, tasks: Sequence[OpenTask], pool: set[int]) -> tuple[dict[
         pool: those among which is chosen; of the others no features are held.
     """
     seen: dict[int, Look] = {}
-    began, done = time.time(), 0
-    parts = [tasks[start : start + CHUNK] for start in range(0, len(tasks), CHUNK)]
-    with closing(_read_ahead(work, parts)) as read:
-        for part, maps in zip(parts, read, strict=True):
-            work.check()
-            for task, look in zip(part, _seen(work, maps), strict=True):
-                if isinstance(look, PictureError):  # nothing is stored: a visit asks for it again
-                    log.info("no picture task=%d: %s", task.task, look.reason)
-                else:
-                    seen[task.task] = look.apart() if task.task in pool else Look(look.answer)
-            done += len(part)
-            work.tell("looking at pictures", done, len(tasks), began)
-            if done < len(tasks) and work.parts.board.training_waits():
-                return seen, False  # what is there is stored, the rest is asked for again
+    began = time.time()
+    for start in range(0, len(tasks), CHUNK):
+        work.check()
+        part = tasks[start : start + CHUNK]
+        for task, look in zip(part, _seen(work, part), strict=True):
+            if isinstance(look, PictureError):  # nothing is stored: a visit asks for it again
+                log.info("no picture task=%d: %s", task.task, look.reason)
+            else:
+                seen[task.task] = look.apart() if task.task in pool else Look(look.answer)
+        done = start + len(part)
+        work.tell("looking at pictures", done, len(tasks), began)
+        if done < len(tasks) and work.parts.board.training_waits():
+            return seen, False  # what is there is stored, the rest is asked for again
     return seen, True
 
 
-def _read_ahead(
-    work: Work, parts: Sequence[Sequence[OpenTask]]
-) -> Generator[list[QuantisedMaps | PictureError], None, None]:
-    """Each part's maps, the next part's read meanwhile: the head wants all cores, reading one."""
-    over = threading.Event()
-
-    def read(part: Sequence[OpenTask]) -> list[QuantisedMaps | PictureError]:
-        found: dict[int, QuantisedMaps | PictureError] = {}
-        items = [(task.picture, task.task) for task in part]
-        with closing(work.gallery.stream(items)) as stream:
-            for position, result in stream:
-                if over.is_set():
-                    return []
-                found[position] = result
-        return [found[position] for position in range(len(part))]
-
-    pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-    try:
-        under_way = deque(pool.submit(read, part) for part in parts[:1])
-        for following in (*parts[1:], None):
-            if following is not None:
-                under_way.append(pool.submit(read, following))
-            if under_way:
-                yield under_way.popleft().result()
-    finally:
-        over.set()
-        pool.shutdown(cancel_futures=True)
-
-
-def _seen(work: Work, maps: Sequence[QuantisedMaps | PictureError]) -> list[Look | PictureError]:
-    found: list[Look | PictureError] = [one for one in maps if isinstance(one, PictureError)]
-    at = [i for i, one in enumerate(maps) if not isinstance(one, PictureError)]
-    looks: dict[int, Look] = {}
-    if at:
-        together = joined([one for one in maps if not isinstance(one, PictureError)])
-        if work.predictor is None:
-            looks = {i: Look(None, row, None) for i, row in zip(at, together.means, strict=True)}
-        else:
-            log_p, means = work.predictor.scanned(together)
-            told = work.predictor.told(log_p)
-            looks = {i: Look(*all_) for i, *all_ in zip(at, told, means, log_p, strict=True)}
-    errors = iter(found)
-    return [looks[i] if i in looks else next(errors) for i in range(len(maps))]
+def _seen(work: Work, part: Sequence[OpenTask]) -> list[Look | PictureError]:
+    """Read the part's feature vectors and score them."""
+    found = work.extractor.vectors([(task.picture, task.task) for task in part])
+    vectors = [one for one in found if not isinstance(one, PictureError)]
+    if not vectors or work.predictor is None:
+        return [one if isinstance(one, PictureError) else Look(None, one) for one in found]
+    log_p = work.predictor.log_probabilities(np.stack(vectors))
+    told = zip(work.predictor.told(log_p), vectors, log_p, strict=True)
+    return [one if isinstance(one, PictureError) else Look(*next(told)) for one in found]
 
 
 def _choose(
@@ -432,15 +394,15 @@ def _choose(
     ]
     # Like an answered image, a skipped one says that those that look like it are asked later.
     known = [*answered, *((task.picture, task.task) for task in tasks if task.skipped)]
-    looks = {task: look for task, look in seen.items() if look.pooled is not None}
-    features = [look.pooled for look in looks.values() if look.pooled is not None]
+    looks = {task: look for task, look in seen.items() if look.vector is not None}
+    features = [look.vector for look in looks.values() if look.vector is not None]
     width = len(features[0]) if features else 1
     log_p = [look.log_p for look in looks.values() if look.log_p is not None]
     pool = Pool(
         tasks=list(looks),
         features=_stack(features, width),
         log_p=np.stack(log_p) if log_p else None,
-        taken=_stack(_pooled(work, known[-MOST:] if features else []), width),
+        taken=_stack(_vectors(work, known[-MOST:] if features else []), width),
         answered=len(answered),
         still_open=frozenset(task.task for task in tasks if not task.skipped),
         whole=whole,
@@ -452,18 +414,19 @@ def _choose(
     return places
 
 
-def _pooled(work: Work, items: Sequence[Item]) -> Iterator[NDArray[np.float32]]:
-    """Features of pictures that can be had."""
+def _vectors(work: Work, items: Sequence[Item]) -> Iterator[NDArray[np.float16]]:
+    """Feature vectors of pictures that can be had."""
     for start in range(0, len(items), CHUNK):
-        found = dict(work.gallery.stream(items[start : start + CHUNK]))
-        for position in sorted(found):
-            if not isinstance(one := found[position], PictureError):
-                yield one.means[0]
+        for one in work.extractor.vectors(items[start : start + CHUNK]):
+            if not isinstance(one, PictureError):
+                yield one
 
 
-def _stack(rows: Iterable[NDArray[np.float32]], width: int) -> NDArray[np.float32]:
+def _stack(rows: Iterable[NDArray[np.float16]], width: int) -> NDArray[np.float32]:
     found = list(rows)
-    return np.stack(found) if found else np.empty((0, width), dtype=np.float32)
+    if not found:
+        return np.empty((0, width), dtype=np.float32)
+    return np.stack(found).astype(np.float32)
 
 
 # What is to change

@@ -1,9 +1,11 @@
 """Settings, read once from the environment into one frozen value. Nothing else looks there."""
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit
@@ -85,8 +87,9 @@ class Settings:
         threads: HRN_THREADS - requests served at once. 64: `/health` must find one free while many
             people open their tasks, and one that waits costs next to nothing.
         device: HRN_DEVICE - auto, cpu or cuda.
-        backbone: HRN_BACKBONE - a timm name.
-        backbone_weights: HRN_BACKBONE_WEIGHTS - file of weights, where no package brings them.
+        backbone: HRN_BACKBONE - timm's names of one or more networks, joined by "+".
+        backbone_weights: HRN_BACKBONE_WEIGHTS - each one's file of weights, joined by ":"; empty
+            where a package brings them.
         target_accuracy: HRN_TARGET_ACCURACY - of shown labels.
         train_every: HRN_TRAIN_EVERY - new labels that start a training.
         train_after: HRN_TRAIN_AFTER_MINUTES - minutes after the last new label that start one.
@@ -123,8 +126,8 @@ class Settings:
     port: int = 9090
     threads: int = 64
     device: Device = "auto"
-    backbone: str = "tf_efficientnet_lite0"
-    backbone_weights: Path | None = None
+    backbone: str = "tf_efficientnet_lite0+tf_efficientnet_lite2"
+    backbone_weights: tuple[Path | None, ...] = ()
     target_accuracy: float = 0.9
     train_every: int = 20
     train_after: float = 5.0
@@ -167,8 +170,8 @@ class Settings:
                 "HRN_THREADS", "a number from 2 to 256", _within(int, 2, 256), cls.threads
             ),
             device=read("HRN_DEVICE", "auto, cpu or cuda", _one_of(_DEVICES), cls.device),
-            backbone=read.text("HRN_BACKBONE") or cls.backbone,
-            backbone_weights=read("HRN_BACKBONE_WEIGHTS", "a file that exists", _file, None),
+            backbone=read("HRN_BACKBONE", _NETWORKS, _networks, cls.backbone),
+            backbone_weights=read("HRN_BACKBONE_WEIGHTS", _FILES, _files, ()),
             target_accuracy=read(
                 "HRN_TARGET_ACCURACY",
                 "a share like 0.95",
@@ -220,7 +223,18 @@ class Settings:
             ),
         )
         read.refuse_unknown()
+        if len(settings.backbone_weights) > settings.backbone.count("+") + 1:
+            raise SettingError(
+                f"HRN_BACKBONE_WEIGHTS names {len(settings.backbone_weights)} files, but "
+                f"HRN_BACKBONE={settings.backbone} has fewer networks: give one file per network, "
+                f"joined by {os.pathsep!r}, and nothing where a package brings the weights"
+            )
         return settings
+
+    @property
+    def networks(self) -> tuple[tuple[str, Path | None], ...]:
+        """Each network's name, and its file of weights where no package brings them."""
+        return tuple(zip_longest(self.backbone.split("+"), self.backbone_weights))
 
     @property
     def store(self) -> Path:
@@ -252,6 +266,9 @@ _HOSTS = (
     "names of hosts such as minio, minio:9000 or *.example.com, without http:// and without"
     " networks, and the word public for every public host"
 )
+#: And of backbones and their weights.
+_NETWORKS = "timm's names of networks, joined by +, each once"
+_FILES = f"files that exist, joined by {os.pathsep!r}, one per network of HRN_BACKBONE"
 #: And of private authorities' certificates.
 _CERTIFICATES = "a file of certificates in PEM, or a folder of them, that exists"
 
@@ -410,6 +427,17 @@ def _user(text: str) -> str:
     if ":" in text:
         raise ValueError
     return text
+
+
+def _networks(text: str) -> str:
+    names = text.split("+")
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError
+    return text
+
+
+def _files(text: str) -> tuple[Path | None, ...]:
+    return tuple(_file(part) if part else None for part in text.split(os.pathsep))
 
 
 def _file(text: str) -> Path:

@@ -105,7 +105,7 @@ def plain(text: object) -> str:
 def _folders() -> list[str]:
     """Folders and files that settings name, and those of this program; the longest first."""
     ours = services().parts.settings
-    set_here = (ours.home, ours.backbone_weights, ours.local_files)
+    set_here = (ours.home, *ours.backbone_weights, ours.local_files)
     store = None if ours.in_bucket else ours.store
     paths = [path for path in (*set_here, store, Path(sys.prefix), Path.cwd()) if path is not None]
     names = {str(form) for path in paths for form in (path, path.resolve())}

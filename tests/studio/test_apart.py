@@ -58,11 +58,12 @@ def test_pictures_are_those_of_decode(decoders: Decoders, kind: str, at_least: i
 def test_what_a_network_is_shown_is_that_of_decode(
     decoders: Decoders, size: tuple[int, int], filter_: str
 ) -> None:
-    data, fit = saved(corners().resize(size), "PNG"), Fit(64, 56, filter_)
-    there = decoders.planes(data, fit, limits=LIMITS)
-    assert there == Here().planes(data, fit, limits=LIMITS)
-    whole = np.asarray(fitted(decode(data, limits=LIMITS), fit)).transpose(2, 0, 1)
-    assert there == whole.tobytes()
+    data, fits = saved(corners().resize(size), "PNG"), [Fit(64, 56, filter_), Fit(40, 32, filter_)]
+    there = decoders.planes(data, fits, limits=LIMITS)
+    assert there == Here().planes(data, fits, limits=LIMITS)
+    for planes, fit in zip(there, fits, strict=True):
+        whole = np.asarray(fitted(decode(data, limits=LIMITS), fit)).transpose(2, 0, 1)
+        assert planes == whole.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -281,7 +282,7 @@ def test_what_a_network_is_shown_may_be_larger_than_the_picture(decoders: Decode
     few = PictureLimits(max_pixels=40_000)
     data, fit = saved(corners().resize((100, 80)), "PNG"), Fit(256, 224, "bicubic")
     before = decoders.processes
-    assert decoders.planes(data, fit, limits=few) == Here().planes(data, fit, limits=few)
+    assert decoders.planes(data, [fit], limits=few) == Here().planes(data, [fit], limits=few)
     assert decoders.processes[: len(before)] == before
 
 
@@ -295,5 +296,5 @@ def test_a_process_that_gives_another_size_goes(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(apart._Helper, "_receive", other)
     with pytest.raises(PictureError):
-        decoders.planes(GOOD, Fit(64, 56, "bicubic"), limits=LIMITS)
+        decoders.planes(GOOD, [Fit(64, 56, "bicubic")], limits=LIMITS)
     assert decoders.processes == []

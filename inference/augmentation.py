@@ -1,8 +1,8 @@
-"""The ways of looking at one picture: as it is, mirrored, and crops to learn from.
+"""Changed copies of an image to learn from: as it is, mirrored, and random crops.
 
-A head learns from a frozen backbone's features, so pictures are varied before the backbone runs and
-the features of each variant are kept. View 0 is what answers are read from; labelled pictures are
-also seen in the others. C channels; h, w positions of the map; H, W pixels.
+A head learns from the features of a frozen backbone, so images are changed before the backbone runs
+and the features of each copy are kept. Augmentation 0 is what pre-labels are read from; labelled
+images are learnt from in the others, too. H, W: pixels of the network's input.
 """
 
 import hashlib
@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
-if TYPE_CHECKING:  # a recipe is read without waiting for torch
+from studio.decoding import fitted
+
+if TYPE_CHECKING:  # a training config is read without waiting for torch
     from inference.backbone import Preparation
 
 PLAIN: Final = 0
@@ -31,34 +33,41 @@ _RATIO: Final = (3 / 4, 4 / 3)
 _JITTER: Final = 0.3
 
 
-def name_of(view: int) -> str:
-    """What tells the view's file from the plain one's: ``""``, ``"-mirrored"``, ``"-crop1"``, ...
-
-    Raises:
-        ValueError: there is no such view.
-    """
-    if view < 0:
-        raise ValueError(f"views are numbered from 0, got {view}")
-    return ("", "-mirrored")[view] if view <= MIRRORED else f"-crop{view - MIRRORED}"
-
-
-def crop(
-    image: Image.Image, preparation: "Preparation", view: int, digest: str
-) -> npt.NDArray[np.uint8]:
-    """A crop of the picture, at times mirrored, its light changed: always the same for one digest.
+def prepare(image: Image.Image, preparation: "Preparation") -> npt.NDArray[np.uint8]:
+    """Resize the short side and cut the centre: pixel for pixel what torchvision does with Pillow.
 
     Args:
-        image: RGB, upright.
-        preparation: gives the side and the filter.
-        view: 2 or more.
-        digest: of the picture's content; what is drawn follows from it and the view.
+        image: RGB, upright, any size. Of one longer than 8 times its width (or wider), the middle
+            is taken first.
+        preparation: which sizes and filter.
 
     Returns:
         ``(3, H, W)``, H = W = ``preparation.crop``, 0 to 255.
     """
-    if view <= MIRRORED:
-        raise ValueError(f"crops are the views from {MIRRORED + 1}, got {view}")
-    seed = hashlib.sha256(f"{digest}{name_of(view)}".encode()).digest()[:8]
+    square = np.asarray(fitted(image.convert("RGB"), preparation.fit()))
+    return np.ascontiguousarray(square.transpose(2, 0, 1))
+
+
+def crop(
+    image: Image.Image, preparation: "Preparation", augmentation: int, image_key: str
+) -> npt.NDArray[np.uint8]:
+    """Cut a random part of the image, mirror it at times and change its light.
+
+    Args:
+        image: RGB, upright.
+        preparation: gives the side and the filter.
+        augmentation: 2 or more.
+        image_key: what is drawn follows from it and from the augmentation, for every network alike.
+
+    Returns:
+        ``(3, H, W)``, H = W = ``preparation.crop``, 0 to 255.
+
+    Raises:
+        ValueError: the augmentation is no crop.
+    """
+    if augmentation <= MIRRORED:
+        raise ValueError(f"crops are the augmentations from {MIRRORED + 1}, got {augmentation}")
+    seed = hashlib.sha256(f"{image_key}-crop{augmentation - MIRRORED}".encode()).digest()[:8]
     draw = np.random.default_rng(int.from_bytes(seed, "big"))
     image = image.convert("RGB")
     side = preparation.crop
@@ -75,9 +84,9 @@ def crop(
 
 
 def _box(size: tuple[int, int], draw: np.random.Generator) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a rectangle in the picture; the whole when none fits."""
+    """Left, top, right and bottom of a rectangle in the image; the whole image if none fits."""
     width, height = size
-    for _ in range(10):  # a long, narrow picture may not hold what was drawn
+    for _ in range(10):  # a long, narrow image may not hold what was drawn
         area = width * height * draw.uniform(*_AREA)
         ratio = math.exp(draw.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
