@@ -4,7 +4,7 @@ A node is its path: renaming or moving one is removing it and adding another. Wh
 node that is gone holds for the nearest node above it that stays.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -12,15 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hierarchy.errors import ShapeError, TreeError
-from hierarchy.loss import tree_loss
-from hierarchy.network import Features, FrozenHead, SeededDropout
+from hierarchy.heads import HRNHead, SeededDropout, members_loss, score_nodes
 from hierarchy.tree import LabelTree
 
-#: Pictures worked out at once.
-_CHUNK = 256
+#: Vectors worked out at once.
+_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ class Change:
 def _walk_along(these: LabelTree, other: LabelTree) -> list[tuple[int, bool]]:
     """Of each node the deepest on its path that ``other`` has (-1: none), and if that is itself.
 
-    One step a node: paths are not built.
+    One step per node: paths are not built.
     """
     keys = zip(other.parents, other.names, strict=True)
     child = {key: node for node, key in enumerate(keys)}
@@ -112,36 +110,26 @@ def _walk_along(these: LabelTree, other: LabelTree) -> list[tuple[int, bool]]:
     return found
 
 
-def awaken(state: Mapping[str, Tensor], old: LabelTree, new: LabelTree) -> dict[str, Tensor]:
-    """Weights of a grown head from which its new nodes can be learnt in a few epochs.
+def awaken(head: HRNHead, old: LabelTree) -> None:
+    """Let a grown head's new nodes start where they can be learnt in a few epochs.
 
-    ``hierarchy.network.carry_over`` gives a new node a score so low that it is never answered,
+    ``hierarchy.heads.transfer_weights`` gives a new node a score so low that it is never answered,
     and that no short training could lift. Here it starts as the mean of its siblings that stayed,
-    hence as likely as one of them; where none did, at a score of 0.
+    hence as likely as one of them; where none did, at a score of 0. Nodes that stayed keep their
+    rows.
 
     Args:
-        state: weights of a head that was carried over from ``old`` to ``new``.
+        head: carried over from ``old``; changed in place.
         old: the tree that the head has learnt.
-        new: the tree it was carried over to.
-
-    Returns:
-        Weights for the same head; the nodes that stayed keep their rows.
     """
-    fresh = set(Change.between(old, new).added)
-    awake = {name: value.clone() for name, value in state.items()}
-    for name, value in awake.items():
-        parts = name.split(".")
-        if "score" in parts:  # a row for each node
-            nodes: Sequence[int] = range(len(new))
-        elif "classify" in parts:  # a row for each node of a level
-            nodes = new.level_nodes(int(parts[-2]))
-        else:
-            continue
-        row = {node: at for at, node in enumerate(nodes)}
-        for node in fresh & row.keys():
-            stay = [row[other] for other in _siblings(node, new) if other not in fresh]
-            value[row[node]] = value[stay].mean(0) if stay else 0.0
-    return awake
+    fresh = set(Change.between(old, head.tree).added)
+    with torch.no_grad():
+        for layer, nodes in zip(head.score_layers, head.layers(head.tree), strict=True):
+            row = {node: at for at, node in enumerate(nodes)}
+            for node in fresh & row.keys():
+                stay = [row[other] for other in _siblings(node, head.tree) if other not in fresh]
+                for rows in (layer.weight, layer.bias):
+                    rows[:, row[node]] = rows[:, stay].mean(1) if stay else 0.0
 
 
 def _siblings(node: int, tree: LabelTree) -> tuple[int, ...]:
@@ -153,8 +141,8 @@ class Graft(nn.Module):
     """New nodes on a head that stays as it is: only their rows are learnt, from its features.
 
     What the head says of the nodes it knows, one against the other, does not change by a digit: the
-    score of each stays, so the ratio of the probabilities of two leaves does. As the head's trunk
-    is not trained, its features are worked out once, and learning takes a second or two.
+    score of each stays, so the ratio of the probabilities of two leaves does. As the head's blocks
+    are not trained, their features are worked out once, and learning takes a second or two.
 
     Args:
         head: its rows of the new nodes are where learning starts, see :func:`awaken`.
@@ -162,66 +150,70 @@ class Graft(nn.Module):
         dropout: share of the features dropped in training.
     """
 
-    def __init__(self, head: FrozenHead, nodes: Sequence[int], dropout: float = 0.0) -> None:
+    def __init__(self, head: HRNHead, nodes: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
         self.tree = head.tree
         self.dropout = SeededDropout(dropout)
-        self.nodes: Tensor
-        self.register_buffer("nodes", torch.tensor(nodes, dtype=torch.int64), persistent=False)
-        linear = [(part.weight.detach(), part.bias.detach()) for part in _score_layers(head)]
-        self.weight = nn.ParameterList(weight[self.nodes].clone() for weight, _ in linear)
-        self.bias = nn.ParameterList(bias[self.nodes].clone() for _, bias in linear)
-        self._known = [(weight.clone(), bias.clone()) for weight, bias in linear]
+        self._in_order: Callable[[Sequence[Tensor]], Tensor] = head.in_order
+        chosen = set(nodes)
+        layers = head.score_layers
+        own = [
+            torch.tensor([at for at, node in enumerate(layer) if node in chosen], dtype=torch.int64)
+            for layer in head.layers(head.tree)
+        ]
+        self._rows = own
+        self._known = [
+            (layer.weight.detach().clone(), layer.bias.detach().clone()) for layer in layers
+        ]
+        known = list(zip(self._known, own, strict=True))
+        self.weight = nn.ParameterList(weight[:, rows] for (weight, _), rows in known)
+        self.bias = nn.ParameterList(bias[:, rows] for (_, bias), rows in known)
 
     @staticmethod
-    def features(head: FrozenHead, seen: Features) -> Features:
-        """What all networks' scores are read from, side by side, as the head answers.
+    def features(head: HRNHead, vectors: Tensor) -> Tensor:
+        """What all score layers read, side by side, as the head answers.
 
         Args:
             head: in eval mode afterwards.
-            seen: of P pictures.
+            vectors: ``(P, V, C)`` of P images, V augmentations each.
 
         Returns:
-            ``means`` ``(P, widths of all networks)``; ``maps`` is empty.
+            ``(P, V, K * M * H)`` float32.
         """
         head.eval()
-        with torch.no_grad():
-            chunks = [seen[at : at + _CHUNK] for at in range(0, len(seen), _CHUNK)]
-            wide = torch.cat(
-                [torch.cat(head.last(Features(c.maps.float(), c.means)), dim=1) for c in chunks]
-            )
-        return Features(wide.new_empty(len(wide), 0), wide)
+        with torch.inference_mode():
+            parts = [
+                torch.cat(head.last(some.float()), dim=1)
+                for some in vectors.flatten(0, 1).split(_CHUNK)
+            ]
+        return torch.cat(parts).clone().unflatten(0, tuple(vectors.shape[:2]))
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(B, widths of all networks)`` -> ``(B, networks, N)`` raw scores of each."""
-        widths = [known.shape[1] for known, _ in self._known]
-        parts = self.dropout(features).split(widths, dim=1)
-        own = []
-        for at, (weight, bias) in enumerate(self._known):
-            # Dropped features here too: on pictures that the head has learnt it is surer than on
-            # others, and the new nodes would take what it is less sure of.
-            known = functional.linear(parts[at], weight, bias)
-            fresh = functional.linear(parts[at], self.weight[at], self.bias[at])
-            own.append(known.index_copy(1, self.nodes, fresh))
-        return torch.stack(own, dim=1)
+        """``(B, K * M * H)`` -> ``(M, B, N)`` raw scores of each member."""
+        # Dropped features for the known nodes too: on images that the head has learnt it is surer
+        # than on others, and the new nodes would take what it is less sure of.
+        parts = self.dropout(features).chunk(len(self._known), dim=1)
+        found = [
+            score_nodes(
+                part,
+                weight.index_copy(1, rows, self.weight[at]),
+                bias.index_copy(1, rows, self.bias[at]),
+            )
+            for at, (part, (weight, bias), rows) in enumerate(
+                zip(parts, self._known, self._rows, strict=True)
+            )
+        ]
+        ordered: Tensor = self._in_order(found)
+        return ordered
 
-    def objective(self, features: Features, targets: Tensor, weights: Tensor) -> Tensor:
-        """Mean tree loss of the networks, in nats; targets ``(B,)`` or ``(B, K)``."""
-        return tree_loss(
-            self(features.means).flatten(0, 1),
-            targets.repeat_interleave(len(self._known), dim=0),
-            self.tree,
-            weights=weights.repeat_interleave(len(self._known)),
-        )
+    def objective(self, features: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Mean tree loss of the members, in nats; targets ``(B,)`` or ``(B, K)``."""
+        return members_loss(self(features), targets, weights, self.tree)
 
-    def write_to(self, head: FrozenHead) -> None:
+    def write_to(self, head: HRNHead) -> None:
         """Put the learnt rows into the head that was grafted on."""
         with torch.no_grad():
-            own = zip(_score_layers(head), self.weight, self.bias, strict=True)
-            for linear, weight, bias in own:
-                linear.weight[self.nodes] = weight
-                linear.bias[self.nodes] = bias
-
-
-def _score_layers(head: FrozenHead) -> list[nn.Linear]:
-    return [part for part in head.score if isinstance(part, nn.Linear)]
+            layers = zip(head.score_layers, self._rows, self.weight, self.bias, strict=True)
+            for layer, rows, weight, bias in layers:
+                layer.weight[:, rows] = weight
+                layer.bias[:, rows] = bias

@@ -25,5 +25,9 @@ class UnknownVersionError(ModelStoreError):
     """There is no such version or record; ask for another."""
 
 
+class EarlierReleaseError(ModelStoreError):
+    """A version that an earlier release trained cannot be run any more; train anew."""
+
+
 class VersionInUseError(ModelStoreError):
     """A version that is still needed cannot be deleted; the message says for what."""

@@ -1,23 +1,21 @@
-"""A version loaded and ready: feature maps in, answers out, under the tree of today."""
+"""A model version loaded for inference: feature vectors in, pre-labels out, under today's tree."""
 
 import copy
 import logging
 import math
-import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from typing import Any, Final, TypeVar, cast
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from hierarchy import LabelTree, log_marginals
+from hierarchy import LabelTree
 from hierarchy.acquisition import margin
 from hierarchy.calibration import Evidence, Fitted, fit_rule
 from hierarchy.choice import (
@@ -33,41 +31,20 @@ from hierarchy.choice import (
     reason_text,
 )
 from hierarchy.decisions import Decisions, leading_levels
+from hierarchy.heads import HRNHead, transfer_weights
 from hierarchy.metrics.lines import facts
-from hierarchy.network import FrozenHead, ResidualHead, carry_over
-from hierarchy.quantised import QuantisedMaps, has_integer_arithmetic, joined
-from inference.batching import Together
-from inference.errors import ModelStoreError
+from inference.errors import EarlierReleaseError, ModelStoreError
 from inference.store import ModelStore, Project
 
 log = logging.getLogger(__name__)
-
-#: Feature maps of n pictures: as they are kept, or ``(n, C, H, W)`` numbers.
-Maps = QuantisedMaps | NDArray[np.floating]
-
-FoundT = TypeVar("FoundT")
 
 #: Tensors in a version's file that are not the head's weights.
 EVIDENCE = "evidence."
 BACKBONE = "backbone."
 
-#: Maps scored at once.
-BATCH = 64
-
-#: Maps that are enough to be shared out.
-SHARED_OUT: Final = 16
-
-
-def cores_for_heads() -> int:
-    """How many heads run side by side, each with PyTorch's number of threads."""
-    return max(1, min(4, (os.cpu_count() or 1) // torch.get_num_threads()))
-
-
-@cache
-def heads() -> ThreadPoolExecutor:
-    """The threads in which they do; a forked process begins anew."""
-    os.register_at_fork(after_in_child=heads.cache_clear)
-    return ThreadPoolExecutor(cores_for_heads(), thread_name_prefix="heads")
+#: The kind of head that a manifest names, and those of earlier releases, which read feature maps.
+KIND: Final = "hrn"
+EARLIER_KINDS: Final = ("frozen", "residual")
 
 
 @dataclass(frozen=True)
@@ -102,7 +79,7 @@ class Predictor:
         *,
         version: str,
         tree: LabelTree,
-        head: nn.Module,
+        head: HRNHead,
         rule: DepthRule,
         backbone: tuple[str, str],
         backbone_weights: dict[str, Tensor],
@@ -114,7 +91,7 @@ class Predictor:
         Args:
             version: its name.
             tree: the tree of today.
-            head: feature maps -> raw scores of the tree's nodes.
+            head: feature vectors -> raw scores of the tree's nodes.
             rule: when to stop.
             backbone: name and fingerprint of what the head was trained on.
             backbone_weights: of a fine-tuned backbone, else empty.
@@ -129,59 +106,12 @@ class Predictor:
         self.backbone_weights = backbone_weights
         self.manifest = manifest
         self.decisions = Decisions.of(tree) if decisions is None else decisions
-        self._together: Together[QuantisedMaps, NDArray[np.float64]] = Together(
-            self._scored, join=joined
-        )
         inner = [node for node, below in enumerate(tree.children) if below]
         self._ends = ~np.isin(np.arange(len(tree)), inner)
 
-    def log_probabilities(self, maps: Maps) -> NDArray[np.float64]:
-        """Feature maps of n pictures -> ``(n, N)`` log P(node).
-
-        A few go along with those of requests that come meanwhile, many are shared out on the cores.
-        """
-        if not len(maps):
-            return np.empty((0, len(self.tree)))
-        if len(maps) < SHARED_OUT:
-            if isinstance(maps, QuantisedMaps):
-                return self._together(maps)
-            return self._scored(maps)
-        return np.concatenate(list(self._shared_out(self._scored, maps)))
-
-    def scanned(self, maps: QuantisedMaps) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """N > 0 pictures' log-probabilities and their maps' ``(n, C)`` means, which heads need."""
-        found = list(self._shared_out(lambda some: (self._scored(some), some.means), maps))
-        return np.concatenate([row for row, _ in found]), np.concatenate([row for _, row in found])
-
-    def _shared_out(self, work: Callable[[Any], FoundT], maps: Maps) -> Iterator[FoundT]:
-        """The work on parts of the maps, side by side."""
-        self._settle(maps)
-        at_once = min(BATCH, math.ceil(len(maps) / cores_for_heads()))
-        starts = range(0, len(maps), at_once)
-        return heads().map(work, [maps[start : start + at_once] for start in starts])
-
-    def _settle(self, maps: Maps) -> None:
-        if self._on_cpu and isinstance(self.head, FrozenHead):
-            shape = (maps.steps if isinstance(maps, QuantisedMaps) else maps).shape
-            self.head.settle(*shape[2:])
-
-    @property
-    def _on_cpu(self) -> bool:
-        return next(self.head.parameters()).device.type == "cpu"
-
-    def _scored(self, maps: Maps) -> NDArray[np.float64]:
-        with torch.inference_mode():
-            scores = self._scores(maps)
-            log_p: NDArray[np.float64] = log_marginals(scores.double(), self.tree).cpu().numpy()
-        return log_p
-
-    def _scores(self, maps: Maps) -> Tensor:
-        device = next(self.head.parameters()).device
-        if not isinstance(maps, QuantisedMaps):
-            return cast("Tensor", self.head(torch.from_numpy(maps).to(device).float()))
-        if self._on_cpu and isinstance(self.head, FrozenHead) and has_integer_arithmetic():
-            return self.head.of_quantised(maps)
-        return cast("Tensor", self.head(maps.floats().to(device)))
+    def log_probabilities(self, vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return log P(node), ``(n, N)``, of n images' ``(n, C)`` feature vectors."""
+        return self.head.log_probabilities(vectors)
 
     def under(self, rule: DepthRule) -> "Predictor":
         """The same version, its weights shared, stopping by another rule."""
@@ -189,9 +119,9 @@ class Predictor:
         other.rule = rule
         return other
 
-    def guesses(self, maps: Maps) -> Candidates:
+    def guesses(self, vectors: NDArray[np.floating]) -> Candidates:
         """Each decision level's best node that the head has learnt, before any rule."""
-        return candidates(self.log_probabilities(maps), self.tree, self.decisions.levels)
+        return candidates(self.log_probabilities(vectors), self.tree, self.decisions.levels)
 
     def sure(self, log_p: NDArray[np.float64], nodes: NDArray[np.int64]) -> NDArray[np.float64]:
         """``(n, K)`` probabilities of any nodes, corrected as in answers; 0 of nodes not learnt.
@@ -217,12 +147,12 @@ class Predictor:
         learnt = set(LabelTree.from_json(self.manifest["tree"]).paths)
         return np.array([path in learnt for path in self.tree.paths])
 
-    def answer(self, maps: Maps) -> list[Answer]:
-        """One answer a map, in order."""
-        return self.told(self.log_probabilities(maps))
+    def answer(self, vectors: NDArray[np.floating]) -> list[Answer]:
+        """Return one answer per feature vector, in order."""
+        return self.told(self.log_probabilities(vectors))
 
     def told(self, log_p: NDArray[np.float64]) -> list[Answer]:
-        """One answer a row of ``(n, N)`` log-probabilities, in order."""
+        """Return one answer per row of ``(n, N)`` log-probabilities, in order."""
         if not len(log_p):
             return []
         found = candidates(log_p, self.tree, self.decisions.levels)
@@ -310,9 +240,11 @@ def load_predictor(
         device: ``cpu`` or ``cuda``.
 
     Raises:
+        EarlierReleaseError: an earlier release trained it, and a training is needed.
         UnknownVersionError, ModelStoreError: it is not there, or not whole.
     """
     manifest = store.manifest(project.key, version)
+    check_runs(manifest, version)
     tensors = store.weights(project.key, version)
     learnt = LabelTree.from_json(manifest["tree"])
     weights = _split(tensors, EVIDENCE)[1]
@@ -325,9 +257,8 @@ def load_predictor(
             f"the weights of {version} do not fit its manifest: {error}"
         ) from error
     if tree is not None and tree != learnt:
-        grown = build_head(tree, manifest["network"])
-        grown.load_state_dict(carry_over(weights, learnt, tree, grown.state_dict()))
-        head = grown
+        head = build_head(tree, manifest["network"])
+        transfer_weights(weights, learnt, head)
     decisions = decisions_of(tensors, learnt)
     return Predictor(
         version=version,
@@ -341,16 +272,42 @@ def load_predictor(
     )
 
 
-def build_head(tree: LabelTree, network: dict[str, Any]) -> nn.Module:
-    """The head that a manifest describes, with fresh weights."""
+def build_head(tree: LabelTree, network: Mapping[str, Any]) -> HRNHead:
+    """Build the head that a manifest describes, with fresh weights.
+
+    Raises:
+        EarlierReleaseError: its kind is an earlier release's.
+        ModelStoreError: its kind or its sizes are not known to this release.
+    """
+    check_runs({"network": network}, "this version")
     sizes = {name: value for name, value in network.items() if name not in ("kind", "channels")}
-    if network["kind"] == "frozen":
-        return FrozenHead(tree, network["channels"], **sizes)
-    if network["kind"] == "residual":
-        return ResidualHead(tree, network["channels"], **sizes)
-    raise ModelStoreError(
-        f"network kind {network['kind']!r} is not known to this release: frozen or residual"
-    )
+    try:
+        return HRNHead(tree, network["channels"], **sizes)
+    except (TypeError, ValueError) as error:
+        raise ModelStoreError(f"a head that this release cannot build: {error}") from error
+
+
+def runs_here(manifest: Mapping[str, Any]) -> bool:
+    """Tell whether this release can run a version's head; earlier ones' read feature maps."""
+    return manifest["network"]["kind"] not in EARLIER_KINDS
+
+
+def check_runs(manifest: Mapping[str, Any], version: str) -> None:
+    """Refuse a version whose head this release cannot run.
+
+    Raises:
+        EarlierReleaseError: an earlier release trained it, and a training is needed.
+        ModelStoreError: its kind is not known.
+    """
+    kind = manifest["network"]["kind"]
+    if not runs_here(manifest):
+        raise EarlierReleaseError(
+            f"{version} was trained by an earlier release, whose models this one cannot run: a "
+            "training is needed. It starts by itself, or with `hrn train`; pre-labels that stand "
+            "in Label Studio stay until then"
+        )
+    if kind != KIND:
+        raise ModelStoreError(f"network kind {kind!r} is not known to this release: {KIND}")
 
 
 def own_calibration(

@@ -1,32 +1,25 @@
 """The training loop, and several of them side by side.
 
 Knows nothing of what is trained but how to ask for its loss, so that every method in a comparison
-goes through the same steps. R labels (rows), V views a picture, P pictures, c channels, H x W grid.
+goes through the same steps. R labels (rows), P images, V augmentations each, C channels.
 """
 
 import math
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from hierarchy.network import Features, FrozenHead
 from inference.precision import has_bf16
-from worker.recipe import Recipe
+from worker.training_config import TrainingConfig
 
-#: Features of B pictures, ``(B,)`` or ``(B, K)`` targets and ``(B,)`` weights -> scalar loss.
-Objective = Callable[[Features, Tensor, Tensor], Tensor]
-
-
-ItemT = TypeVar("ItemT")
-FoundT = TypeVar("FoundT")
+#: ``(B, C)`` vectors, ``(B,)`` or ``(B, K)`` targets and ``(B,)`` weights -> scalar loss.
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Report(Protocol):
@@ -41,20 +34,20 @@ class Rows:
     """Labels as the loop reads them.
 
     Attributes:
-        picture: ``(R,)`` the picture that each label belongs to.
+        image: ``(R,)`` the image that each label belongs to.
         target: ``(R,)`` the node it names; or ``(R, K)``, one of these, filled up with -1.
         weight: ``(R,)`` what it counts.
     """
 
-    picture: Tensor
+    image: Tensor
     target: Tensor
     weight: Tensor
 
     def __len__(self) -> int:
-        return len(self.picture)
+        return len(self.image)
 
     def __getitem__(self, chosen: Tensor) -> "Rows":
-        return Rows(self.picture[chosen], self.target[chosen], self.weight[chosen])
+        return Rows(self.image[chosen], self.target[chosen], self.weight[chosen])
 
     def single(self) -> Tensor:
         """``(R,)`` the node of each label that names one only, -1 for the others."""
@@ -67,44 +60,41 @@ class Rows:
 def fit(  # noqa: PLR0913 - one loop's inputs
     network: nn.Module,
     objective: Objective,
-    views: Sequence[Features],
+    vectors: Tensor,
     rows: Rows,
-    recipe: Recipe,
+    config: TrainingConfig,
     tell: Callable[..., None],
     *,
     device: str = "cpu",
 ) -> None:
-    """AdamW, cosine to 0, one of a picture's views drawn each time it is shown.
+    """Train by AdamW, cosine to 0, drawing one of an image's augmentations each time it is shown.
 
     Args:
         network: trained in place; left in eval mode.
         objective: calls the network; in bfloat16 where the device has it and autocast allows.
-        views: of all P pictures, V times.
+        vectors: ``(P, V, C)`` of all images.
         rows: what is learnt from.
-        recipe: the settings.
+        config: the settings.
         tell: called after each epoch with what is done, of how much, and the mean loss.
         device: where the network is.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
-    batch = min(recipe.batch_of(len(rows)), len(rows))
-    steps = math.ceil(len(rows) / batch)
-    epochs = max(recipe.epochs, math.ceil(recipe.least_steps / steps))
-    optimiser, schedule = _optimiser(network, recipe, epochs * steps)
-    draw = torch.Generator().manual_seed(recipe.seed)
-    low = has_bf16(device)
-    dtype = torch.bfloat16 if low else torch.float32
+    epochs, steps = config.schedule(len(rows))
+    optimiser, schedule = _optimiser(network, config, epochs * steps)
+    draw = torch.Generator().manual_seed(config.seed)
+    low, count = has_bf16(device), vectors.shape[1]
+    flat = vectors.flatten(0, 1)
     network.train()
     for epoch in range(epochs):
         total = 0.0
-        for chosen in torch.randperm(len(rows), generator=draw).split(batch):
+        for chosen in torch.randperm(len(rows), generator=draw).split(config.batch_of(len(rows))):
             if len(chosen) < 2:  # batch norm needs two; the row comes again next epoch
                 continue
-            which = torch.randint(len(views), (len(chosen),), generator=draw)
-            some = rows[chosen[which.argsort(stable=True)]]  # view by view: each is read in one go
-            counts = which.bincount(minlength=len(views)).tolist()
-            seen = _seen(views, some.picture.split(counts), device, dtype)
+            some = rows[chosen]
+            which = torch.randint(count, (len(chosen),), generator=draw)
+            seen = flat.index_select(0, some.image * count + which).to(device).float()
             with torch.autocast(device, torch.bfloat16, enabled=low):
                 loss = objective(seen, some.target.to(device), some.weight.to(device))
             if not torch.isfinite(loss):
@@ -118,52 +108,23 @@ def fit(  # noqa: PLR0913 - one loop's inputs
     network.eval()
 
 
-def _seen(
-    views: Sequence[Features], pictures: Sequence[Tensor], device: str, dtype: torch.dtype
-) -> Features:
-    """Of each view some pictures, by position: features of B in all, view by view.
-
-    The maps in ``dtype``.
-    """
-    counts, first = [len(some) for some in pictures], views[0]
-    maps = first.maps.new_empty(sum(counts), *first.maps.shape[1:])
-    means = first.means.new_empty(sum(counts), *first.means.shape[1:])
-    parts = zip(views, pictures, maps.split(counts), means.split(counts), strict=True)
-    for view, some, own_maps, own_means in parts:
-        torch.index_select(view.maps, 0, some, out=own_maps)
-        torch.index_select(view.means, 0, some, out=own_means)
-    return Features(maps.to(device, dtype), means.to(device))
-
-
 def _optimiser(
-    network: nn.Module, recipe: Recipe, steps: int
+    network: nn.Module, config: TrainingConfig, steps: int
 ) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.CosineAnnealingLR]:
-    groups: list[dict[str, Any]] = []
-    for pooled, rate, decay in (
-        (False, recipe.rate, recipe.decay),
-        (True, recipe.pooled_rate, recipe.pooled_decay),
-    ):
-        trained = [
-            value
-            for name, value in network.named_parameters()
-            if value.requires_grad and reads_means(network, name) == pooled
-        ]
-        for matrices in (True, False):
-            some = [value for value in trained if (value.ndim > 1) == matrices]
-            if some:
-                weight_decay = decay if matrices else 0.0
-                groups.append({"params": some, "lr": rate, "weight_decay": weight_decay})
-    # Fused: each step goes once over the weights, a third of a pooled network's whole time.
-    optimiser = torch.optim.AdamW(groups, fused=True)
+    matrices: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, value in network.named_parameters():
+        if value.requires_grad:
+            decays = value.ndim > 1 and "bias" not in name.split(".")
+            (matrices if decays else spared).append(value)
+    groups = [
+        {"params": some, "weight_decay": decay}
+        for some, decay in ((matrices, config.decay), (spared, 0.0))
+        if some
+    ]
+    # Fused: each step goes once over the weights, a third of the whole time.
+    optimiser = torch.optim.AdamW(groups, lr=config.rate, fused=True)
     return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
-
-
-def reads_means(network: nn.Module, name: str) -> bool:
-    """Does this parameter belong to a network that sees channel means? Those learn faster."""
-    if not isinstance(network, FrozenHead):
-        return False
-    first, *rest = name.split(".")
-    return first == "hidden" or (first == "score" and int(rest[0]) >= network.spatial)
 
 
 def without(figures: Mapping[str, float], name: str) -> dict[str, float]:
@@ -209,26 +170,6 @@ class Tally:
                     raise
 
         return tell
-
-
-def shared_out(work: Callable[[ItemT], FoundT], items: Sequence[ItemT]) -> Iterator[FoundT]:
-    """``work`` of each item, in order, on as many threads as there are cores for.
-
-    A few items ahead of what has been taken; leaving the loop early drops the rest.
-    """
-    threads = _cores()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="share")
-    try:
-        under_way: deque[Future[FoundT]] = deque()
-        todo = iter(items)
-        while True:
-            some = islice(todo, 2 * threads - len(under_way))
-            under_way.extend(pool.submit(work, one) for one in some)
-            if not under_way:
-                return
-            yield under_way.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _cores() -> int:
