@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from inference.galleries import Galleries
 from PIL import Image, ImageDraw, ImageFont
 
 from cli.projects import UsageError
-from inference.galleries import Galleries
 from inference.heatmap import node_heat_maps, seen_part
 from inference.insight import path_of
 from inference.looking import PANEL, Looked, fitted, framed, in_words, overlaid

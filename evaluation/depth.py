@@ -48,7 +48,9 @@ def accuracy(verdicts: Ints, *, nothing: float) -> float:
     return float((known == 1).mean()) if len(known) else nothing
 
 
-def certificates(seen: Evidence, seed: int, *, calibrations: int = CALIBRATIONS) -> dict[str, float]:
+def certificates(
+    seen: Evidence, seed: int, *, calibrations: int = CALIBRATIONS
+) -> dict[str, float]:
     """Fit the rule to many draws of half the images, and judge it on all of them.
 
     Args:
@@ -61,7 +63,7 @@ def certificates(seen: Evidence, seed: int, *, calibrations: int = CALIBRATIONS)
         which the accuracy of what is shown is at least the target), ``every level kept``,
         ``depth`` (mean, nothing shown counting 0), ``given`` and ``accuracy of shown``.
     """
-    figures = {}
+    figures: dict[str, float] = {}
     size, levels = seen.probability.shape
     for target in TARGETS:
         for strict in (False, True):
@@ -100,7 +102,7 @@ def streams(
         window), ``within`` (share of later windows at most ``TOLERANCE`` below the target),
         ``given`` and ``depth``; what cannot be taken of so few images is left out.
     """
-    figures = {}
+    figures: dict[str, float] = {}
     for answered in ANSWERED:
         for target in TARGETS:
             rule = fit_rule(calibration, target=target).rule

@@ -100,7 +100,11 @@ class Features:
             arrays |= {f"vectors{number}": judged.vectors, f"targets{number}": judged.targets}
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array)
-        facts = {"tree": self.tree.to_json(), "judged": list(self.judged), "networks": self.networks}
+        facts = {
+            "tree": self.tree.to_json(),
+            "judged": list(self.judged),
+            "networks": self.networks,
+        }
         (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
     @classmethod
@@ -127,18 +131,17 @@ class Features:
 class Extraction:
     """The networks and the cache that turn files into vectors."""
 
-    def __init__(self, names: str, cache: Path, *, weights: Sequence[Path | None] = ()) -> None:
+    def __init__(self, networks: Sequence[tuple[str, Path | None]], cache: Path) -> None:
         """Start the engines; the first time on a machine this takes some seconds.
 
         Args:
-            names: networks joined by "+", as in HRN_BACKBONE.
+            networks: names, each with its file of weights or None for the package's own.
             cache: the product's cache folder.
-            weights: each network's file of weights, None or nothing for the package's own.
+
+        Raises:
+            BackboneError: a network cannot be had.
         """
-        files = [*weights, *[None] * len(names.split("+"))]
-        backbones = [
-            load_backbone(name, weights=file) for name, file in zip(names.split("+"), files, strict=False)
-        ]
+        backbones = [load_backbone(name, weights=file) for name, file in networks]
         engines = cache / "engines"
         self._networks = [Network(one, make_engine(one, cache_dir=engines)) for one in backbones]
         self._cache = cache
@@ -179,7 +182,7 @@ class Extraction:
         return result
 
 
-def extract(
+def extract(  # noqa: PLR0913 - what is turned into vectors, and how poor
     dataset: Dataset,
     extraction: Extraction,
     *,

@@ -72,7 +72,9 @@ def grow(features: Features, *, leaves: int, seed: int) -> list[Row]:
         ("trained anew", scratch, scratch_seconds),
     ]
     return [
-        Row(name, f"{leaves} leaves late", seed, {**_figures(head, features, late), "seconds": took})
+        Row(
+            name, f"{leaves} leaves late", seed, {**_figures(head, features, late), "seconds": took}
+        )
         for name, head, took in heads
     ]
 

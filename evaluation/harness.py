@@ -8,7 +8,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -23,7 +23,7 @@ Run = Callable[[Features], list[Row]]
 
 
 def run_all(runs: Sequence[Run], features: Features, *, jobs: int) -> Iterator[list[Row]]:
-    """Do the runs, ``jobs`` at a time, and yield the rows of each as it ends.
+    """Do the runs, ``jobs`` at a time, and yield the rows of each, in order.
 
     A run that fails ends the comparison at once.
     """
@@ -34,7 +34,7 @@ def run_all(runs: Sequence[Run], features: Features, *, jobs: int) -> Iterator[l
         )
         try:
             under_way = [pool.submit(_do, run) for run in runs]
-            for future in as_completed(under_way):
+            for future in under_way:
                 yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)

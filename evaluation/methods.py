@@ -268,8 +268,9 @@ def _fit_baseline(
     alone = method.startswith(("published", "hrn"))
     members = []
     for number in range(1 if alone else config.members):
-        torch.manual_seed(config.seed + 1000 * number)
-        member = BASELINES[method](tree, plain, config)
+        own = replace(config, seed=config.seed + 1000 * number)
+        torch.manual_seed(own.seed)
+        member = BASELINES[method](tree, plain, own)
 
         def objective(
             some: Tensor, targets: Tensor, weights: Tensor, member: Baseline[Any] = member
@@ -277,7 +278,7 @@ def _fit_baseline(
             del weights  # all alike
             return member.loss(member(some), targets)
 
-        fit(member, objective, vectors, rows, replace(config, seed=config.seed + 1000 * number), silent)
+        fit(member, objective, vectors, rows, own, silent)
         members.append(member)
 
     def read(judged: NDArray[np.float16]) -> Floats:

@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from evaluation.errors import ProtocolError
+from hierarchy.metrics import sibling_leaves
 from hierarchy.tree import TOP, LabelTree
 
 How = Literal["random", "first"]
+
+#: Leaves of one family in a small tree, at most.
+FAMILY = 4
 
 
 def relabel(
@@ -26,8 +30,8 @@ def relabel(
 
     Of n images of a leaf ``ceil((1 - share) * n)`` keep their label, as published. A leaf without
     siblings loses nothing by it, since its parent's label says as much: figures over leaves with
-    siblings are the telling ones where a tree has chains. Leaves that are root nodes, and images that
-    are labelled on an inner node already, stay as they are.
+    siblings are the telling ones where a tree has chains. Leaves that are root nodes, and images
+    that are labelled on an inner node already, stay as they are.
 
     Args:
         targets: ``(n,)`` node ids.
@@ -128,8 +132,8 @@ class Protocol:
         how: who is relabelled, see :func:`relabel`.
         low_res: whether relabelled images are shrunk, as published.
         per_leaf: images of each leaf that are labelled at all, drawn at random; None for all.
-        leaves: leaves of the tree, drawn at random; the others and their images are left out.
-            None for all.
+        leaves: leaves of a small tree, see :func:`small_tree`; the others and their images are
+            left out. None for all.
 
     Raises:
         ProtocolError: a number is out of range.
@@ -206,15 +210,22 @@ def without(tree: LabelTree, nodes: Sequence[int]) -> LabelTree:
 
 
 def small_tree(tree: LabelTree, leaves: int, seed: int) -> LabelTree:
-    """Draw some of a tree's leaves and keep those and the nodes above them.
+    """Draw leaves family by family, up to four siblings of each, and keep the nodes above them.
+
+    Leaves without siblings are left out: who knows their parent knows them.
 
     Raises:
         ProtocolError: the tree has not so many.
     """
-    if leaves > len(tree.leaves):
-        raise ProtocolError(f"leaves must be at most {len(tree.leaves)}, got {leaves}")
-    drawn = np.random.default_rng([seed, 3]).choice(tree.leaves, leaves, replace=False)
-    above = {node for leaf in drawn.tolist() for node in tree.ancestors(leaf)}
+    families: dict[int, list[int]] = {}
+    for leaf in sibling_leaves(tree):
+        families.setdefault(tree.parents[leaf], []).append(leaf)
+    rng = np.random.default_rng([seed, 3])
+    order = [families[parent] for parent in rng.permutation(sorted(families)).tolist()]
+    drawn = [leaf for family in order for leaf in family[:FAMILY]][:leaves]
+    if len(drawn) < leaves:
+        raise ProtocolError(f"leaves must be at most {len(drawn)} of this tree, got {leaves}")
+    above = {node for leaf in drawn for node in tree.ancestors(leaf)}
     return without(tree, [node for node in range(len(tree)) if node not in above])
 
 

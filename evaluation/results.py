@@ -130,8 +130,7 @@ class Results:
             return cls(settings=plain)
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-            if found["form"] != FORM:
-                raise ResultsError(f"expected form {FORM}, got {found['form']}")
+            _check_form(found["form"])
             rows = tuple(
                 Row(str(row["method"]), str(row["protocol"]), int(row["seed"]), row["figures"])
                 for row in found["rows"]
@@ -178,7 +177,7 @@ class Figure:
         return f"{self.title or self.name}{' %' if self.percent else ''}"
 
     def show(self, values: Sequence[float]) -> str:
-        """Write mean ± standard deviation over seeds; the mean alone of one seed; a dash of none."""
+        """Write mean ± standard deviation over seeds; of one seed the mean, of none a dash."""
         if not values:
             return "–"  # noqa: RUF001 - a dash for people
         scale = 100 if self.percent else 1
@@ -217,8 +216,10 @@ def table(results: Results, figure: Figure) -> str:
         {method: results.values(method, protocol, figure.name) for method in results.methods}
         for protocol in results.protocols
     ]
-    kept = [(p, column) for p, column in zip(results.protocols, columns, strict=True) if any(column.values())]
-    bold = [as_good_as_best(column, figure.better) if figure.better else set() for _, column in kept]
+    pairs = zip(results.protocols, columns, strict=True)
+    kept = [(protocol, column) for protocol, column in pairs if any(column.values())]
+    better = figure.better
+    bold = [as_good_as_best(column, better) if better else set() for _, column in kept]
     rows = [[figure.heading, *(protocol for protocol, _ in kept)], ["---", *["---:"] * len(kept)]]
     for method in results.methods:
         cells = [
@@ -228,6 +229,11 @@ def table(results: Results, figure: Figure) -> str:
         ]
         rows.append([method, *cells])
     return "".join(markdown(row) for row in rows)
+
+
+def _check_form(form: object) -> None:
+    if form != FORM:
+        raise ResultsError(f"form {FORM} is read, not {form!r}")
 
 
 def markdown(cells: Iterable[str]) -> str:

@@ -212,6 +212,11 @@ def check_strategy(name: str) -> None:
         raise ExperimentError(f"no strategy {name!r}: expected one of {', '.join(STRATEGIES)}")
 
 
+def campaign_name(strategy: str, coarse: Coarse) -> str:
+    """Return what a campaign is called in tables, whatever its seed."""
+    return strategy if coarse == "use" else f"{strategy}, coarse dropped"
+
+
 def replay(
     features: Features, *, strategy: str, plan: Plan, seed: int, coarse: Coarse = "use"
 ) -> list[Row]:
@@ -234,7 +239,7 @@ def replay(
     """
     check_strategy(strategy)
     first, later = STRATEGIES[strategy]
-    name = strategy if coarse == "use" else f"{strategy}, coarse dropped"
+    name = campaign_name(strategy, coarse)
     tree, targets = features.tree, features.targets
     answered = answers(targets, tree, plan.know, seed)
     plain = features.train[:, PLAIN].astype(np.float32)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from hierarchy import LabelTree
-from inference.views import LEARNT_FROM
+from inference.augmentation import LEARNT_FROM
 
 
 @dataclass(frozen=True)
