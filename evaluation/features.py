@@ -143,7 +143,7 @@ class Extraction:
         """
         backbones = [load_backbone(name, weights=file) for name, file in networks]
         engines = cache / "engines"
-        self._networks = [Network(one, make_engine(one, cache_dir=engines)) for one in backbones]
+        self.networks = [Network(one, make_engine(one, cache_dir=engines)) for one in backbones]
         self._cache = cache
         self.fingerprint = "+".join(one.fingerprint for one in backbones)
         self.channels = tuple(one.channels for one in backbones)
@@ -163,7 +163,7 @@ class Extraction:
         look = degradation or Degradation()
         extractor = FeatureExtractor(
             lambda reference, _: open_image(reference, look),
-            self._networks,
+            self.networks,
             cache=FeatureCache(self._cache),
             index=ReferenceIndex(self._cache / "references" / look.key),
         )
