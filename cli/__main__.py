@@ -230,7 +230,6 @@ def _add_training(command: _Commands) -> None:
     forget.add_argument("--yes", action="store_true", help="do not ask")
     train = command("train", _train, "ask for a training", project=True, as_json=True)
     train.add_argument("--force", action="store_true", help="even if no label is new")
-    train.add_argument("--fast", action="store_true", help="a small head, in seconds")
     tune = train.add_mutually_exclusive_group()
     tune.set_defaults(fine_tune=None)
     tune.add_argument("--fine-tune", action="store_true", help="the backbone too")
@@ -420,7 +419,6 @@ def _train(arguments: Arguments, settings: Settings) -> int:
         "hrn train",
         force=arguments.force,
         fine_tune=arguments.fine_tune,
-        fast=arguments.fast,
     )
     asked = projects.ask_training(parts, project, order)
     if not arguments.wait:
@@ -431,13 +429,8 @@ def _train(arguments: Arguments, settings: Settings) -> int:
 
 def _check_training(arguments: Arguments) -> None:
     """Refuse options of which one would be ignored."""
-    if arguments.fast and arguments.fine_tune:
-        arguments.parser.error(
-            "--fast trains a small head and no backbone, --fine-tune the backbone too: give one"
-        )
     given = {
         "--force": arguments.force,
-        "--fast": arguments.fast,
         "--fine-tune": arguments.fine_tune is True,
         "--no-fine-tune": arguments.fine_tune is False,
         "--wait": arguments.wait,

@@ -186,7 +186,8 @@ class Graft(nn.Module):
                 torch.cat(head.last(some.float()), dim=1)
                 for some in vectors.flatten(0, 1).split(_CHUNK)
             ]
-        return torch.cat(parts).clone().unflatten(0, tuple(vectors.shape[:2]))
+        features: Tensor = torch.cat(parts).clone()  # a copy that may be trained on
+        return features.view(*vectors.shape[:2], -1)
 
     def forward(self, features: Tensor) -> Tensor:
         """``(B, K * M * H)`` -> ``(M, B, N)`` raw scores of each member."""

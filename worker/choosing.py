@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from hierarchy import LabelTree
 from hierarchy.feedback import Preview, preview
-from inference.predictor import read_evidence
+from inference.predictor import check_runs, read_evidence
 from inference.store import DISCONNECTED, GONE, Project
 from studio.connection import announce
 from studio.errors import StudioError
@@ -55,8 +55,10 @@ def promote(parts: Parts, project: Project, version: str, *, pin: bool) -> None:
         pin: keep it live whatever is trained next.
 
     Raises:
+        EarlierReleaseError: an earlier release trained it, so nothing can run it any more.
         UnknownVersionError, ModelStoreError: it is not there, or not whole.
     """
+    check_runs(parts.store.manifest(project.key, version), version)
     parts.store.weights(project.key, version)  # whole?
     # Pinned first: a training that ends in between must not undo the choice.
     now = parts.store.project(project.key) or project
@@ -70,6 +72,7 @@ def rollback(parts: Parts, project: Project) -> str:
 
     Raises:
         ChoiceError: there is none.
+        EarlierReleaseError: an earlier release trained it.
     """
     version = parts.store.previous(project.key)
     if version is None:

@@ -1,4 +1,4 @@
-"""Training the backbone too: HRN's blocks of the paper on pictures, not on cached features.
+"""Training the backbone too: one network and an HRN head on images, not on cached features.
 
 Some of the labelled pictures are held out, the rest is learnt from (`worker.tuning`), and what is
 held out calibrates and judges. Meant for a GPU; on a CPU it works and takes long.
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from hierarchy import LabelTree
 from hierarchy.calibration import fit_rule
 from hierarchy.choice import DepthRule
-from hierarchy.network import ResidualHead
+from hierarchy.heads import HRNHead
 from inference.backbone import Backbone
-from inference.galleries import tuned_fingerprint
+from inference.extractors import tuned_fingerprint
+from inference.predictor import KIND
 from inference.store import Project
-from inference.views import PLAIN
 from studio.errors import PictureError
 from worker import checkpoints, trainer
 from worker.checkpoints import Checkpoints
@@ -35,7 +35,16 @@ from worker.photos import Pixels, Shelf, from_plain, plain, prefetched, small, v
 from worker.settings import Settings
 from worker.together import Task, processes_for, train_together
 from worker.tune_recipe import TuneRecipe
-from worker.tuning import Aim, Lessons, Network, Tuner, identity, predict, tree_aim
+from worker.tuning import (
+    Aim,
+    Lessons,
+    Network,
+    Tuner,
+    identity,
+    predict,
+    tree_aim,
+    tuned_head,
+)
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +97,8 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
 
     Args:
         tree: of the labels' nodes.
-        gathered: labelled pictures; their features only decide which are held out together.
+        gathered: labelled images; their vectors decide which are held out together and how the head
+            standardises what it reads.
         parts: backbone and pictures come from here.
         project: its target accuracy and depth limits are obeyed.
         progress: told of every step; may raise to stop.
@@ -100,33 +110,35 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
         FloatingPointError: the loss is not finite.
     """
     examples = gathered.examples
-    trainer.check_enough(examples.pictures, examples.named)
+    trainer.check_enough(examples.images, examples.named)
     device = device_of(parts.settings)
     recipe = recipe or TuneRecipe.for_device(device)
-    base = parts.galleries.backbone()
-    folds = _dealt(examples, recipe)
+    base = parts.extractors.backbone()
+    folds = trainer.deal(examples, recipe)
     held = folds == 0
     with _shelf(gathered, held, parts, base) as shelf:
         there = _filled(shelf, gathered, progress)
-        learn = (there & ~held)[examples.picture]
+        learn = (there & ~held)[examples.image]
         if learn.sum() < 2:
             raise trainer.TooFewLabelsError(
                 "all labelled pictures are one group, so none can be held out: label pictures of "
                 "another group, or choose another HRN_GROUP_FIELD"
             )
-        torch.manual_seed(recipe.seed)
-        head = ResidualHead(tree, base.channels, inner=recipe.inner, features=recipe.features)
+        head = tuned_head(tree, base.channels, recipe)
+        # The last network's vectors are those of the backbone before it is trained further.
+        vectors = torch.from_numpy(examples.plain[:, -base.channels :]).float()
+        head.set_standardisation(vectors.mean(dim=0), vectors.std(dim=0, correction=0))
         network, aim = Network(base, head), tree_aim(tree)
         facts = _facts(tree, gathered, learn, base)
         folder = _folder(parts.settings) / project.key
         name, rows = identity(network, recipe, device, facts), examples.rows(learn)
         count = processes_for(device, len(rows), recipe)
         if count > 1:
-            ours = parts.settings
-            weights = None if ours.backbone_weights is None else str(ours.backbone_weights)
+            source, file = parts.settings.networks[-1]
+            weights = None if file is None else str(file)
             trees, recipes = tree.to_json(), recipe.to_json()
-            task = Task(ours.backbone, weights, recipes, trees, str(folder), name)
-            room = ours.cache / "tuning"
+            task = Task(source, weights, recipes, trees, str(folder), name)
+            room = parts.settings.cache / "tuning"
             train_together(
                 task, network, rows, shelf.__getitem__, progress, processes=count, room=room
             )
@@ -159,18 +171,6 @@ def forget(settings: Settings, key: str) -> None:
 def _folder(settings: Settings) -> Path:
     """Checkpoints, one folder a project: not in the store, which may be a bucket, nor the cache."""
     return settings.home / "tuning"
-
-
-def _dealt(examples: trainer.Examples, recipe: TuneRecipe) -> NDArray[np.int64]:
-    pooled = np.concatenate(
-        [
-            examples.read(range(at, min(at + trainer.CHUNK, examples.pictures)), PLAIN)
-            .astype(np.float32)
-            .mean(axis=(2, 3))
-            for at in range(0, examples.pictures, trainer.CHUNK)
-        ]
-    )
-    return trainer.deal(examples, pooled, recipe)
 
 
 def _shelf(gathered: Gathered, held: NDArray[np.bool_], parts: Parts, base: Backbone) -> Shelf[int]:
@@ -214,7 +214,7 @@ def _facts(
     """What is learnt from, in plain data: the labels themselves, as training sees them."""
     examples, seen = gathered.examples, hashlib.sha256()
     for row in np.flatnonzero(learn).tolist():
-        ref, target = gathered.refs[examples.picture[row]][0], examples.target[row].tolist()
+        ref, target = gathered.refs[examples.image[row]][0], examples.target[row].tolist()
         seen.update(repr((ref, target, float(examples.weight[row]))).encode())
     return {"tree": tree.to_json(), "backbone": base.fingerprint, "labels": seen.hexdigest()}
 
@@ -245,7 +245,7 @@ def _made(  # noqa: PLR0913 - everything that a version is made of
     parts: Parts,
     project: Project,
     recipe: TuneRecipe,
-    trained: tuple[Network, ResidualHead],
+    trained: tuple[Network, HRNHead],
     judged: Judged,
 ) -> Made:
     seen, metrics = trainer.judge(tree, gathered.examples, judged.log_p)
@@ -257,12 +257,11 @@ def _made(  # noqa: PLR0913 - everything that a version is made of
         strict=project.strict,
         former=judged.former,
     )
-    base, (network, head) = parts.galleries.backbone(), trained
+    base, (network, head) = parts.extractors.backbone(), trained
     module = network.backbone.module
-    sizes = {"inner": recipe.inner, "features": recipe.features}
     return Made(
         trainer.Trained(head, fitted, seen, metrics, judged.log_p, judged.folds),
-        {"kind": "residual", "channels": base.channels, **sizes},
+        {"kind": KIND, "channels": base.channels, **recipe.sizes()},
         {"name": base.name, "fingerprint": tuned_fingerprint(base, module)},
         recipe.to_json(),
         dict(module.state_dict()),

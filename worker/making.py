@@ -8,12 +8,13 @@ from torch import Tensor
 
 from hierarchy import LabelTree
 from hierarchy.choice import DepthRule
+from inference.predictor import KIND
 from inference.store import Project
 from worker import trainer
 from worker.fitting import Report
 from worker.gathering import Gathered
 from worker.parts import Parts
-from worker.recipe import Recipe
+from worker.training_config import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -24,32 +25,33 @@ class Made:
         trained: head, rule and figures.
         network: the manifest's description of the head.
         backbone: name and fingerprint.
-        recipe: its settings.
+        config: its settings.
         backbone_weights: of a fine-tuned backbone, else empty.
     """
 
     trained: trainer.Trained
     network: dict[str, Any]
     backbone: dict[str, str]
-    recipe: dict[str, Any]
+    config: dict[str, Any]
     backbone_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def fit_head(  # noqa: PLR0913 - what fine-tuning takes, and the recipe
+def fit_head(  # noqa: PLR0913 - what fine-tuning takes, and the settings
     tree: LabelTree,
     gathered: Gathered,
     parts: Parts,
     project: Project,
     progress: Report,
-    recipe: Recipe | None = None,
+    config: TrainingConfig | None = None,
     former: DepthRule | None = None,
 ) -> Made:
-    """The frozen backbone's head; on the CPU, where its maps are and it takes seconds."""
-    recipe = recipe or Recipe()
+    """Train a head on frozen features; on the CPU, where they are and it takes seconds."""
+    examples, extractor = gathered.examples, parts.extractors.base()
+    config = config or TrainingConfig.suited(len(examples.target), tree)
     trained = trainer.train(
         tree,
-        gathered.examples,
-        recipe,
+        examples,
+        config,
         target=project.target_accuracy or parts.settings.target_accuracy,
         minimum=project.minimum_depth,
         maximum=project.maximum_depth,
@@ -57,16 +59,9 @@ def fit_head(  # noqa: PLR0913 - what fine-tuning takes, and the recipe
         former=former,
         report=progress,
     )
-    backbone = parts.galleries.backbone()
-    network = {
-        "kind": "frozen",
-        "channels": backbone.channels,
-        **recipe.sizes(),
-        "reduced": min(recipe.reduced, backbone.channels),
-    }
     return Made(
         trained,
-        network,
-        {"name": backbone.name, "fingerprint": backbone.fingerprint},
-        recipe.to_json(),
+        {"kind": KIND, "channels": examples.vectors.shape[2], **config.sizes()},
+        {"name": extractor.name, "fingerprint": extractor.fingerprint},
+        config.to_json(),
     )

@@ -21,9 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from inference.augmentation import MIRRORED, crop, prepare
 from inference.backbone import Preparation
-from inference.features import prepare
-from inference.views import MIRRORED, crop
 
 #: ``(3, H, W)`` red, green, blue, 0 to 255.
 Pixels = NDArray[np.uint8]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from inference.errors import ModelError
+from inference.predictor import runs_here
 from inference.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, UNTRAINED, Project
 from studio.annotations import read_task
 from studio.connection import announce, remove_webhooks
@@ -106,6 +107,7 @@ class Reconciler:
         self._newest: dict[str, float | None] = {}
         self._new: dict[str, int] = {}
         self._newest_task: dict[str, int] = {}
+        self._replaced: set[tuple[str, str]] = set()
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Go on until told to stop; nothing that fails ends it."""
@@ -252,6 +254,21 @@ class Reconciler:
         reason = self._policy.reason(new, last, time.time())
         if reason and not self._parts.board.rest(project.key):
             self._parts.board.ask(Order(project.key, reason))
+        if version:
+            self._replace_earlier(project, version)
+
+    def _replace_earlier(self, project: Project, version: str) -> None:
+        """Ask for a training, once per process, where an earlier release trained the live version.
+
+        Nothing can run that one any more. Pre-labels that stand in Label Studio stay.
+        """
+        if (project.key, version) in self._replaced:
+            return
+        if not runs_here(self._parts.store.manifest(project.key, version)):
+            reason = f"{version} was trained by an earlier release, whose models do not run here"
+            self._parts.board.ask(Order(project.key, reason))
+            log.warning("asked project=%s: %s", project.key, reason)
+        self._replaced.add((project.key, version))
 
     def _find_new_tasks(self, project: Project) -> None:
         """Ask for pre-labels of tasks whose TASKS_CREATED event was lost.

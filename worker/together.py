@@ -27,7 +27,6 @@ import safetensors.torch
 import torch
 
 from hierarchy import LabelTree
-from hierarchy.network import ResidualHead
 from inference.backbone import load_backbone
 from worker.checkpoints import Checkpoints
 from worker.errors import JobError
@@ -35,7 +34,7 @@ from worker.fitting import Report, Rows
 from worker.photos import Pixels, varied
 from worker.ranks import gathered
 from worker.tune_recipe import TuneRecipe
-from worker.tuning import Lessons, Network, Tuner, tree_aim
+from worker.tuning import Lessons, Network, Tuner, tree_aim, tuned_head
 
 log = logging.getLogger(__name__)
 
@@ -124,11 +123,11 @@ def _write(
     (folder / _TASK).write_text(json.dumps(vars(task)), encoding="utf-8")
     start = {name: value.contiguous() for name, value in network.state_dict().items()}
     safetensors.torch.save_file(start, folder / _START)
-    labels = {"picture": rows.picture, "target": rows.target, "weight": rows.weight}
+    labels = {"image": rows.image, "target": rows.target, "weight": rows.weight}
     safetensors.torch.save_file(
         {name: value.contiguous() for name, value in labels.items()}, folder / _ROWS
     )
-    needed = sorted(set(rows.picture.tolist()))
+    needed = sorted(set(rows.image.tolist()))
     places = np.zeros((max(needed) + 1, 2), np.int64)  # offset and length of each picture
     with (folder / _PICTURES).open("wb") as file:
         for at in needed:
@@ -200,7 +199,7 @@ def main(folder: Path) -> None:
     weights = None if task.backbone_weights is None else Path(task.backbone_weights)
     base = load_backbone(task.backbone, weights=weights)
     tree = LabelTree.from_json(task.tree)
-    head = ResidualHead(tree, base.channels, inner=recipe.inner, features=recipe.features)
+    head = tuned_head(tree, base.channels, recipe)
     network = Network(base, head)
     network.load_state_dict(safetensors.torch.load_file(folder / _START))
     rows = Rows(**safetensors.torch.load_file(folder / _ROWS))

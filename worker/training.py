@@ -16,11 +16,11 @@ from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, fit_rule
 from hierarchy.choice import DepthRule, candidates
 from inference import insight
-from inference.errors import ModelError
-from inference.gallery import Gallery
-from inference.predictor import BACKBONE, EVIDENCE, Predictor, evidence_tensors
+from inference.augmentation import PLAIN
+from inference.errors import EarlierReleaseError, ModelError
+from inference.feature_extractor import FeatureExtractor
+from inference.predictor import BACKBONE, EVIDENCE, Predictor, evidence_tensors, runs_here
 from inference.store import Project
-from inference.views import PLAIN
 from studio.annotations import read_task
 from studio.errors import PictureError
 from studio.labelconfig import LabelConfig, parse_label_config
@@ -46,16 +46,13 @@ from worker.identity import check_same
 from worker.making import Made, fit_head
 from worker.order import Order
 from worker.parts import Parts
-from worker.recipe import Recipe
 from worker.snapshot import Snapshot, take
+from worker.training_config import TrainingConfig
 
 log = logging.getLogger(__name__)
 
 #: Share of labelled pictures that may be unreadable before a training is put off.
 MOST_MISSING = 0.25
-
-#: Pictures whose maps are in memory at once while versions are compared.
-JUDGED_AT_ONCE = 128
 
 #: A version judged on so many times more leaves than the live one is judged on harder ones.
 COMPARABLE = 1.25
@@ -124,20 +121,23 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
     asked_for = order.force or bool(order.fine_tune)
     if live and not asked_for and _same_labels(parts, project, live, snapshot):
         return Ended("nothing new", f"{live} has learnt from all {len(snapshot.labels)} labels")
-    gallery = parts.galleries.base()
-    recipe = Recipe.fast() if order.fast else Recipe()
-    tune = fine_tuning.wanted(order.fine_tune, parts.settings) and not order.fast
-    views = (PLAIN,) if tune else recipe.views  # a backbone that learns sees pictures, not features
+    extractor = parts.extractors.base()
+    settings = TrainingConfig.suited(len(snapshot.labels), config.tree)
+    tune = fine_tuning.wanted(order.fine_tune, parts.settings)
+    # A backbone that learns sees images, not features.
+    augmentations = (PLAIN,) if tune else settings.augmentations
     drawn = asked_at_random(parts.store, project.key)
-    gathered = gather(snapshot, gallery, parts.settings.group_field, progress, views, drawn)
+    gathered = gather(
+        snapshot, extractor, parts.settings.group_field, progress, augmentations, drawn
+    )
     _check_pictures(gathered, len(snapshot.tasks))
     reasons = Counter(snapshot.ignored) + Counter(gathered.skipped)
-    trainer.check_enough(gathered.examples.pictures, gathered.examples.named, reasons)
+    trainer.check_enough(gathered.examples.images, gathered.examples.named, reasons)
     gathered, former = _going_on(parts, project, live, gathered)
     if tune:
         made = fine_tuning.fit(config.tree, gathered, parts, project, progress, former=former)
     else:
-        made = fit_head(config.tree, gathered, parts, project, progress, recipe, former)
+        made = fit_head(config.tree, gathered, parts, project, progress, settings, former)
     trained = made.trained
     ours = _held_out(config.tree, gathered, trained.held_out, trained.seen)
     verdict = _gate(order, parts, project, live, config, gathered, trained, ours, former)
@@ -158,6 +158,9 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
             figures,
         )
     now, live = parts.store.project(project.key) or project, parts.store.current(project.key)
+    if now.pinned and live and not _runs(parts, project, live):
+        now = replace(now, pinned=False)  # it answers nothing, so it is nobody's choice any more
+        parts.store.save_project(now)
     if now.pinned:  # also by a rollback while this was training
         return Ended(
             "kept back",
@@ -221,10 +224,17 @@ def _check_pictures(gathered: Gathered, wanted: int) -> None:
 
 def _same_labels(parts: Parts, project: Project, live: str, snapshot: Snapshot) -> bool:
     try:
-        labels = parts.store.manifest(project.key, live)["labels"]
-        return labels["digest"] == snapshot.digest and not labels["skipped"]
+        manifest = parts.store.manifest(project.key, live)
+        labels = manifest["labels"]
+        same: bool = labels["digest"] == snapshot.digest and not labels["skipped"]
+        return same and runs_here(manifest)
     except (ModelError, KeyError):
         return False
+
+
+def _runs(parts: Parts, project: Project, version: str) -> bool:
+    """Tell whether a version is of a release whose heads this one can run."""
+    return runs_here(parts.store.manifest(project.key, version))
 
 
 def _going_on(
@@ -232,7 +242,7 @@ def _going_on(
 ) -> tuple[Gathered, DepthRule | None]:
     """What a version goes on from: the live one's folds and its depth rule."""
     try:
-        if live is None:
+        if live is None or not _runs(parts, project, live):  # its folds are of other features
             return gathered, None
         tensors = parts.store.weights(project.key, live)
         rule = DepthRule.from_json(parts.store.manifest(project.key, live)["calibration"]["rule"])
@@ -274,12 +284,14 @@ def _gate(  # noqa: PLR0913 - both versions and what they are compared on
     try:
         predictor = parts.predictors.get(project, live, config.tree)
         known = parts.store.weights(project.key, live).get(f"{EVIDENCE}pictures")
-        gallery = parts.galleries.of(predictor)
+        extractor = parts.extractors.of(predictor)
+    except EarlierReleaseError:
+        return Verdict(passed=True, why=f"{live} is of an earlier release: nothing to compare with")
     except ModelError as error:
         return Verdict(passed=True, why=f"{live} cannot be compared with: {error}")
     others = _recent(parts, project, live, config.tree)
     fresh = _fresh(gathered, trained.held_out, known)
-    found, judged = _judged(predictor, gallery, gathered, fresh)
+    found, judged = _judged(predictor, extractor, gathered, fresh)
     theirs = np.full_like(trained.held_out, np.nan)
     theirs[[fresh[at] for at in judged]] = found
     since = _held_out(config.tree, gathered, theirs)
@@ -307,7 +319,8 @@ def _recent(parts: Parts, project: Project, live: str, tree: LabelTree) -> dict[
     found: dict[str, HeldOut] = {}
     for name in list(dict.fromkeys([live, *names]))[:RECENT]:
         try:
-            same = LabelTree.from_json(parts.store.manifest(project.key, name)["tree"]) == tree
+            manifest = parts.store.manifest(project.key, name)
+            same = runs_here(manifest) and LabelTree.from_json(manifest["tree"]) == tree
             one = read_held_out(parts.store.weights(project.key, name), tree) if same else None
         except ModelError:  # deleted since
             continue
@@ -333,7 +346,7 @@ def _fresh(
 def _by_figures(
     predictor: Predictor, tree: LabelTree, trained: trainer.Trained, live: str
 ) -> Verdict:
-    """Of a live version of an earlier release: by both versions' own figures."""
+    """Compare with a live version that keeps no held-out answers: by both versions' own figures."""
     figures = predictor.manifest.get("metrics", {})
     checked = min(trained.metrics["leaf_checked"], figures.get("leaf_checked") or 0)
     other_tree = LabelTree.from_json(predictor.manifest["tree"]) != tree
@@ -370,21 +383,18 @@ def _shown(  # noqa: PLR0913 - both versions' answers, and the settings
 
 
 def _judged(
-    predictor: Predictor, gallery: Gallery, gathered: Gathered, fresh: Sequence[int]
+    predictor: Predictor, extractor: FeatureExtractor, gathered: Gathered, fresh: Sequence[int]
 ) -> tuple[NDArray[np.float64], list[int]]:
-    """The live version's log-probabilities, and the positions in ``fresh`` that they are of.
+    """Return the live version's log-probabilities, and the positions in ``fresh`` they are of.
 
-    A picture that vanished since it was gathered is left out; a hundred are held at a time.
+    An image that vanished since it was gathered is left out.
     """
-    rows, judged = [], []
-    for start in range(0, len(fresh), JUDGED_AT_ONCE):
-        part = fresh[start : start + JUDGED_AT_ONCE]
-        found = gallery.maps([gathered.refs[at] for at in part])
-        maps = [(at, one) for at, one in enumerate(found) if not isinstance(one, PictureError)]
-        judged += [start + at for at, _ in maps]
-        if maps:
-            rows.append(predictor.log_probabilities(np.stack([one for _, one in maps])))
-    return np.concatenate(rows) if rows else np.empty((0, len(predictor.tree))), judged
+    found = extractor.vectors([gathered.refs[at] for at in fresh])
+    kept = [(at, one) for at, one in enumerate(found) if not isinstance(one, PictureError)]
+    if not kept:
+        return np.empty((0, len(predictor.tree))), []
+    vectors = np.stack([one for _, one in kept])
+    return predictor.log_probabilities(vectors), [at for at, _ in kept]
 
 
 def _right(
@@ -444,12 +454,12 @@ def _manifest(  # noqa: PLR0913 - everything there is to say of a version
         "tree": config.tree.to_json(),
         "network": made.network,
         "backbone": made.backbone,
-        "recipe": made.recipe,
+        "recipe": made.config,
         "calibration": made.trained.fitted.to_json(),
         "metrics": made.trained.metrics,
         "labels": {
             **snapshot.summary(),
-            "pictures": gathered.examples.pictures,
+            "pictures": gathered.examples.images,
             "drawn": int(gathered.drawn.sum()),
             "skipped": gathered.skipped,
         },

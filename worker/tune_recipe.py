@@ -14,8 +14,8 @@ class TuneRecipe:
     """Settings of a fine-tuning. The defaults are the published code's where it has them.
 
     Attributes:
-        inner: F of the granularity blocks.
-        features: width before the classifiers.
+        hidden: width of the head's block of one level.
+        dropout: share of a block's features dropped.
         optimiser: ``sgd`` as published, its rate falling by a cosine once an epoch; or ``adamw``,
             by a cosine each step.
         epochs: passes over the labels.
@@ -39,8 +39,8 @@ class TuneRecipe:
         ValueError: a setting is out of range.
     """
 
-    inner: int = 1024
-    features: int = 512
+    hidden: int = 512
+    dropout: float = 0.0
     optimiser: Optimiser = "sgd"
     epochs: int = 30
     least_steps: int = 0
@@ -84,11 +84,15 @@ class TuneRecipe:
 
     @classmethod
     def for_device(cls, device: str) -> Self:
-        """AdamW on a GPU; on a CPU smaller blocks and few epochs, since hours help nobody."""
+        """AdamW on a GPU; on a CPU narrower blocks and few epochs, since hours help nobody."""
         precision: Precision = "bf16" if has_bf16(device) else "f32"
         if device == "cuda":
             return replace(cls.adamw(), precision=precision)
-        return cls(inner=256, features=256, epochs=5, batch=16, precision=precision)
+        return cls(hidden=256, epochs=5, batch=16, precision=precision)
+
+    def sizes(self) -> dict[str, Any]:
+        """Return what a head is built with; one member, as many backbones would be too many."""
+        return {"hidden": self.hidden, "members": 1}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a manifest."""

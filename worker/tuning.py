@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hierarchy import LabelTree, log_marginals, tree_loss
+from hierarchy.heads import HRNHead
 from inference.backbone import Backbone
 from inference.torch_engine import Normalised
 from worker.checkpoints import Checkpoints, digest
@@ -90,6 +91,13 @@ class Network(nn.Module):
         """``(B, 3, H, W)`` uint8 -> the head's outputs, ``(B, N)`` for most."""
         outputs: Tensor = self.head(self.backbone(pixels))
         return outputs
+
+
+def tuned_head(tree: LabelTree, channels: int, recipe: TuneRecipe) -> HRNHead:
+    """Build a head that trains together with a backbone of so many channels."""
+    head = HRNHead(tree, channels, dropout=recipe.dropout, seed=recipe.seed, **recipe.sizes())
+    head.seed(recipe.seed)
+    return head
 
 
 @dataclass(frozen=True)
@@ -236,12 +244,12 @@ class Tuner:
         self, chosen: Sequence[Tensor], epoch: int
     ) -> Generator[NDArray[np.uint8], None, None]:
         """The pictures of each step, ``(B, 3, H, W)``, made ready while the device is busy."""
-        seed, picture = self._recipe.seed, self._lessons.rows.picture
+        seed, image = self._recipe.seed, self._lessons.rows.image
         if epoch >= 0:  # else the leading process looks at all of them
             chosen = [self._ranks.share(rows) for rows in chosen]
 
         def show(row: int) -> Pixels:
-            return self._lessons.show(int(picture[row]), f"{seed} {epoch} {row}")
+            return self._lessons.show(int(image[row]), f"{seed} {epoch} {row}")
 
         rows = (row for rows in chosen for row in rows.tolist())
         threads, ahead = threads_for(self._device.type), 4 * self._recipe.batch
@@ -296,9 +304,8 @@ class Tuner:
     def _settle(self, batches: int) -> None:
         """Take the batch norms' statistics anew from training pictures, at the weights of now.
 
-        Running ones lag behind, and those of HRN's blocks (momentum 0.01 as published) take some
-        hundred steps to forget that they began at 0 and 1. Also Wu and Johnson, "Rethinking Batch
-        in BatchNorm" (2021), section 3.
+        Running ones lag behind the weights. See Wu and Johnson, "Rethinking Batch in BatchNorm"
+        (2021), section 3.
         """
         found = norms(self.network.head if self._recipe.frozen_statistics else self.network)
         momenta = [norm.momentum for norm in found]

@@ -24,7 +24,6 @@ STAGES: Mapping[str, str] = {
     "reading labels": "Reading labels from Label Studio",
     "fetching pictures": "Fetching pictures",
     "decoding": "Preparing pictures",
-    "reducing": "Reading features",
     "fitting": "Fitting the head",
     "fine-tuning": "Fine-tuning the network",
     "calibrating": "Calibrating how deep to answer",

@@ -33,13 +33,8 @@ NOTE: Final = 200
 #: Past runs on the page.
 SHOWN: Final = 30
 
-#: Ways to train, as the form sends them: fast, and whether the backbone learns too.
-WAYS: Final[Mapping[str, tuple[bool, bool | None]]] = {
-    "usual": (False, None),
-    "fast": (True, None),
-    "head": (False, False),
-    "tune": (False, True),
-}
+#: Ways to train, as the form sends them: whether the backbone learns too.
+WAYS: Final[Mapping[str, bool | None]] = {"usual": None, "head": False, "tune": True}
 
 #: How a run ended -> kind of its chip.
 ENDS: Final[Mapping[str, str]] = {
@@ -117,10 +112,10 @@ def _start(key: str) -> ResponseReturnValue:
     if project.state in (DISCONNECTED, GONE):
         tell(f"Nothing was asked for: {presence.sentence(project)}.", "wrong")
         return _back(project)
-    fast, tune = WAYS.get(request.form.get("way", ""), WAYS["usual"])
+    tune = WAYS.get(request.form.get("way", ""))
     note = _one_line(request.form.get("note", ""))
     reason = f"asked in the console: {note}" if note else "asked in the console"
-    order = Order(project.key, reason, request.form.get("force") == "yes", tune, fast)
+    order = Order(project.key, reason, request.form.get("force") == "yes", tune)
     asked = services().parts.board.ask(order)
     return _back(project, asked.job)
 
@@ -234,9 +229,7 @@ def _run(run: Mapping[str, Any]) -> dict[str, Any]:
 
 def _wish(wish: Mapping[str, Any]) -> dict[str, Any]:
     order = wish.get("order") or {}
-    way = "head on frozen features, fast" if order.get("fast") else ""
-    if order.get("fine_tune"):
-        way = "the backbone too"
+    way = "the backbone too" if order.get("fine_tune") else ""
     words = {
         "running": "Runs now",
         "queued": "Waits for a worker",
