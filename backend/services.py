@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 #: Seconds for which hints are not tried after Redis did not answer one.
 AWAY: Final = 5.0
 
-#: Calls of more at once: each may hold 40 MB of pictures that are under way (`inference.feature_extractor`).
+#: Calls with many images at once: each may hold 45 MB of images that are under way.
 BATCHES: Final = 8
 
 Answers = list[Answer | PictureError]

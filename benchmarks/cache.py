@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from evaluation.evaluation import machine
 from hierarchy.quantised import QuantisedMaps
 from inference.features import FeatureCache
-from inference.views import PLAIN
+from inference.augmentation import PLAIN
 
 #: Maps read together.
 CHUNK = 64

@@ -34,7 +34,7 @@ from hierarchy.heatmap import level_heat, log_odds_gradient
 from hierarchy.network import FrozenHead
 from inference.backbone import Backbone, load_backbone
 from inference.engine import Engine, make_engine
-from inference.features import prepare
+from inference.augmentation import prepare
 from studio.decoding import decode
 from studio.limits import PictureLimits
 from worker import trainer

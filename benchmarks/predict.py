@@ -76,7 +76,7 @@ def serve_rival(port: int, batch: int) -> None:
 
     from hierarchy import LabelTree, log_marginals
     from inference.backbone import load_backbone
-    from inference.features import prepare
+    from inference.augmentation import prepare
     from inference.predictor import build_head
     from inference.torch_engine import Normalised
 
@@ -271,7 +271,7 @@ class Bench:
 
 def limit(bench: Bench, engine: Any, numbers: Sequence[int], preparation: Any) -> dict[str, float]:  # noqa: ANN401
     """Seconds of decode and resize, and of the forward, of these photos."""
-    from inference.features import prepare
+    from inference.augmentation import prepare
     from studio.decoding import decode
     from studio.limits import PictureLimits
 

@@ -32,7 +32,7 @@ from cli import redis_server
 from evaluation.evaluation import machine
 from hierarchy import LabelTree
 from hierarchy.choice import DepthRule
-from inference.galleries import Galleries
+from inference.extractors import FeatureExtractors
 from inference.predictor import build_head
 from inference.store import UNTRAINED, Project, project_key
 from studio.configwriter import taxonomy_config
@@ -97,11 +97,11 @@ def prepare(parts: Parts, folder: Path, count: int, *, real: bool) -> tuple[Proj
         return Picture(hashlib.sha256(data).hexdigest(), data)
 
     ours = parts.settings
-    galleries = Galleries(
+    extractors = FeatureExtractors(
         ours.cache, fetch, backbone=ours.backbone, device=ours.device, decode=parts.decoders
     )
-    vars(parts)["galleries"] = galleries
-    gallery, began = galleries.base(), time.monotonic()
+    vars(parts)["extractors"] = extractors
+    gallery, began = extractors.base(), time.monotonic()
     for _ in gallery.stream([(row["data"]["image"], None) for row in rows]):
         pass
     return parts.store.register(known), time.monotonic() - began
@@ -110,7 +110,7 @@ def prepare(parts: Parts, folder: Path, count: int, *, real: bool) -> tuple[Proj
 def publish(parts: Parts, known: Project) -> str:
     """A live version with fresh weights that shows the deepest node of every picture."""
     tree = parse_label_config(known.label_config).tree
-    backbone = parts.galleries.backbone()
+    backbone = parts.extractors.backbone()
     torch.manual_seed(0)
     rule = DepthRule(0.9, 1e-6, ((1.0, 0.0),) * tree.depth)
     manifest = {
@@ -129,7 +129,7 @@ def measure(parts: Parts, known: Project, version: str) -> dict[str, Any]:
     """Wall seconds of one refresh, and those spent in each of Label Studio's calls."""
     clock = Clock()
     fresh = Parts(parts.settings)
-    vars(fresh)["galleries"] = parts.galleries
+    vars(fresh)["extractors"] = parts.extractors
     for name in ("settings", "tasks", "import_predictions", "update_prediction"):
         clock.watch(fresh.studio, name)
     began = time.monotonic()

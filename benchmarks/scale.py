@@ -34,7 +34,7 @@ from cli.services import as_environment
 from evaluation.evaluation import machine
 from hierarchy.choice import DepthRule
 from inference.answers import answers
-from inference.galleries import Galleries
+from inference.extractors import FeatureExtractors
 from inference.predictor import Predictor, build_head
 from inference.store import Project, project_key
 from studio.configwriter import taxonomy_config
@@ -106,7 +106,7 @@ def register(parts: Parts, stand: Stand, number: int) -> Project:
 
 def publish(parts: Parts, known: Project, folder: Path) -> int:
     """A live version with fresh weights; bytes of it on disk."""
-    tree, backbone = tree_of(folder), parts.galleries.backbone()
+    tree, backbone = tree_of(folder), parts.extractors.backbone()
     torch.manual_seed(0)
     rule = DepthRule(0.9, 1e-6, ((1.0, 0.0),) * tree.depth)
     network = {"kind": "frozen", "channels": backbone.channels}
@@ -137,10 +137,10 @@ def of_pictures(parts: Parts, known: Project, folder: Path) -> dict[str, float]:
         return Picture(hashlib.sha256(data).hexdigest(), data)
 
     ours = parts.settings
-    galleries = Galleries(
+    extractors = FeatureExtractors(
         ours.cache, fetch, backbone=ours.backbone, device=ours.device, decode=parts.decoders
     )
-    gallery = galleries.base()
+    gallery = extractors.base()
     items = [(str(number), None) for number in range(len(files))]
     version = parts.store.current(known.key)
     assert version is not None
@@ -152,7 +152,7 @@ def of_pictures(parts: Parts, known: Project, folder: Path) -> dict[str, float]:
             answers(gallery, predictor, items[start : start + 32])
 
     new, seen = cores(answered), cores(answered)
-    size = galleries.of(predictor)._cache  # noqa: SLF001 - to ask how much it holds
+    size = extractors.of(predictor)._cache  # noqa: SLF001 - to ask how much it holds
     assert size is not None
     held, count = size.size(), len(items) - 32
     return {

@@ -23,7 +23,7 @@ from evaluation.album import open_photo, ref_of
 from evaluation.data import Dataset, load
 from evaluation.evaluation import machine
 from inference.answers import answers
-from inference.galleries import Galleries
+from inference.extractors import FeatureExtractors
 from inference.predictor import load_predictor
 from inference.store import Project
 from studio.annotations import Label, TaskLabels
@@ -94,7 +94,7 @@ def measure(
 ) -> dict[str, tuple[float, float]]:
     """Wall and processor seconds of each stage, and of the whole to the first new answer."""
     recipe = Recipe.fast() if fast else Recipe()
-    gallery = parts.galleries.base()
+    gallery = parts.extractors.base()
     gather(snapshot, gallery, "", lambda *_, **__: None, recipe.views)  # into the cache, untimed
     project = parts.store.register(Project(KEY, 1, "1.0", "http://localhost", ""))
     clock, started = Clock(), now()
@@ -124,7 +124,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         for name in ("default", "fast"):
             parts = Parts(Settings(home=Path(home) / name, device="cpu"))
-            parts.galleries = Galleries(
+            parts.extractors = FeatureExtractors(
                 arguments.cache,
                 lambda ref, _: open_photo(ref),
                 backbone=arguments.backbone,

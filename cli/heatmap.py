@@ -9,15 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from inference.galleries import Galleries
 from PIL import Image, ImageDraw, ImageFont
 
 from cli.projects import UsageError
-from inference.heatmap import node_heat_maps, seen_part
-from inference.insight import path_of
-from inference.looking import PANEL, Looked, fitted, framed, in_words, overlaid
+from inference.predictor import Predictor
+from inference.saliency import PANEL, Looked, framed, in_words, look, overlaid
 from inference.store import Project
-from studio.decoding import decode
 from studio.errors import PictureError
 from studio.pictures import Picture
 from worker.parts import Parts
@@ -83,10 +80,14 @@ def write_heatmap(parts: Parts, project: Project, files: Sequence[Path], out: Pa
         ModelError: the version cannot be used here.
     """
     check_wish(out, files)
-    eyes, looked, drawn = Eyes(parts, project), [], []
+    predictor = _version(parts, project)
+    extractor = parts.extractors.of(predictor)
+    looked, drawn = [], []
     for file in files:
         with suppress(OSError, PictureError):  # its answer says why
-            looked.append(eyes.look(file.read_bytes()))
+            data = file.read_bytes()
+            picture = Picture(hashlib.sha256(data).hexdigest(), data)
+            looked.append(look(predictor, extractor, picture).looked)
             drawn.append(file)
     if looked:
         part = out.with_name(f".{secrets.token_hex(8)}.part")
@@ -99,56 +100,17 @@ def write_heatmap(parts: Parts, project: Project, files: Sequence[Path], out: Pa
     return drawn
 
 
-class Eyes:
-    """A project's live version, ready to say where it looks."""
+def _version(parts: Parts, project: Project) -> Predictor:
+    """Load the live version.
 
-    def __init__(self, parts: Parts, project: Project) -> None:
-        """Load the version and its backbone.
-
-        Raises:
-            UsageError: the project has no version yet.
-            ModelError: the version cannot be used here.
-        """
-        version = parts.store.current(project.key)
-        if version is None:
-            raise UsageError(f"{project.key} is untrained: label some pictures, then `hrn train`")
-        ours = parts.settings
-        self._picture: Picture | None = None
-        self._limits = parts.limits
-        galleries = Galleries(
-            ours.cache,
-            self._held,
-            backbone=ours.backbone,
-            weights=ours.backbone_weights,
-            device=ours.device,
-            limits=parts.limits,
-        )
-        self._predictor = parts.predictors.get(project, version)
-        self._gallery = galleries.of(self._predictor)
-        self._preparation = galleries.backbone().preparation
-
-    def look(self, data: bytes) -> Looked:
-        """Where it looks in a picture file.
-
-        Raises:
-            PictureError: the file cannot be decoded.
-        """
-        image = decode(data, limits=self._limits, at_least=2 * PANEL)
-        self._picture = Picture(hashlib.sha256(data).hexdigest(), data)
-        (maps,) = self._gallery.maps([(f"sha256:{self._picture.digest}", None)])
-        if isinstance(maps, PictureError):
-            raise maps
-        log_p = self._predictor.log_probabilities(maps[None])
-        (answer,) = self._predictor.told(log_p)
-        path = path_of(self._predictor, log_p[0], answer.path)
-        names = [self._predictor.tree.paths[node] for node in path]
-        (levels,) = node_heat_maps(self._predictor, maps[None], names)
-        return Looked(fitted(image), seen_part(image.size, self._preparation), levels)
-
-    def _held(self, ref: str, _task: int | None) -> Picture:
-        if self._picture is None:
-            raise PictureError(f"{ref} is no picture that was given")
-        return self._picture
+    Raises:
+        UsageError: the project has no version yet.
+        ModelError: the version cannot be used here.
+    """
+    version = parts.store.current(project.key)
+    if version is None:
+        raise UsageError(f"{project.key} is untrained: label some pictures, then `hrn train`")
+    return parts.predictors.get(project, version)
 
 
 # --- drawing ---
@@ -180,7 +142,7 @@ def draw_row(one: Looked, letters: tuple["Letters", "Letters"]) -> Image.Image:
         told = [f"level {number}: {in_words(level.probability)}"]
         if not level.heat.any():
             told.append("nothing in it speaks for this")
-        heated = framed(overlaid(one.image, level.heat, one.part), one.part)
+        heated = framed(overlaid(one.image, level.heat), one.part)
         panels.append(_panel(heated, level.path[-1], told, letters))
     lines = [panels[start : start + ACROSS] for start in range(0, len(panels), ACROSS)]
     heights = [max(panel.height for panel in line) for line in lines]

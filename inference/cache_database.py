@@ -19,9 +19,12 @@ log = logging.getLogger(__name__)
 _TIMEOUT_S: Final = 5.0
 #: Bytes of a page: ten feature vectors fit, and little of it is left empty.
 _PAGE: Final = 32768
-_SETUP: Final = (
+#: For a new file alone: of one that is there they would wait for who writes.
+_SETUP_ANEW: Final = (
     f"PRAGMA page_size = {_PAGE}",
     "PRAGMA auto_vacuum = INCREMENTAL",  # so that eviction gives space back to the disk
+)
+_SETUP: Final = (
     "PRAGMA journal_mode = WAL",  # readers and a writer do not wait for each other
     "PRAGMA synchronous = NORMAL",
     "PRAGMA journal_size_limit = 67108864",
@@ -81,7 +84,8 @@ class CacheDatabase:
             check_same_thread=False,  # the lock is ours
         )
         try:
-            for statement in (*_SETUP, *self._tables):
+            new = not made.execute("PRAGMA page_count").fetchone()[0]
+            for statement in (*(_SETUP_ANEW if new else ()), *_SETUP, *self._tables):
                 made.execute(statement)
         except sqlite3.Error:
             made.close()

@@ -4,10 +4,11 @@ import shutil
 import sqlite3
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,27 +77,21 @@ class FeatureCache:
         Returns:
             ``(n,)`` which there are, and ``(n, C)`` vectors, zeros where there are none.
         """
-        found, vectors = (
-            np.zeros(len(image_keys), bool),
-            np.zeros((len(image_keys), channels), "f2"),
-        )
-        today, stale = _today(), list[int]()
-        for start in range(0, len(image_keys), _AT_ONCE):
-            keys = [bytes.fromhex(key) for key in image_keys[start : start + _AT_ONCE]]
-            columns = "image, vector, rowid, used"
-            rows = self._reading.run(
-                lambda db, k=keys: _select(db, columns, k, network, augmentation)
-            )
-            known = {row[0]: row for row in rows or ()}
+        found = np.zeros(len(image_keys), bool)
+        vectors = np.zeros((len(image_keys), channels), np.float16)
+        today, stale = _today(), set[int]()
+        for start, keys in _some(image_keys):
+            select = partial(_select, "image, CAST(vector AS BLOB), rowid, used", keys, network, augmentation)
+            known = {row[0]: row for row in self._reading.run(select) or ()}
             for at, key in enumerate(keys, start):
-                if (row := known.get(key)) is None or (data := _checked(row[1], channels)) is None:
+                row = known.get(key)
+                if row is None or (vector := _checked(row[1], channels)) is None:
                     continue
-                found[at], vectors[at] = True, data
+                found[at], vectors[at] = True, vector
                 if row[3] + _NOTED_AFTER <= today:
-                    stale.append(row[2])
-        if stale:
-            note = "UPDATE features SET used = ? WHERE rowid = ?"
-            self._write(note, [(today, rowid) for rowid in dict.fromkeys(stale)])
+                    stale.add(row[2])
+        note = "UPDATE features SET used = ? WHERE rowid = ?"
+        self._write(note, [(today, rowid) for rowid in stale])
         return found, vectors
 
     def holds(
@@ -104,12 +99,9 @@ class FeatureCache:
     ) -> NDArray[np.bool_]:
         """``(n,)`` which images' vectors there are, by the index alone: far quicker than `read`."""
         held = np.zeros(len(image_keys), bool)
-        for start in range(0, len(image_keys), _AT_ONCE):
-            keys = [bytes.fromhex(key) for key in image_keys[start : start + _AT_ONCE]]
-            rows = self._reading.run(
-                lambda db, k=keys: _select(db, "image", k, network, augmentation)
-            )
-            known = {row[0] for row in rows or ()}
+        for start, keys in _some(image_keys):
+            select = partial(_select, "image", keys, network, augmentation)
+            known = {row[0] for row in self._reading.run(select) or ()}
             held[start : start + len(keys)] = [key in known for key in keys]
         return held
 
@@ -154,45 +146,49 @@ class FeatureCache:
         while (self._writing.run(_bytes) or 0) > max_bytes:
             if not self._writing.run(_evict):
                 break
-        self._writing.run(lambda db: db.execute("PRAGMA incremental_vacuum").fetchall())
+        # As a script, for `execute` would stop after the first page that it gives back.
+        shrink = "PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)"
+        self._writing.run(lambda database: database.executescript(shrink))
         return before - (self._writing.run(_bytes) or 0)
 
     def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
         for start in range(0, len(rows), _AT_ONCE):
-            part = rows[start : start + _AT_ONCE]
+            self._writing.run(partial(_execute, statement, rows[start : start + _AT_ONCE]))
 
-            def write(
-                database: sqlite3.Connection, part: Sequence[tuple[object, ...]] = part
-            ) -> None:
-                with database:
-                    database.execute("BEGIN IMMEDIATE")
-                    database.executemany(statement, part)
 
-            self._writing.run(write)
+def _some(image_keys: Sequence[str]) -> Iterator[tuple[int, list[bytes]]]:
+    """Cut keys into parts that are read at once; each with the position of its first."""
+    for start in range(0, len(image_keys), _AT_ONCE):
+        yield start, [bytes.fromhex(key) for key in image_keys[start : start + _AT_ONCE]]
 
 
 def _select(
-    database: sqlite3.Connection,
     columns: str,
     keys: Sequence[bytes],
     network: str,
     augmentation: int,
-) -> list[tuple[bytes, bytes, int, int]]:
+    database: sqlite3.Connection,
+) -> list[Any]:
     marks = ", ".join("?" * len(keys))
-    query = (
-        f"SELECT {columns} FROM features"  # noqa: S608 - names of columns and question marks
-        f" WHERE image IN ({marks}) AND network = ? AND augmentation = ?"
-    )
+    where = f"image IN ({marks}) AND network = ? AND augmentation = ?"
+    query = f"SELECT {columns} FROM features WHERE {where}"  # noqa: S608 - names and question marks
     return database.execute(query, (*keys, network, augmentation)).fetchall()
+
+
+def _execute(
+    statement: str, rows: Sequence[tuple[object, ...]], database: sqlite3.Connection
+) -> None:
+    """Run a statement for each row, in one transaction."""
+    with database:
+        database.execute("BEGIN IMMEDIATE")
+        database.executemany(statement, rows)
 
 
 def _evict(database: sqlite3.Connection) -> int:
     """Remove some rows, those not used for longest first; how many."""
-    oldest = f"SELECT rowid FROM features ORDER BY used, rowid LIMIT {_EVICTED_AT_ONCE}"
-    with database:
-        database.execute("BEGIN IMMEDIATE")
-        removed = database.execute(f"DELETE FROM features WHERE rowid IN ({oldest})").rowcount  # noqa: S608 - no values
-    return removed
+    oldest = "SELECT rowid FROM features ORDER BY used, rowid LIMIT ?"
+    statement = f"DELETE FROM features WHERE rowid IN ({oldest})"  # noqa: S608 - no values in it
+    return database.execute(statement, (_EVICTED_AT_ONCE,)).rowcount
 
 
 def _bytes(database: sqlite3.Connection) -> int:

@@ -33,6 +33,7 @@ class Normalised(nn.Module):
     shift: Tensor
 
     def __init__(self, module: nn.Module, preparation: Preparation) -> None:
+        """Take a network in eval mode."""
         super().__init__()
         mean, std = torch.tensor(preparation.mean), torch.tensor(preparation.std)
         self.module = module
@@ -40,9 +41,9 @@ class Normalised(nn.Module):
         self.register_buffer("shift", (-mean / std).reshape(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` uint8 -> ``(B, C)``."""
-        vectors: Tensor = self.module(pixels.to(torch.float32) * self.scale + self.shift)
-        return vectors
+        """``(B, 3, H, W)`` uint8 -> what the network makes of it."""
+        found: Tensor = self.module(pixels.to(torch.float32) * self.scale + self.shift)
+        return found
 
     @classmethod
     def of(cls, backbone: Backbone) -> "Normalised":

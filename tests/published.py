@@ -1,17 +1,19 @@
-"""Small real versions in a store: fresh weights on the real backbone, no training."""
+"""Small real versions in a store: fresh weights on the real backbones, no training."""
 
 from typing import Any
-
-import torch
 
 from hierarchy import LabelTree
 from hierarchy.calibration import Fitted
 from hierarchy.choice import DepthRule
-from hierarchy.network import FrozenHead
+from hierarchy.heads import HRNHead
 from inference.store import ModelStore, Project, project_key
+from worker.settings import Settings
 
 #: A price so low that the deepest node is answered however unsure the network is.
 BOLD = 1e-6
+
+#: Of the two networks that are the default.
+CHANNELS = 2560
 
 TREE = LabelTree.from_paths([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)])
 OTHER = LabelTree.from_paths([("Cat", "Siamese", "Blue"), ("Dog",)])
@@ -35,8 +37,8 @@ def manifest(
     return {
         "project": "1.1795440233",
         "tree": tree.to_json(),
-        "network": {"kind": "frozen", "channels": 1280, "reduced": 8, "width": 8, "hidden": 8},
-        "backbone": {"name": "tf_efficientnet_lite0", "fingerprint": fingerprint},
+        "network": {"kind": "hrn", "channels": CHANNELS, "hidden": 8, "members": 1},
+        "backbone": {"name": Settings.backbone, "fingerprint": fingerprint},
         "calibration": Fitted(rule, "estimated", 20, 1, 0.8, 1.5).to_json(),
         "metrics": {"by_level": levels, "leaf_accuracy": 0.8, "leaf_checked": 10},
         "labels": {"labels": 20, "digest": "none"},
@@ -54,11 +56,10 @@ def publish(
     *,
     price: float | None = BOLD,
     trained_through: str = "",
-    fingerprint: str = "tf_efficientnet_lite0-unknown",
+    fingerprint: str = "tf_efficientnet_lite0-unknown+tf_efficientnet_lite2-unknown",
 ) -> str:
     """Publish a version and make it live; its name. Without a price it shows nothing."""
-    torch.manual_seed(0)
-    head = FrozenHead(tree, 1280, reduced=8, width=8, hidden=8)
+    head = HRNHead(tree, CHANNELS, hidden=8, members=1)
     told = manifest(tree, price, fingerprint, trained_through)
     version = store.publish(known.key, told, head.state_dict())
     store.point(known.key, version, reason="test")

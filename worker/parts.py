@@ -12,8 +12,8 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from inference.files import BucketFiles
 from inference.extractors import FeatureExtractors
+from inference.files import BucketFiles
 from inference.predictor import Predictors
 from inference.records import Records
 from inference.store import ModelStore

@@ -18,7 +18,7 @@ from backend.services import services
 from hierarchy import LabelTree
 from inference.errors import ModelError
 from inference.insight import Step
-from inference.looking import Sight, as_jpeg, framed, in_words, look, overlaid
+from inference.saliency import Sight, as_jpeg, framed, in_words, look, overlaid
 from inference.store import Project
 from studio.errors import PictureError, StudioError
 from studio.labelconfig import LabelConfig
@@ -149,9 +149,7 @@ def _seen(project: Project, version: str, config: LabelConfig, picture: Picture)
         raise LookError("Too many pictures are being looked at now. Try again in a moment.")
     try:
         predictor = own.parts.predictors.get(project, version, config.tree)
-        gallery = own.parts.galleries.of(predictor)
-        preparation = own.parts.galleries.backbone().preparation
-        return look(predictor, gallery, preparation, picture)
+        return look(predictor, own.parts.extractors.of(predictor), picture)
     finally:
         own.looks.release()
 
@@ -165,7 +163,7 @@ def _step(tree: LabelTree, step: Step) -> dict[str, Any]:
 def _panels(sight: Sight) -> list[Panel]:
     seen, panels = sight.looked, []
     for number, level in enumerate(seen.levels, start=1):
-        laid = framed(overlaid(seen.image, level.heat, seen.part), seen.part)
+        laid = framed(overlaid(seen.image, level.heat), seen.part)
         words = in_words(level.probability)
         told = (number, level.path, words, _source(as_jpeg(laid)), bool(level.heat.any()))
         panels.append(Panel(*told))

@@ -58,13 +58,13 @@ def parts(
     settings = Settings(home=home, redis_url=redis_url, label_studio_url=pictures.url, device="cpu")
     made = Parts(settings)
     vars(made)["fetcher"] = PictureFetcher(pictures.url, None, QUICK)
-    made.galleries.base()
+    made.extractors.base()
     return made
 
 
 def go_live(parts: Parts, known: Project, tree: LabelTree = TREE, **more: Any) -> str:
     """A version that this server can serve."""
-    fingerprint = parts.galleries.backbone().fingerprint
+    fingerprint = parts.extractors.base().fingerprint
     return publish(parts.store, known, tree, fingerprint=fingerprint, **more)
 
 
@@ -77,7 +77,7 @@ def client(parts: Parts) -> FlaskClient:
 def without_redis(parts: Parts) -> FlaskClient:
     """The same store, pictures and models, but nothing listens where Redis should be."""
     lame = Parts(replace(parts.settings, redis_url="redis://127.0.0.1:1/0"))
-    vars(lame)["galleries"] = parts.galleries
+    vars(lame)["extractors"] = parts.extractors
     return create_app(lame).test_client()
 
 

@@ -50,7 +50,7 @@ def secured(parts: Parts) -> Parts:
             label_studio_token=Secret(TOKEN),
         )
     )
-    for name in ("fetcher", "galleries", "board", "store"):
+    for name in ("fetcher", "extractors", "board", "store"):
         vars(made)[name] = getattr(parts, name)
     return made
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from backend.services import BATCHES, FEW, Services
 from hierarchy import LabelTree
-from inference.gallery import Item
+from inference.feature_extractor import Item
 from inference.store import Project
 from tests.backend.conftest import asking, go_live, jpeg
 from tests.published import OTHER, TREE

@@ -296,7 +296,7 @@ class TestRealServer:
         config = parse_label_config(XML)
         predictor = parts.predictors.get(project, "v1", config.tree)
         items = [(str(task["data"]["image"]), int(task["id"])) for task in questions(shared)[:3]]
-        expected = answers(parts.galleries.of(predictor), predictor, items)
+        expected = answers(parts.extractors.of(predictor), predictor, items)
         places = places_of(parts.store, project.key, "v1")
         told = zip(story.predicted[:3], expected, items, strict=True)
         for entry, answer, (_, task) in told:

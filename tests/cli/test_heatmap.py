@@ -26,7 +26,7 @@ from cli.projects import UsageError
 from inference.heatmap import Box, HeatMap
 from inference.looking import PANEL, Looked, fitted, in_words, overlaid
 from inference.store import ModelStore, Project
-from tests.inference.small import FROZEN, NAME, galleries, head_of, png, publish, weights_file
+from tests.inference.small import HEAD, NAME, extractors, head_of, png, publish, weights_file
 from tests.published import TREE, project
 from worker.parts import Parts
 from worker.settings import Settings
@@ -217,8 +217,8 @@ def known(tmp_path: Path, weights: Path) -> Project:
     """A project whose live version stands on the small network, in the home of the command."""
     store = ModelStore(tmp_path / "models")
     owner = store.register(project("http://studio"))
-    mark = galleries(tmp_path / "other", weights).backbone().fingerprint
-    version = publish(store, owner, TREE, head_of(TREE, FROZEN), backbone=(NAME, mark))
+    mark = extractors(tmp_path / "other", weights).backbone().fingerprint
+    version = publish(store, owner, TREE, head_of(TREE, HEAD), backbone=(NAME, mark))
     store.point(owner.key, version, reason="test")
     return owner
 

@@ -13,7 +13,7 @@ from hierarchy.calibration import Evidence
 from inference.errors import ModelError
 from inference.predictor import EVIDENCE
 from inference.store import Project
-from tests.inference.small import FROZEN, head_of, seen
+from tests.inference.small import HEAD, head_of, seen
 from tests.inference.small import publish as publish_with_evidence
 from tests.published import TREE, manifest, project, publish
 from worker.order import Order
@@ -267,7 +267,7 @@ def test_files_are_answered_and_a_missing_one_is_told(
     from tests.backend.conftest import jpeg
 
     parts = Parts(replace(settings, backbone=Settings.backbone))
-    publish(parts.store, known, fingerprint=parts.galleries.backbone().fingerprint)
+    publish(parts.store, known, fingerprint=parts.extractors.base().fingerprint)
     (tmp_path / "cat?1.jpg").write_bytes(jpeg())
     (tmp_path / "text.jpg").write_bytes(b"no picture")
     names = ("cat?1.jpg", "text.jpg", "missing.jpg")
@@ -309,7 +309,7 @@ def test_the_live_version_says_what_it_would_show(
 ) -> None:
     tree = TREE
     held = seen(levels=tree.depth)
-    version = publish_with_evidence(parts.store, known, tree, head_of(tree, FROZEN), known=held)
+    version = publish_with_evidence(parts.store, known, tree, head_of(tree, HEAD), known=held)
     parts.store.point(known.key, version, reason="test")
     told = projects.limit_depth(parts, known, 0.8, None, None, None)
     assert (told["version"], told["standing"]) == (version, "certified")

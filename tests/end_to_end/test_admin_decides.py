@@ -130,7 +130,7 @@ def test_a_removed_backend_ends_trainings_and_pre_labels(parts: Parts, number: i
     before, _ = parts.board.events(known.key)
     client.create_annotation(task, taxonomy(("Milk",)))
     assert parts.board.events(known.key)[0] == before + 1
-    version = publish(parts.store, known, fingerprint=parts.galleries.backbone().fingerprint)
+    version = publish(parts.store, known, fingerprint=parts.extractors.base().fingerprint)
     assert refresh_predictions(known.key, version, parts) == {"state": "disconnected", "stored": 0}
     ended = train_once(Order(known.key, "many new labels"), parts, "train-1")
     assert ended["state"] == "disconnected"

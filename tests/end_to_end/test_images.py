@@ -154,7 +154,7 @@ def test_an_image_below_a_path_of_the_data_is_pre_labelled_when_label_studio_ask
         number, [{"data": {"shots": [{"url": address}]}} for address in uploads]
     )
     parts = backend.parts()
-    fingerprint = parts.galleries.backbone().fingerprint
+    fingerprint = parts.extractors.base().fingerprint
     version = publish(parts.store, known, TREE, fingerprint=fingerprint)
     reply = requests.post(
         f"{backend.url}/predict",

@@ -62,7 +62,7 @@ def test_a_refresh_that_is_killed_goes_on_and_ends_with_one_prediction_each(crow
     before = rows_of(crowd, "untrained")
     known = parts.store.project(key)
     assert known is not None
-    fingerprint = parts.galleries.backbone().fingerprint
+    fingerprint = parts.extractors.base().fingerprint
     tree = LabelTree.from_paths(sorted(set(crowd.truth.values())))
     version = publish(parts.store, known, tree, fingerprint=fingerprint)
     board = parts.board

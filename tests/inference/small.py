@@ -10,30 +10,25 @@ import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, fit_rule
+from hierarchy.heads import HRNHead
 from inference.backbone import RandomWeights, load_backbone
-from inference.galleries import Galleries
+from inference.extractors import FeatureExtractors
 from inference.predictor import BACKBONE, EVIDENCE, build_head, evidence_tensors
 from inference.store import ModelStore, Project
 from studio.errors import PictureError
 from studio.pictures import Picture
 
-#: timm's own network for tests: 0.4 million weights, maps of (256, 5, 5).
+#: timm's own network for tests: 0.4 million weights, 256 channels, maps of 5 x 5.
 NAME = "test_efficientnet"
 
 CHANNELS = 256
 
-FROZEN = {
-    "kind": "frozen",
-    "channels": CHANNELS,
-    "reduced": 8,
-    "width": 8,
-    "hidden": 8,
-    "pooled": 1,
-}
+#: A small head for it.
+HEAD = {"kind": "hrn", "channels": CHANNELS, "hidden": 8, "members": 1}
 
 
 def weights_file(folder: Path, seed: int = 0) -> Path:
@@ -62,22 +57,20 @@ def fetch(ref: str, _task: int | None) -> Picture:
     return Picture(hashlib.sha256(data).hexdigest(), data)
 
 
-def galleries(cache: Path, weights: Path) -> Galleries:
-    return Galleries(cache, fetch, backbone=NAME, weights=weights, device="cpu")
+def extractors(cache: Path, weights: Path) -> FeatureExtractors:
+    return FeatureExtractors(cache, fetch, networks=[(NAME, weights)], device="cpu")
 
 
 def project(key: str = "somewhere-1-17", **more: Any) -> Project:
     return Project(key, 1, "1.17", "http://somewhere", "<View/>", **more)
 
 
-def head_of(tree: LabelTree, network: Mapping[str, Any], seed: int = 0) -> nn.Module:
+def head_of(tree: LabelTree, network: Mapping[str, Any] = HEAD, seed: int = 0) -> HRNHead:
     """A head that answers something else for each picture."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = build_head(tree, dict(network))
+    head = build_head(tree, {**network, "seed": seed})
     with torch.no_grad():
         for name, value in head.named_parameters():
-            if "classify" in name or "score" in name:
+            if "score" in name:
                 value.mul_(8)
     return head.eval()
 
@@ -94,9 +87,9 @@ def publish(  # noqa: D417 - the rest is what its name says
     store: ModelStore,
     owner: Project,
     tree: LabelTree,
-    head: nn.Module,
+    head: HRNHead,
     *,
-    network: Mapping[str, Any] = FROZEN,
+    network: Mapping[str, Any] = HEAD,
     backbone: tuple[str, str] = (NAME, "fingerprint"),
     backbone_weights: Mapping[str, Tensor] | None = None,
     known: Evidence | None = None,

@@ -9,9 +9,9 @@ from inference.answers import answers, maps_of
 from inference.gallery import Gallery, Item
 from inference.predictor import BATCH, Answer, Predictor, load_predictor
 from inference.store import ModelStore
-from inference.views import MIRRORED, PLAIN
+from inference.augmentation import MIRRORED, PLAIN
 from studio.errors import PictureError
-from tests.inference.small import FROZEN, galleries, head_of, project, publish, weights_file
+from tests.inference.small import HEAD, extractors, head_of, project, publish, weights_file
 
 TREE = LabelTree.from_paths([("Milk",), ("Fruit", "Apple"), ("Fruit", "Pear")])
 
@@ -21,13 +21,13 @@ EASY = Evidence(np.full((300, 2), 0.6), np.ones((300, 2), dtype=np.int64))
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
     folder = tmp_path_factory.mktemp("gallery")
-    return galleries(folder, weights_file(folder)).base()
+    return extractors(folder, weights_file(folder)).base()
 
 
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     store = ModelStore(tmp_path_factory.mktemp("models"))
-    publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     return load_predictor(store, project(), "v1")
 
 

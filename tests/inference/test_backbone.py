@@ -25,7 +25,7 @@ from inference.backbone import (
     remembered_backbone,
 )
 from inference.errors import BackboneError
-from inference.features import prepare
+from inference.augmentation import prepare
 from inference.torchfile import read_state_dict
 from tests.inference.small import weights_file
 

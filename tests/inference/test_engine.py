@@ -19,7 +19,7 @@ from inference.agreement import MAX_ERROR, disagreement
 from inference.backbone import Backbone, Card, Preparation, load_backbone
 from inference.engine import Engine, Maps, OpenVINOEngine, Pixels, TorchEngine, make_engine
 from inference.errors import EngineError
-from inference.features import prepare
+from inference.augmentation import prepare
 from inference.openvino_engine import part_size
 
 SIDE = 32

@@ -19,7 +19,7 @@ from hierarchy.quantised import QuantisedMaps
 from inference.errors import ModelStoreError, UnknownVersionError
 from inference.predictor import Predictor, Predictors, build_head, load_predictor, read_evidence
 from inference.store import ModelStore
-from tests.inference.small import CHANNELS, FROZEN, head_of, project, publish, seen
+from tests.inference.small import CHANNELS, HEAD, head_of, project, publish, seen
 
 TREE = LabelTree.from_paths([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)])
 OTHER = LabelTree.from_paths([("Animal", "Cat", "Lion"), ("Animal", "Dog"), ("Plant",)])
@@ -41,7 +41,7 @@ def maps() -> NDArray[np.float16]:
     return np.tile(draw.normal(size=(70, CHANNELS, 1, 1)) * 4, (1, 1, 3, 3)).astype(np.float16)
 
 
-@pytest.mark.parametrize("network", [FROZEN, RESIDUAL])
+@pytest.mark.parametrize("network", [HEAD, RESIDUAL])
 def test_a_loaded_version_scores_what_the_trained_head_scored(
     store: ModelStore, maps: NDArray[np.float16], network: dict[str, Any]
 ) -> None:
@@ -55,7 +55,7 @@ def test_a_loaded_version_scores_what_the_trained_head_scored(
 
 
 def test_answers_follow_the_rule(store: ModelStore, maps: NDArray[np.float16]) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     predictor = load_predictor(store, project(), version)
     found = candidates(predictor.log_probabilities(maps), TREE)
     sure = corrected(found.probability, predictor.rule.platt)
@@ -73,14 +73,14 @@ def test_answers_follow_the_rule(store: ModelStore, maps: NDArray[np.float16]) -
 
 def test_without_evidence_nothing_is_answered(store: ModelStore, maps: NDArray[np.float16]) -> None:
     nothing = Evidence(np.empty((0, 2)), np.empty((0, 2), dtype=np.int64))
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=nothing)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=nothing)
     answers = load_predictor(store, project(), version).answer(maps)
     assert {answer.path for answer in answers} == {None}
     assert all(0 < answer.probability < 1 for answer in answers)
 
 
 def test_no_maps_get_no_answers(store: ModelStore) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN))
+    version = publish(store, project(), TREE, head_of(TREE, HEAD))
     predictor = load_predictor(store, project(), version)
     empty = np.empty((0, CHANNELS, 3, 3), np.float16)
     assert predictor.answer(empty) == []
@@ -91,8 +91,8 @@ def test_projects_with_other_trees_share_a_server(
     store: ModelStore, maps: NDArray[np.float16]
 ) -> None:
     first, second = project("one-1-1"), project("two-2-2")
-    publish(store, first, TREE, head_of(TREE, FROZEN))
-    publish(store, second, OTHER, head_of(OTHER, FROZEN))
+    publish(store, first, TREE, head_of(TREE, HEAD))
+    publish(store, second, OTHER, head_of(OTHER, HEAD))
     predictors = Predictors(store)
     assert predictors.get(first, "v1").log_probabilities(maps).shape == (len(maps), len(TREE))
     assert predictors.get(second, "v1").log_probabilities(maps).shape == (len(maps), len(OTHER))
@@ -110,7 +110,7 @@ def below_life(store: ModelStore, **asked: Any) -> Predictor:
     """A version below one root that shows what it is told, and its rule on choices."""
     right = np.ones((300, 2), dtype=np.int64)
     known = Evidence(np.full((300, 2), 0.9), right, np.tile([2, 3], (300, 1)))
-    version = publish(store, project(), LIFE, head_of(LIFE, FROZEN), known=known)
+    version = publish(store, project(), LIFE, head_of(LIFE, HEAD), known=known)
     predictor = load_predictor(store, project(**asked), version)
     return predictor.under(replace(predictor.rule, price=20.0, platt=((1.0, 0.0),) * 2))
 
@@ -180,7 +180,7 @@ def test_a_tree_without_a_choice_answers_nothing(store: ModelStore) -> None:
     tree = LabelTree.from_paths([("Life", "Animal")])
     nothing = np.empty((9, 0), dtype=np.int64)
     none = Evidence(np.empty((9, 0)), nothing, nothing)
-    version = publish(store, project(), tree, head_of(tree, FROZEN), known=none)
+    version = publish(store, project(), tree, head_of(tree, HEAD), known=none)
     predictor = load_predictor(store, project(), version)
     (answer,) = predictor.told(np.log([[0.99, 0.98]]))
     assert (answer.path, answer.reason, answer.leaf) == (None, Reason.NOTHING, ("Life", "Animal"))
@@ -194,7 +194,7 @@ TODAY = LabelTree.from_paths(
 
 
 def test_nodes_that_stay_are_scored_as_before(store: ModelStore, maps: NDArray[np.float16]) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN))
+    version = publish(store, project(), TREE, head_of(TREE, HEAD))
     before = load_predictor(store, project(), version)
     after = load_predictor(store, project(), version, tree=TODAY)
     same = [TODAY.index(path) for path in TREE.paths]
@@ -206,7 +206,7 @@ def test_nodes_that_stay_are_scored_as_before(store: ModelStore, maps: NDArray[n
 def test_answers_with_nodes_that_stay_are_unchanged(
     store: ModelStore, maps: NDArray[np.float16]
 ) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     before = load_predictor(store, project(), version).answer(maps)
     after = load_predictor(store, project(), version, tree=TODAY).answer(maps)
     assert {answer.path for answer in before} >= {("Milk",), ("Fruit", "Apple"), ("Fruit",)}
@@ -218,7 +218,7 @@ def test_what_is_not_learnt_is_never_shown(store: ModelStore, maps: NDArray[np.f
 
     Its correction turns everything into certainty, the e^-15 of a new node as well.
     """
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     predictor = load_predictor(store, project(), version, tree=TODAY)
     predictor.rule = replace(predictor.rule, price=0.5, platt=((0.05, 9.0),))
     shown = {answer.path for answer in predictor.answer(maps)}
@@ -229,7 +229,7 @@ def test_what_is_not_learnt_is_never_shown(store: ModelStore, maps: NDArray[np.f
 def test_a_tree_without_a_common_node_answers_nothing(
     store: ModelStore, maps: NDArray[np.float16]
 ) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     predictor = load_predictor(store, project(), version, tree=OTHER)
     assert (predictor.log_probabilities(maps) < UNSEEN_SCORE).all()
     answers = predictor.answer(maps)
@@ -239,7 +239,7 @@ def test_a_tree_without_a_common_node_answers_nothing(
 
 def test_a_level_that_went_is_not_answered(store: ModelStore, maps: NDArray[np.float16]) -> None:
     flat = LabelTree.from_paths([("Milk",), ("Fruit",)])
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     answers = load_predictor(store, project(), version, tree=flat).answer(maps)
     assert {answer.path for answer in answers} <= {("Milk",), ("Fruit",), None}
     assert ("Fruit",) in {answer.leaf for answer in answers}
@@ -250,7 +250,7 @@ def test_a_level_that_went_is_not_answered(store: ModelStore, maps: NDArray[np.f
 
 def test_the_rule_of_the_version_is_used_as_it_is(store: ModelStore) -> None:
     known = seen()
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=known)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=known)
     for owner in (project(), project(target_accuracy=0.9)):
         predictor = load_predictor(store, owner, version)
         assert predictor.rule == fit_rule(known, target=0.9).rule
@@ -259,7 +259,7 @@ def test_the_rule_of_the_version_is_used_as_it_is(store: ModelStore) -> None:
 @pytest.mark.parametrize("target", [0.7, 0.85, 0.95])
 def test_another_target_is_fitted_anew_from_the_evidence(store: ModelStore, target: float) -> None:
     known = seen(2000)
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=known)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=known)
     rule = load_predictor(store, project(target_accuracy=target), version).rule
     expected = fit_rule(known, target=target).rule
     assert rule.target == target
@@ -271,7 +271,7 @@ def test_another_target_is_fitted_anew_from_the_evidence(store: ModelStore, targ
 def test_a_target_beyond_the_evidence_shows_nothing(
     store: ModelStore, maps: NDArray[np.float16]
 ) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=seen(50))
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=seen(50))
     predictor = load_predictor(store, project(target_accuracy=0.999), version)
     assert predictor.rule.price is None
     assert {answer.path for answer in predictor.answer(maps)} == {None}
@@ -280,14 +280,14 @@ def test_a_target_beyond_the_evidence_shows_nothing(
 def test_other_limits_are_fitted_anew_too(store: ModelStore) -> None:
     """What is right on the whole need not be on level 2 alone."""
     known = seen(500)
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=known)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=known)
     rule = load_predictor(store, project(minimum_depth=2, maximum_depth=2), version).rule
     assert (rule.minimum, rule.maximum) == (2, 2)
     assert rule.price == pytest.approx(fit_rule(known, target=0.9, minimum=2, maximum=2).rule.price)
 
 
 def test_without_evidence_a_higher_target_is_not_promised(store: ModelStore) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=None)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=None)
     lower = load_predictor(store, project(target_accuracy=0.8), version).rule
     assert lower.price == load_predictor(store, project(), version).rule.price is not None
     assert load_predictor(store, project(target_accuracy=0.95), version).rule.price is None
@@ -302,7 +302,7 @@ def test_an_unknown_version_is_told_as_such(store: ModelStore) -> None:
 
 
 def test_damaged_weights_are_refused(store: ModelStore) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN))
+    version = publish(store, project(), TREE, head_of(TREE, HEAD))
     file = store.root / "projects" / project().key / "versions" / version / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ModelStoreError, match="not those published"):
@@ -310,7 +310,7 @@ def test_damaged_weights_are_refused(store: ModelStore) -> None:
 
 
 def test_weights_of_another_tree_are_refused(store: ModelStore) -> None:
-    version = publish(store, project(), TREE, head_of(OTHER, FROZEN))
+    version = publish(store, project(), TREE, head_of(OTHER, HEAD))
     with pytest.raises(ModelStoreError, match="weights of v1 do not fit its manifest"):
         load_predictor(store, project(), version)
 
@@ -322,7 +322,7 @@ def test_a_kind_of_network_of_another_release_is_refused() -> None:
 
 def test_evidence_survives_the_file(store: ModelStore) -> None:
     known = seen(100)
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=known)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=known)
     found = read_evidence(store.weights(project().key, version), TREE)
     assert found is not None
     assert found.right.tolist() == known.right.tolist()
@@ -333,7 +333,7 @@ def test_evidence_survives_the_file(store: ModelStore) -> None:
 
 
 def test_a_version_is_read_once(store: ModelStore) -> None:
-    publish(store, project(), TREE, head_of(TREE, FROZEN))
+    publish(store, project(), TREE, head_of(TREE, HEAD))
     predictors = Predictors(store)
     found: list[nn.Module] = []
     threads = [
@@ -349,7 +349,7 @@ def test_a_version_is_read_once(store: ModelStore) -> None:
 
 
 def test_another_tree_or_wish_is_another_predictor(store: ModelStore) -> None:
-    publish(store, project(), TREE, head_of(TREE, FROZEN))
+    publish(store, project(), TREE, head_of(TREE, HEAD))
     predictors = Predictors(store)
     asks = [
         predictors.get(project(), "v1"),
@@ -362,7 +362,7 @@ def test_another_tree_or_wish_is_another_predictor(store: ModelStore) -> None:
 
 def test_the_least_recently_used_makes_room(store: ModelStore) -> None:
     for _ in range(3):
-        publish(store, project(), TREE, head_of(TREE, FROZEN))
+        publish(store, project(), TREE, head_of(TREE, HEAD))
     predictors = Predictors(store, keep=2)
     for name in ("v1", "v2", "v1", "v3"):
         predictors.get(project(), name)
@@ -373,7 +373,7 @@ def test_a_failed_load_is_tried_again(store: ModelStore) -> None:
     predictors = Predictors(store)
     with pytest.raises(UnknownVersionError):
         predictors.get(project(), "v1")
-    publish(store, project(), TREE, head_of(TREE, FROZEN))
+    publish(store, project(), TREE, head_of(TREE, HEAD))
     assert predictors.get(project(), "v1").version == "v1"
 
 
@@ -383,7 +383,7 @@ def test_a_failed_load_is_tried_again(store: ModelStore) -> None:
 def test_every_answer_says_why_it_goes_no_deeper(
     store: ModelStore, maps: NDArray[np.float16]
 ) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     loose = load_predictor(store, project(), version)
     for own in (loose, loose.under(replace(loose.rule, price=300.0))):
         for answer in own.answer(maps):
@@ -397,7 +397,7 @@ def test_every_answer_says_why_it_goes_no_deeper(
 def test_the_refused_label_and_its_probability_are_named(
     store: ModelStore, maps: NDArray[np.float16]
 ) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     own = load_predictor(store, project(), version)
     own = own.under(replace(own.rule, price=300.0))
     found = own.guesses(maps)
@@ -415,7 +415,7 @@ def test_the_refused_label_and_its_probability_are_named(
 
 def test_nothing_shown_says_why(store: ModelStore, maps: NDArray[np.float16]) -> None:
     nothing = Evidence(np.empty((0, 2)), np.empty((0, 2), dtype=np.int64))
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=nothing)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=nothing)
     answers = load_predictor(store, project(), version).answer(maps)
     assert {answer.reason for answer in answers} == {Reason.NOTHING}
 
@@ -430,7 +430,7 @@ def following(store: ModelStore, version: str, rule: DepthRule) -> None:
 def test_a_rule_that_feedback_led_to_is_used_without_a_restart(
     store: ModelStore, maps: NDArray[np.float16]
 ) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     predictors = Predictors(store)
     before = predictors.get(project(), version)
     assert max(len(answer.path or ()) for answer in before.answer(maps)) == 2
@@ -449,7 +449,7 @@ def test_a_rule_that_feedback_led_to_is_used_without_a_restart(
 
 
 def test_feedback_under_another_target_or_depth_is_no_promise(store: ModelStore) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     predictors = Predictors(store)
     own = predictors.get(project(), version).rule
     following(store, version, replace(own, price=7.0))
@@ -464,7 +464,7 @@ def test_feedback_under_another_target_or_depth_is_no_promise(store: ModelStore)
 def test_the_own_rule_holds_where_feedback_left_none(
     store: ModelStore, kept: dict[str, Any]
 ) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     store.write_following(project().key, version, kept)
     predictor = Predictors(store).get(project(), version)
     assert predictor.rule == predictor.own_rule
@@ -473,7 +473,7 @@ def test_the_own_rule_holds_where_feedback_left_none(
 def test_the_own_rule_holds_where_what_feedback_left_is_damaged(
     store: ModelStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     store.write_following(project().key, version, {"rule": None})
     file = store.root / "projects" / project().key / "following" / f"{version}.json"
     file.write_text("{", encoding="utf-8")
@@ -483,7 +483,7 @@ def test_the_own_rule_holds_where_what_feedback_left_is_damaged(
 
 
 def test_a_strict_project_gets_a_strict_rule(store: ModelStore) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=EASY)
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     assert not load_predictor(store, project(), version).rule.strict
     assert load_predictor(store, project(strict=True), version).rule.strict
     predictors = Predictors(store)
@@ -492,7 +492,7 @@ def test_a_strict_project_gets_a_strict_rule(store: ModelStore) -> None:
 
 
 def test_without_evidence_strictness_is_not_promised(store: ModelStore) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN))
+    version = publish(store, project(), TREE, head_of(TREE, HEAD))
     assert load_predictor(store, project(strict=True), version).rule.price is None
 
 
@@ -500,7 +500,7 @@ def test_without_evidence_strictness_is_not_promised(store: ModelStore) -> None:
 def test_kept_maps_are_not_restored_where_integers_are_multiplied(
     store: ModelStore, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN))
+    version = publish(store, project(), TREE, head_of(TREE, HEAD))
     predictor = load_predictor(store, project(), version)
     given = np.random.default_rng(3).normal(0.5, 1, (count, CHANNELS, 5, 5)).clip(0)
     kept = QuantisedMaps.of(given.astype(np.float32))

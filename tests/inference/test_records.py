@@ -13,7 +13,7 @@ from inference.insight import as_tensors
 from inference.predictor import Predictors
 from inference.records import Records
 from inference.store import ModelStore
-from tests.inference.small import FROZEN, head_of, project, publish, seen
+from tests.inference.small import HEAD, head_of, project, publish, seen
 from tests.published import TREE
 
 
@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> ModelStore:
 
 def test_a_version_is_read_once(store: ModelStore) -> None:
     key = project().key
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=seen())
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=seen())
     records = Records(store)
     first = records.get(key, version)
     assert first.tree == TREE
@@ -51,8 +51,8 @@ def rooted(known: Evidence) -> Evidence:
 
 def test_an_earlier_certificate_does_not_count_a_root_above_everything(store: ModelStore) -> None:
     """Its evidence is kept, so what it is worth is fitted again: as for the tree below the root."""
-    plain = publish(store, project(), TREE, head_of(TREE, FROZEN), known=seen(400))
-    version = publish(store, project(), ROOTED, head_of(ROOTED, FROZEN), known=rooted(seen(400)))
+    plain = publish(store, project(), TREE, head_of(TREE, HEAD), known=seen(400))
+    version = publish(store, project(), ROOTED, head_of(ROOTED, HEAD), known=rooted(seen(400)))
     hollow = store.manifest(project().key, version)["calibration"]
     assert hollow["given"] == 1.0
     records = Records(store)
@@ -68,13 +68,13 @@ def test_an_earlier_certificate_does_not_count_a_root_above_everything(store: Mo
         sorted([ROOTED.index(("Life", "Fruit")), ROOTED.index(("Life", "Milk"))]),
         [ROOTED.index(("Life", "Fruit", name)) for name in ("Apple", "Pear")],
     ]
-    bare = publish(store, project(), ROOTED, head_of(ROOTED, FROZEN))  # keeps no evidence
+    bare = publish(store, project(), ROOTED, head_of(ROOTED, HEAD))  # keeps no evidence
     assert records.summary(project().key, bare)["calibration"]["standing"] == "none"
     assert Predictors(store).get(project(), bare).rule.price is None
 
 
 def test_what_is_asked_for_now_is_what_is_told(store: ModelStore) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN), known=seen(400))
+    version = publish(store, project(), TREE, head_of(TREE, HEAD), known=seen(400))
     records = Records(store)
     assert (
         records.calibration(project(), version)
@@ -90,7 +90,7 @@ def test_what_is_asked_for_now_is_what_is_told(store: ModelStore) -> None:
 def test_earlier_figures_are_counted_again_where_the_images_are_known(store: ModelStore) -> None:
     """Those that were written divided by images whose label does not reach the level."""
     known, tree = seen(3), TREE
-    version = publish(store, project(), tree, head_of(tree, FROZEN), known=known)
+    version = publish(store, project(), tree, head_of(tree, HEAD), known=known)
     manifest, tensors = (f(project().key, version) for f in (store.manifest, store.weights))
     false = [{"level": 2, "checked": 3, "accuracy": 0.3333}]
     fruit, milk, apple, pear = range(4)
@@ -113,7 +113,7 @@ def test_earlier_figures_are_counted_again_where_the_images_are_known(store: Mod
 
 
 def test_a_version_without_evidence_has_no_figures(store: ModelStore) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN))
+    version = publish(store, project(), TREE, head_of(TREE, HEAD))
     known = Records(store).get(project().key, version)
     assert known.record is None
     assert known.figures is None
@@ -121,7 +121,7 @@ def test_a_version_without_evidence_has_no_figures(store: ModelStore) -> None:
 
 
 def test_only_the_newest_looked_at_are_kept(store: ModelStore) -> None:
-    names = [publish(store, project(), TREE, head_of(TREE, FROZEN)) for _ in range(3)]
+    names = [publish(store, project(), TREE, head_of(TREE, HEAD)) for _ in range(3)]
     records = Records(store, keep=2)
     first = records.get(project().key, names[0])
     for name in names[1:]:
@@ -130,7 +130,7 @@ def test_only_the_newest_looked_at_are_kept(store: ModelStore) -> None:
 
 
 def test_what_is_not_there_or_damaged_is_told(store: ModelStore) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, FROZEN))
+    version = publish(store, project(), TREE, head_of(TREE, HEAD))
     records = Records(store)
     with pytest.raises(UnknownVersionError):
         records.get(project().key, "v9")

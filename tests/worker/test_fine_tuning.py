@@ -89,7 +89,7 @@ def labelled(count: int, start: int = 0) -> Snapshot:
 
 @pytest.fixture(scope="module")
 def twelve(parts: Parts) -> Gathered:
-    return gather(labelled(12), parts.galleries.base(), "", silent, (0, 1))
+    return gather(labelled(12), parts.extractors.base(), "", silent, (0, 1))
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_every_label_is_gathered_with_its_picture(twelve: Gathered) -> None:
 
 
 def test_features_are_read_at_any_positions_in_every_view(twelve: Gathered, parts: Parts) -> None:
-    gallery = parts.galleries.base()
+    gallery = parts.extractors.base()
     for view in twelve.examples.views:
         found = twelve.examples.read([7, 2], view)
         expected = maps_of(gallery, [twelve.refs[7], twelve.refs[2]], view=view)
@@ -122,7 +122,7 @@ def test_features_are_read_at_any_positions_in_every_view(twelve: Gathered, part
 
 def test_pictures_that_cannot_be_had_are_counted_and_left_out(parts: Parts) -> None:
     tasks = [task(0, 1), task(1, 2, picture="/data/local-files/?d=gone.png"), task(2, 3)]
-    found = gather(take(tasks, TREE), parts.galleries.base(), "", silent, (0,))
+    found = gather(take(tasks, TREE), parts.extractors.base(), "", silent, (0,))
     assert found.examples.pictures == 2
     assert found.examples.picture.tolist() == [0, 1]
     assert found.examples.target.tolist() == [[1], [3]]
@@ -130,7 +130,7 @@ def test_pictures_that_cannot_be_had_are_counted_and_left_out(parts: Parts) -> N
 
 
 def test_nothing_to_be_had_is_too_little_to_train(parts: Parts) -> None:
-    found = gather(take([], TREE), parts.galleries.base(), "", silent)
+    found = gather(take([], TREE), parts.extractors.base(), "", silent)
     assert found.examples.pictures == 0
     with pytest.raises(trainer.TooFewLabelsError, match="got 0 images"):
         trainer.check_enough(found.examples.pictures, found.examples.named)
@@ -140,12 +140,12 @@ def test_annotators_share_a_picture_and_groups_come_from_the_task(parts: Parts) 
     both = task(0, 1, session="monday")
     both = replace(both, labels=(*both.labels, replace(both.labels[0], annotation_id=9, target=2)))
     tasks = [both, task(1, 2)]
-    found = gather(take(tasks, TREE), parts.galleries.base(), "session", silent, (0,))
+    found = gather(take(tasks, TREE), parts.extractors.base(), "session", silent, (0,))
     assert found.examples.picture.tolist() == [0, 0, 1]
     assert found.examples.weight.tolist() == [0.5, 0.5, 1]
     assert list(found.examples.groups) == ["monday", None]
     nested = take([replace(task(0, 1), data={"visit": {"day": "tuesday"}})], TREE)
-    found = gather(nested, parts.galleries.base(), "visit.day", silent, (0,))
+    found = gather(nested, parts.extractors.base(), "visit.day", silent, (0,))
     assert list(found.examples.groups) == ["tuesday"]
 
 
@@ -157,7 +157,7 @@ def test_what_was_fine_tuned_comes_back_from_the_store(parts: Parts, twelve: Gat
     """Two epochs on twelve pictures: the served log-probabilities are those of training."""
     project = owner(parts)
     made = fine_tuning.fit(TREE, twelve, parts, project, silent, TINY)
-    base = parts.galleries.backbone()
+    base = parts.extractors.backbone()
     assert any(
         not torch.equal(made.backbone_weights[name], value)
         for name, value in base.module.state_dict().items()
@@ -175,7 +175,7 @@ def test_what_was_fine_tuned_comes_back_from_the_store(parts: Parts, twelve: Gat
         training._tensors(TREE, twelve, made),
     )
     predictor = load_predictor(parts.store, project, version)
-    gallery = parts.galleries.of(predictor)
+    gallery = parts.extractors.of(predictor)
     maps = maps_of(gallery, [twelve.refs[at] for at in judged.tolist()])
     served = predictor.log_probabilities(maps)
     np.testing.assert_allclose(served, made.trained.held_out[judged], atol=0.1)
@@ -219,7 +219,7 @@ def test_a_stopped_fine_tuning_goes_on_and_ends_as_if_it_had_not_been(
     assert second.shares[0] > 0.5
     assert second.shares[-1] == 1
     assert resumed.backbone["fingerprint"] == whole.backbone["fingerprint"]
-    assert resumed.backbone["fingerprint"] != parts.galleries.backbone().fingerprint
+    assert resumed.backbone["fingerprint"] != parts.extractors.base().fingerprint
     for name, value in whole.trained.head.state_dict().items():
         assert torch.equal(resumed.trained.head.state_dict()[name], value)
     np.testing.assert_array_equal(resumed.trained.held_out, whole.trained.held_out)

@@ -15,7 +15,7 @@ from hierarchy.calibration import Evidence
 from hierarchy.choice import DepthRule, candidates, choose_depth, corrected
 from hierarchy.feedback import Feedback, begin, follow
 from inference.answers import answers
-from inference.galleries import Galleries
+from inference.extractors import FeatureExtractors
 from inference.predictor import Answer
 from inference.store import Project
 from studio.client import LabelStudio
@@ -41,23 +41,23 @@ NOTHING = Evidence(np.empty((0, 2)), np.empty((0, 2), dtype=np.int64))
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Galleries:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> FeatureExtractors:
     """One small backbone for all tests, which takes a while to check; pictures `<number>.png`."""
     weights = small.weights_file(tmp_path_factory.mktemp("weights"))
-    return small.galleries(tmp_path_factory.mktemp("cache"), weights)
+    return small.extractors(tmp_path_factory.mktemp("cache"), weights)
 
 
 @pytest.fixture
-def served(parts: Parts, shared: Galleries) -> Parts:
+def served(parts: Parts, shared: FeatureExtractors) -> Parts:
     """Parts that can serve versions on that backbone."""
-    vars(parts)["galleries"] = shared
+    vars(parts)["extractors"] = shared
     return parts
 
 
 def publish(parts: Parts, known: Project, *, seed: int = 0, seen: Evidence = BOLD) -> str:
     """A live version that this server can serve."""
-    backbone = parts.galleries.backbone()
-    head = small.head_of(TREE, small.FROZEN, seed)
+    backbone = parts.extractors.backbone()
+    head = small.head_of(TREE, small.HEAD, seed)
     named = (backbone.name, backbone.fingerprint)
     version = small.publish(parts.store, known, TREE, head, backbone=named, known=seen)
     parts.store.point(known.key, version, reason="test")
@@ -236,10 +236,10 @@ def test_a_root_above_everything_was_no_pre_label(
     """A version of an earlier release had shown it: nobody could have found it wrong."""
     rooted = LabelTree.from_paths([("Life", *path) for path in TREE.paths if path != ("Fruit",)])
     stand.label_config = taxonomy_xml(rooted)
-    backbone = served.galleries.backbone()
+    backbone = served.extractors.backbone()
     every = Evidence(np.full((300, 3), 0.6), np.ones((300, 3), dtype=np.int64))
     named = (backbone.name, backbone.fingerprint)
-    head = small.head_of(rooted, small.FROZEN, 0)
+    head = small.head_of(rooted, small.HEAD, 0)
     version = small.publish(served.store, known, rooted, head, backbone=named, known=every)
     served.store.point(known.key, version, reason="test")
     people.answer(["Life"], ["Life", "Milk"])
@@ -259,7 +259,7 @@ def test_rows_hold_the_probabilities_of_the_version(
     follow_version(known.key, "v1", served)
     (row,) = kept(served, known)["rows"]
     predictor = served.predictors.get(known, "v1", TREE)
-    (maps,) = served.galleries.of(predictor).maps([("1.png", 1)])
+    (maps,) = served.extractors.of(predictor).maps([("1.png", 1)])
     assert not isinstance(maps, PictureError)
     found = candidates(predictor.log_probabilities(maps[None]), TREE)
     assert row["probability"] == pytest.approx(found.probability[0].tolist(), abs=1e-5)
@@ -348,7 +348,7 @@ def test_a_project_without_pre_labels_needs_no_model(
     parts: Parts, known: Project, stand: Stand
 ) -> None:
     """The version's backbone is none that this server has: it would fail if it were loaded."""
-    head = small.head_of(TREE, small.FROZEN)
+    head = small.head_of(TREE, small.HEAD)
     parts.store.point(known.key, small.publish(parts.store, known, TREE, head), reason="test")
     stand.label(3, minute=0)
     ended = follow_version(known.key, "v1", parts)
@@ -499,7 +499,7 @@ def test_a_refresh_is_wished_for_when_open_tasks_would_be_answered_otherwise(
     """A version that may show nothing turns out to be right of every picture."""
     publish(served, known, seen=NOTHING)
     predictor, board = served.predictors.get(known, "v1", TREE), served.board
-    gallery = served.galleries.of(predictor)
+    gallery = served.extractors.of(predictor)
     for answer in answers(gallery, predictor, [(f"{number}.png", None) for number in range(1, 61)]):
         assert isinstance(answer, Answer)
         assert answer.path is None
@@ -539,7 +539,7 @@ def test_a_job_that_is_killed_is_repeated_without_counting_twice(
     with monkeypatch.context() as patched:
         places = {
             "reading": (served.studio, "tasks"),
-            "scoring": (served.galleries.of(served.predictors.get(known, "v1", TREE)), "maps"),
+            "scoring": (served.extractors.of(served.predictors.get(known, "v1", TREE)), "maps"),
             "writing": (Path, "replace"),
         }
         patched.setattr(*places[line], killed)

@@ -39,7 +39,7 @@ def test_a_token_that_cannot_be_one_is_a_setting_that_is_wrong(tmp_path: Path) -
 def test_a_part_is_made_once(tmp_path: Path) -> None:
     parts = Parts(Settings(home=tmp_path))
     assert parts.store is parts.store
-    assert parts.galleries is parts.galleries
+    assert parts.extractors is parts.extractors
     assert parts.fetcher is parts.fetcher
 
 

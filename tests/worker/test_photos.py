@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from inference.backbone import Preparation
-from inference.features import prepare
+from inference.augmentation import prepare
 from worker.photos import Shelf, from_plain, plain, prefetched, small, stacked, varied
 
 SHOWN = Preparation(resize=36, crop=32)

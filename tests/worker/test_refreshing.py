@@ -10,8 +10,8 @@ import pytest
 
 from hierarchy.choice import DepthRule, logits
 from inference.answers import answers
-from inference.galleries import Galleries
-from inference.gallery import Item
+from inference.extractors import FeatureExtractors
+from inference.feature_extractor import Item
 from inference.predictor import Answer
 from inference.store import UNTRAINED, Project
 from tests.published import TREE
@@ -23,7 +23,7 @@ from worker.order import Order
 from worker.parts import Parts
 from worker.refreshing import refresh_predictions
 
-__all__ = ["Galleries", "served", "shared"]
+__all__ = ["FeatureExtractors", "served", "shared"]
 
 
 def open_tasks(stand: Stand, count: int, first: int = 1) -> None:
@@ -54,7 +54,7 @@ def follow_to(parts: Parts, known: Project, rule: DepthRule) -> None:
 def surest(parts: Parts, known: Project, pictures: int, count: int) -> DepthRule:
     """A rule that shows the surest so many of the pictures, on the top level."""
     predictor = parts.predictors.get(known, "v1", TREE)
-    maps = parts.galleries.of(predictor).maps([(f"{n}.png", n) for n in range(1, pictures + 1)])
+    maps = parts.extractors.of(predictor).maps([(f"{n}.png", n) for n in range(1, pictures + 1)])
     found = predictor.guesses(np.stack([one for one in maps if isinstance(one, np.ndarray)]))
     sure = np.sort(logits(found.probability[:, 0]))
     least = (sure[-count] + sure[-count - 1]) / 2 if count < pictures else sure[0] - 1
@@ -118,7 +118,7 @@ def test_leaving_early_reads_no_further(
     open_tasks(stand, 20)
     monkeypatch.setattr(refreshing, "CHUNK", 4)
     asked: list[str] = []
-    gallery = served.galleries.of(served.predictors.get(known, "v1", TREE))
+    gallery = served.extractors.of(served.predictors.get(known, "v1", TREE))
     stream = gallery.stream
 
     def counted(items: Sequence[Item]) -> Any:
@@ -275,7 +275,7 @@ def test_a_version_brings_an_order_and_says_apart_from_it_how_sure_it_is(
     assert sorted(scores(stand), key=scores(stand).__getitem__) == list(places.batch)
     predictor = served.predictors.get(known, "v1", TREE)
     told = answers(
-        served.galleries.of(predictor), predictor, [(f"{n}.png", n) for n in range(1, 21)]
+        served.extractors.of(predictor), predictor, [(f"{n}.png", n) for n in range(1, 21)]
     )
     for answer, (item,) in zip(told, shown(stand), strict=True):
         assert isinstance(answer, Answer)

@@ -8,7 +8,7 @@ import pytest
 
 from hierarchy.calibration import Evidence
 from inference.store import Project
-from tests.inference.small import FROZEN, head_of, publish, seen
+from tests.inference.small import HEAD, head_of, publish, seen
 from tests.published import TREE, project
 from tests.published import publish as publish_without_evidence
 from worker.parts import Parts
@@ -33,12 +33,12 @@ def few() -> Evidence:
 
 
 def test_a_version_with_evidence_enough_shows_labels(parts: Parts, known: Project) -> None:
-    version = publish(parts.store, known, TREE, head_of(TREE, FROZEN), known=seen())
+    version = publish(parts.store, known, TREE, head_of(TREE, HEAD), known=seen())
     assert nothing_shown(parts, known, version) is None
 
 
 def test_a_version_of_few_images_says_how_many_more_it_needs(parts: Parts, known: Project) -> None:
-    version = publish(parts.store, known, TREE, head_of(TREE, FROZEN), known=few())
+    version = publish(parts.store, known, TREE, head_of(TREE, HEAD), known=few())
     told = nothing_shown(parts, known, version)
     assert told is not None
     assert (told.checked, told.wrong) == (6, 0)
@@ -49,12 +49,12 @@ def test_a_version_of_few_images_says_how_many_more_it_needs(parts: Parts, known
 def test_what_a_project_asks_for_counts_not_what_the_version_was_made_for(
     parts: Parts, known: Project
 ) -> None:
-    version = publish(parts.store, known, TREE, head_of(TREE, FROZEN), known=seen())
+    version = publish(parts.store, known, TREE, head_of(TREE, HEAD), known=seen())
     bold = replace(known, target_accuracy=0.999)
     told = nothing_shown(parts, bold, version)
     assert told is not None
     assert told.target == 0.999
-    modest = publish(parts.store, known, TREE, head_of(TREE, FROZEN), known=few())
+    modest = publish(parts.store, known, TREE, head_of(TREE, HEAD), known=few())
     assert nothing_shown(parts, replace(known, target_accuracy=0.6), modest) is None
     assert nothing_shown(parts, known, modest) is not None
 

@@ -14,7 +14,7 @@ from hierarchy import LabelTree, log_marginals
 from hierarchy.choice import candidates
 from hierarchy.network import Features, FrozenHead
 from hierarchy.quantised import in_bytes
-from inference.views import MIRRORED, PLAIN
+from inference.augmentation import MIRRORED, PLAIN
 from worker import trainer
 from worker.recipe import Recipe
 from worker.trainer import (

@@ -25,7 +25,7 @@ def _empty_redis(board: object) -> None:
 def console_parts(parts: Parts) -> Parts:
     """The run's parts, with a console."""
     made = Parts(replace(parts.settings, console_password=Secret(PASSWORD)))
-    for name in ("fetcher", "galleries", "board", "store"):
+    for name in ("fetcher", "extractors", "board", "store"):
         vars(made)[name] = getattr(parts, name)
     return made
 
@@ -47,7 +47,7 @@ def admin(visitor: FlaskClient) -> FlaskClient:
 def admin_without_redis(console_parts: Parts) -> FlaskClient:
     """Signed in, while nothing listens where Redis should be."""
     lame = Parts(replace(console_parts.settings, redis_url="redis://127.0.0.1:1/0"))
-    vars(lame)["galleries"] = console_parts.galleries
+    vars(lame)["extractors"] = console_parts.extractors
     client = create_app(lame).test_client()
     assert sign_in(client).status_code == 303
     return client

@@ -20,7 +20,7 @@ from hierarchy.calibration import Evidence
 from inference.store import Project
 from tests.backend.conftest import go_live
 from tests.backend.console.conftest import PASSWORD, Post, sign_in
-from tests.inference.small import FROZEN, head_of
+from tests.inference.small import HEAD, head_of
 from tests.inference.small import publish as publish_with_evidence
 from tests.published import TREE
 from worker.order import Order
@@ -125,7 +125,7 @@ def test_a_live_version_that_shows_nothing_is_not_green_and_says_what_is_missing
     known = fresh()
     six = np.linspace(0.95, 0.99, 6)
     few = Evidence(np.column_stack([six, six]), np.ones((6, 2), dtype=np.int64))
-    version = publish_with_evidence(parts.store, known, TREE, head_of(TREE, FROZEN), known=few)
+    version = publish_with_evidence(parts.store, known, TREE, head_of(TREE, HEAD), known=few)
     parts.store.point(known.key, version, reason="test")
     text = card(admin, known)
     assert "Shows nothing yet" in text

@@ -130,7 +130,7 @@ def test_no_pre_label_of_a_trained_version_is_the_root(parts: Parts, rooted: Pro
     predictor = parts.predictors.get(rooted, "v1")
     bold = predictor.under(replace(predictor.rule, price=0.5))
     items = [(f"/data/upload/9/{at}.jpg", at) for at in range(12)]
-    found = answers(parts.galleries.of(predictor), bold, items)
+    found = answers(parts.extractors.of(predictor), bold, items)
     paths = {one.path for one in found if isinstance(one, Answer)}
     assert ("Life",) not in paths
     assert any(len(path) > 1 for path in paths if path)

@@ -1,4 +1,4 @@
-"""A reference leads to the picture that it led to, for a while, and never costs an answer."""
+"""A reference leads to the image that it led to, for a while, and never costs an answer."""
 
 import hashlib
 import multiprocessing
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from inference import references
-from inference.references import ReferenceIndex
+from inference import cache_database
+from inference.reference_index import ReferenceIndex
 
 A, B, C = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b", b"c"))
 HOUR = 3600.0
@@ -26,7 +26,7 @@ def age(root: Path, seconds: float) -> None:
 def test_a_reference_is_known_after_it_was_seen(tmp_path: Path) -> None:
     index = ReferenceIndex(tmp_path)
     assert index.known(["s3://bucket/a.jpg"], HOUR) == [None]
-    index.remember("s3://bucket/a.jpg", A)
+    index.remember([("s3://bucket/a.jpg", A)])
     again = ReferenceIndex(tmp_path)
     assert again.known(["s3://bucket/b.jpg", "s3://bucket/a.jpg"], HOUR) == [None, A]
     assert again.known([], HOUR) == []
@@ -34,14 +34,14 @@ def test_a_reference_is_known_after_it_was_seen(tmp_path: Path) -> None:
 
 def test_many_are_remembered_in_one_go(tmp_path: Path) -> None:
     index = ReferenceIndex(tmp_path)
-    index.remember_all([])
-    index.remember_all([(str(number), (A, B)[number % 2]) for number in range(300)])
+    index.remember([])
+    index.remember([(str(number), (A, B)[number % 2]) for number in range(300)])
     assert index.known(["0", "299", "300"], HOUR) == [A, B, None]
 
 
 def test_a_reference_is_forgotten_after_its_time(tmp_path: Path) -> None:
     index = ReferenceIndex(tmp_path)
-    index.remember("/data/a.jpg", A)
+    index.remember([("/data/a.jpg", A)])
     age(tmp_path, 2 * HOUR)
     assert index.known(["/data/a.jpg"], HOUR) == [None]
     assert index.known(["/data/a.jpg"], 3 * HOUR) == [A]
@@ -49,9 +49,9 @@ def test_a_reference_is_forgotten_after_its_time(tmp_path: Path) -> None:
 
 def test_seeing_a_reference_again_renews_it(tmp_path: Path) -> None:
     index = ReferenceIndex(tmp_path)
-    index.remember("/data/a.jpg", A)
+    index.remember([("/data/a.jpg", A)])
     age(tmp_path, 2 * HOUR)
-    index.remember("/data/a.jpg", B)
+    index.remember([("/data/a.jpg", B)])
     assert index.known(["/data/a.jpg"], HOUR) == [B]
 
 
@@ -60,13 +60,13 @@ def test_a_damaged_index_begins_anew(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "references.sqlite").write_bytes(content)
     index = ReferenceIndex(tmp_path)
     assert index.known(["/data/a.jpg"], HOUR) == [None]
-    index.remember("/data/a.jpg", A)
+    index.remember([("/data/a.jpg", A)])
     assert index.known(["/data/a.jpg"], HOUR) == [A]
     assert ReferenceIndex(tmp_path).known(["/data/a.jpg"], HOUR) == [A]
 
 
 def test_references_are_not_written_down(tmp_path: Path) -> None:
-    ReferenceIndex(tmp_path).remember("https://host/a.jpg?signature=secret", A)
+    ReferenceIndex(tmp_path).remember([("https://host/a.jpg?signature=secret", A)])
     stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert bytes.fromhex(A) in stored
     assert b"secret" not in stored
@@ -75,21 +75,17 @@ def test_references_are_not_written_down(tmp_path: Path) -> None:
 def test_odd_references_are_taken(tmp_path: Path) -> None:
     index = ReferenceIndex(tmp_path)
     for ref, digest in (("", A), ("ä/\0/../\ud800", B), ("x" * 10_000, C)):
-        index.remember(ref, digest)
+        index.remember([(ref, digest)])
         assert index.known([ref], HOUR) == [digest]
 
 
-def test_pruning_forgets_what_is_old_and_what_releases_before_wrote(tmp_path: Path) -> None:
-    former = tmp_path / A[:2] / A
-    former.parent.mkdir()
-    former.write_text(B)
+def test_pruning_forgets_what_is_old(tmp_path: Path) -> None:
     index = ReferenceIndex(tmp_path)
-    index.remember("old", A)
+    index.remember([("old", A)])
     age(tmp_path, 2 * HOUR)
-    index.remember("new", B)
+    index.remember([("new", B)])
     assert index.prune(HOUR) == 1
     assert index.known(["old", "new"], 1e9) == [None, B]
-    assert not former.exists()
 
 
 def test_an_index_that_cannot_be_written_is_said_once(
@@ -98,21 +94,21 @@ def test_an_index_that_cannot_be_written_is_said_once(
     (tmp_path / "file").write_text("in the way")
     index = ReferenceIndex(tmp_path / "file" / "index")
     for ref in ("a", "b"):
-        index.remember(ref, A)
+        index.remember([(ref, A)])
         assert index.known([ref], HOUR) == [None]
     assert index.prune(HOUR) == 0
-    assert caplog.text.count("reference index does not work") == 1
+    assert caplog.text.count("references.sqlite does not work") == 1
 
 
 def _remember_many(root: Path, start: int) -> None:
     index = ReferenceIndex(root)
     for number in range(start, start + 100):
-        index.remember(str(number), A)
+        index.remember([(str(number), A)])
 
 
 def test_threads_and_processes_share_it(tmp_path: Path) -> None:
     index = ReferenceIndex(tmp_path)
-    index.remember("first", A)
+    index.remember([("first", A)])
     spawn = multiprocessing.get_context("spawn")
     others = [
         spawn.Process(target=_remember_many, args=(tmp_path, start)) for start in (1000, 2000)
@@ -120,7 +116,7 @@ def test_threads_and_processes_share_it(tmp_path: Path) -> None:
     for other in others:
         other.start()
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: index.remember(str(number), B), range(100)))
+        list(pool.map(lambda number: index.remember([(str(number), B)]), range(100)))
     for other in others:
         other.join()
     numbers = [*range(100), *range(1000, 1100), *range(2000, 2100)]
@@ -128,14 +124,14 @@ def test_threads_and_processes_share_it(tmp_path: Path) -> None:
 
 
 def _ask_and_remember(index: ReferenceIndex, told: "multiprocessing.SimpleQueue[object]") -> None:
-    index.remember("child", B)
+    index.remember([("child", B)])
     told.put(index.known(["parent", "child"], HOUR))
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_process_has_a_connection_of_its_own(tmp_path: Path) -> None:
     index = ReferenceIndex(tmp_path)
-    index.remember("parent", A)
+    index.remember([("parent", A)])
     fork = multiprocessing.get_context("fork")
     told = fork.SimpleQueue()
     child = fork.Process(target=_ask_and_remember, args=(index, told))
@@ -148,9 +144,9 @@ def test_a_forked_process_has_a_connection_of_its_own(tmp_path: Path) -> None:
 def test_what_was_in_the_way_may_go(tmp_path: Path) -> None:
     (tmp_path / "index").write_text("in the way")
     index = ReferenceIndex(tmp_path / "index")
-    index.remember("a", A)
+    index.remember([("a", A)])
     (tmp_path / "index").unlink()
-    index.remember("a", A)
+    index.remember([("a", A)])
     assert index.known(["a"], HOUR) == [A]
 
 
@@ -159,17 +155,19 @@ def test_a_full_disk_at_the_first_opening_is_not_for_ever(
 ) -> None:
     index = ReferenceIndex(tmp_path)
     with monkeypatch.context() as full:
-        full.setattr(references, "_SETUP", ("PRAGMA max_page_count = 1", *references._SETUP))
-        index.remember("a", A)
+        full.setattr(
+            cache_database, "_SETUP", ("PRAGMA max_page_count = 1", *cache_database._SETUP)
+        )
+        index.remember([("a", A)])
         assert index.known(["a"], HOUR) == [None]
-    index.remember("a", A)
+    index.remember([("a", A)])
     assert index.known(["a"], HOUR) == [A]
 
 
 @pytest.mark.parametrize("value", ["7", "'" + "x" * 32 + "'", "x'00ff'"])
 def test_a_row_of_another_kind_counts_as_unknown(value: str, tmp_path: Path) -> None:
     index = ReferenceIndex(tmp_path)
-    index.remember("/data/a.jpg", A)
+    index.remember([("/data/a.jpg", A)])
     with sqlite3.connect(tmp_path / "references.sqlite") as base:
         base.execute(f"UPDATE seen SET picture = {value}")  # noqa: S608 - ours
     base.close()
@@ -182,5 +180,15 @@ def test_a_file_of_another_make_is_replaced(tmp_path: Path) -> None:
     base.close()
     index = ReferenceIndex(tmp_path)
     assert index.known(["a"], HOUR) == [None]
-    index.remember("a", A)
+    index.remember([("a", A)])
     assert index.known(["a"], HOUR) == [A]
+
+
+def test_a_process_goes_on_with_the_file_that_another_began_again(tmp_path: Path) -> None:
+    ours, theirs = ReferenceIndex(tmp_path), ReferenceIndex(tmp_path)
+    ours.remember([("a", A)])
+    assert theirs.known(["a"], HOUR) == [A]
+    for file in tmp_path.iterdir():
+        file.unlink()
+    theirs.remember([("b", B)])
+    assert ours.known(["a", "b"], HOUR) == [None, B]

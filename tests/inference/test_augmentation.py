@@ -1,4 +1,4 @@
-"""Crops to learn from: always the same for one picture, inside it, and all different."""
+"""Crops to learn from: always the same for one image, inside it, and all different."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from inference import views
+from inference import augmentation
+from inference.augmentation import LEARNT_FROM, MIRRORED, PLAIN, crop, prepare
 from inference.backbone import Preparation
-from inference.views import LEARNT_FROM, MIRRORED, PLAIN, crop, name_of
 
 SMALL = Preparation(
     resize=36, crop=32, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
@@ -22,29 +22,28 @@ def gradient(width: int = 90, height: int = 60) -> Image.Image:
     return Image.fromarray(np.stack([x, y, x * 0 + 90], axis=-1).astype(np.uint8))
 
 
-def test_the_first_view_is_the_picture_as_it_is() -> None:
+def test_images_are_learnt_from_as_they_are_first() -> None:
     assert LEARNT_FROM[:2] == (PLAIN, MIRRORED)
-    assert [name_of(view) for view in (0, 1, 2, 7)] == ["", "-mirrored", "-crop1", "-crop6"]
 
 
-@pytest.mark.parametrize("view", CROPS)
-def test_a_crop_is_the_same_each_time(view: int) -> None:
-    first, again = (crop(gradient(), SMALL, view, "a" * 64) for _ in range(2))
+@pytest.mark.parametrize("kind", CROPS)
+def test_a_crop_is_the_same_each_time(kind: int) -> None:
+    first, again = (crop(gradient(), SMALL, kind, "a" * 64) for _ in range(2))
     assert first.shape == (3, 32, 32)
     assert first.dtype == np.uint8
     np.testing.assert_array_equal(first, again)
 
 
-def test_other_views_and_other_pictures_are_cut_otherwise() -> None:
-    found = [crop(gradient(), SMALL, view, digest * 64) for view in CROPS for digest in "ab"]
+def test_other_augmentations_and_other_images_are_cut_otherwise() -> None:
+    found = [crop(gradient(), SMALL, kind, image_key * 64) for kind in CROPS for image_key in "ab"]
     assert len({pixels.tobytes() for pixels in found}) == len(found)
 
 
 def test_some_crops_are_mirrored_and_some_are_not() -> None:
     turned = [
         bool(pixels[0, :, 0].mean() > pixels[0, :, -1].mean())
-        for digest in map(str, range(40))
-        for pixels in [crop(gradient(), SMALL, 2, digest)]
+        for image_key in map(str, range(40))
+        for pixels in [crop(gradient(), SMALL, 2, image_key)]
     ]
     assert 8 < sum(turned) < 32
 
@@ -54,7 +53,7 @@ def test_some_crops_are_mirrored_and_some_are_not() -> None:
 def test_a_box_lies_in_the_picture_and_keeps_a_fair_share(
     width: int, height: int, seed: int
 ) -> None:
-    left, top, right, bottom = views._box((width, height), np.random.default_rng(seed))
+    left, top, right, bottom = augmentation._box((width, height), np.random.default_rng(seed))
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
     whole = (left, top, right, bottom) == (0, 0, width, height)
@@ -62,7 +61,7 @@ def test_a_box_lies_in_the_picture_and_keeps_a_fair_share(
     assert whole or 0.3 - rounding <= (right - left) * (bottom - top) / (width * height)
 
 
-@pytest.mark.parametrize("view", [-1, PLAIN, MIRRORED])
-def test_only_crops_are_cropped(view: int) -> None:
-    with pytest.raises(ValueError, match=r"crops are the views from 2|numbered from 0"):
-        crop(gradient(), SMALL, view, "a" * 64) if view >= 0 else name_of(view)
+@pytest.mark.parametrize("kind", [-1, PLAIN, MIRRORED])
+def test_only_crops_are_cropped(kind: int) -> None:
+    with pytest.raises(ValueError, match=r"crops are the augmentations from 2"):
+        crop(gradient(), SMALL, kind, "a" * 64)

@@ -11,11 +11,11 @@ from torch import Tensor
 from hierarchy import LabelTree
 from inference.backbone import Backbone, RandomWeights, load_backbone
 from inference.errors import BackboneError
-from inference.galleries import Galleries, tuned_fingerprint, with_weights
+from inference.extractors import FeatureExtractors, tuned_fingerprint, with_weights
 from inference.gallery import Gallery
 from inference.predictor import Predictor, load_predictor
 from inference.store import ModelStore
-from tests.inference.small import FROZEN, NAME, galleries, head_of, project, publish, weights_file
+from tests.inference.small import HEAD, NAME, extractors, head_of, project, publish, weights_file
 
 TREE = LabelTree.from_paths([("Milk",), ("Fruit", "Apple")])
 
@@ -26,8 +26,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory, file: Path) -> Galleries:
-    return galleries(tmp_path_factory.mktemp("cache"), file)
+def ours(tmp_path_factory: pytest.TempPathFactory, file: Path) -> FeatureExtractors:
+    return extractors(tmp_path_factory.mktemp("cache"), file)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def version(
         store,
         project(),
         TREE,
-        head_of(TREE, FROZEN),
+        head_of(TREE, HEAD),
         backbone=(name, fingerprint),
         backbone_weights=weights,
     )
@@ -56,13 +56,15 @@ def maps(gallery: Gallery) -> np.ndarray:
     return found
 
 
-def test_a_version_on_our_backbone_shares_its_gallery(ours: Galleries, tmp_path: Path) -> None:
+def test_a_version_on_our_backbone_shares_its_gallery(
+    ours: FeatureExtractors, tmp_path: Path
+) -> None:
     found = version(ModelStore(tmp_path), NAME, ours.backbone().fingerprint)
     assert ours.of(found) is ours.base() is ours.base()
 
 
 def test_a_version_of_another_backbone_is_refused_with_the_remedy(
-    ours: Galleries, tmp_path: Path
+    ours: FeatureExtractors, tmp_path: Path
 ) -> None:
     found = version(ModelStore(tmp_path), "resnet50", "resnet50-123456789abc")
     with pytest.raises(BackboneError, match=r"v1 was trained on resnet50-.*HRN_BACKBONE=resnet50"):
@@ -70,7 +72,7 @@ def test_a_version_of_another_backbone_is_refused_with_the_remedy(
 
 
 def test_a_fine_tuned_version_brings_its_own_backbone(
-    ours: Galleries, other: Backbone, tmp_path: Path
+    ours: FeatureExtractors, other: Backbone, tmp_path: Path
 ) -> None:
     mark = tuned_fingerprint(ours.backbone(), other.module)
     found = version(ModelStore(tmp_path), NAME, mark, dict(other.module.state_dict()))
@@ -81,7 +83,7 @@ def test_a_fine_tuned_version_brings_its_own_backbone(
 
 
 def test_weights_that_are_not_those_trained_with_are_refused(
-    ours: Galleries, other: Backbone, tmp_path: Path
+    ours: FeatureExtractors, other: Backbone, tmp_path: Path
 ) -> None:
     weights = dict(other.module.state_dict())
     found = version(ModelStore(tmp_path), NAME, f"{NAME}-tuned-000000000000", weights)
@@ -89,13 +91,13 @@ def test_weights_that_are_not_those_trained_with_are_refused(
         ours.of(found)
 
 
-def test_weights_of_another_network_are_refused(ours: Galleries) -> None:
+def test_weights_of_another_network_are_refused(ours: FeatureExtractors) -> None:
     with pytest.raises(BackboneError, match=f"the version's backbone is not a {NAME}"):
         with_weights(ours.backbone(), {"conv.weight": torch.zeros(1)})
 
 
 def test_equal_weights_have_equal_names_and_others_have_not(
-    ours: Galleries, other: Backbone
+    ours: FeatureExtractors, other: Backbone
 ) -> None:
     base = ours.backbone()
     state = other.module.state_dict()
@@ -107,7 +109,7 @@ def test_equal_weights_have_equal_names_and_others_have_not(
 
 
 def test_giving_a_backbone_other_weights_leaves_the_first_as_it_was(
-    ours: Galleries, other: Backbone
+    ours: FeatureExtractors, other: Backbone
 ) -> None:
     base = ours.backbone()
     before = {name: value.clone() for name, value in base.module.state_dict().items()}
@@ -118,7 +120,7 @@ def test_giving_a_backbone_other_weights_leaves_the_first_as_it_was(
 
 
 def test_threads_share_one_backbone(tmp_path: Path, file: Path) -> None:
-    fresh = galleries(tmp_path, file)
+    fresh = extractors(tmp_path, file)
     found: list[Gallery] = []
     threads = [threading.Thread(target=lambda: found.append(fresh.base())) for _ in range(4)]
     for thread in threads:
@@ -130,13 +132,13 @@ def test_threads_share_one_backbone(tmp_path: Path, file: Path) -> None:
 
 
 def test_a_backbone_that_cannot_be_built_says_what_to_give(tmp_path: Path) -> None:
-    broken = Galleries(tmp_path, lambda *_: pytest.fail("fetched"), backbone=NAME)
+    broken = FeatureExtractors(tmp_path, lambda *_: pytest.fail("fetched"), backbone=NAME)
     with pytest.raises(BackboneError, match="weights=FILE"):
         broken.base()
 
 
 def test_pruning_brings_all_features_under_a_size(tmp_path: Path, file: Path) -> None:
-    fresh = galleries(tmp_path, file)
+    fresh = extractors(tmp_path, file)
     fresh.base().maps([(f"{seed}.png", None) for seed in range(4)])
     kept = [path.stat().st_size for path in (tmp_path / "features").rglob("*.*")]
     assert len(list((tmp_path / "features").rglob("*.index"))) == 1
@@ -146,4 +148,4 @@ def test_pruning_brings_all_features_under_a_size(tmp_path: Path, file: Path) ->
 
 
 def test_pruning_an_empty_cache_is_fine(tmp_path: Path, file: Path) -> None:
-    assert galleries(tmp_path / "nowhere", file).prune(0) == 0
+    assert extractors(tmp_path / "nowhere", file).prune(0) == 0

@@ -12,18 +12,18 @@ from PIL import Image
 from hierarchy import LabelTree
 from hierarchy.errors import UnknownLabelError
 from inference.backbone import Preparation
-from inference.features import prepare
+from inference.augmentation import prepare
 from inference.heatmap import Box, node_heat_maps, seen_part, spread
 from inference.predictor import Predictor, load_predictor
 from inference.store import ModelStore
-from tests.inference.small import CHANNELS, FROZEN, head_of, project, publish
+from tests.inference.small import CHANNELS, HEAD, head_of, project, publish
 
 TREE = LabelTree.from_paths([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)])
 TODAY = LabelTree.from_paths([*TREE.paths, ("Fruit", "Kiwi", "Green")])
 RESIDUAL = {"kind": "residual", "channels": CHANNELS, "inner": 4, "features": 4}
 
 
-@pytest.fixture(params=[FROZEN, RESIDUAL], ids=["frozen", "residual"])
+@pytest.fixture(params=[HEAD, RESIDUAL], ids=["frozen", "residual"])
 def predictor(request: pytest.FixtureRequest, tmp_path: Path) -> Predictor:
     return published(tmp_path, request.param)
 
@@ -76,7 +76,7 @@ def test_no_maps_have_no_heat(predictor: Predictor, maps: NDArray[np.float16]) -
 def test_a_node_that_was_not_learnt_has_no_probability(
     tmp_path: Path, maps: NDArray[np.float16]
 ) -> None:
-    predictor = published(tmp_path, FROZEN, TODAY)
+    predictor = published(tmp_path, HEAD, TODAY)
     asked = node_heat_maps(predictor, maps[:1], [("Fruit",), ("Fruit", "Kiwi", "Green")])[0]
     assert asked[0].probability > 0
     assert asked[1].probability == 0
