@@ -224,7 +224,7 @@ def test_a_live_version_whose_weights_are_damaged_is_a_problem_not_an_error(
     (folder / "weights.safetensors").write_bytes(b"half")
     told = projects.project_status(parts, known)
     assert told["version"] == version
-    assert "weights.safetensors" in told["problem"]
+    assert f"the weights of {version} are not those published" in told["problem"]
     assert f"problem: {told['problem']}" in projects.describe(told)
 
 
