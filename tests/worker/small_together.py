@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hierarchy.network import ResidualHead
 from PIL import Image
 
-from hierarchy.network import ResidualHead
 from inference.backbone import load_backbone
 from tests.inference.small import NAME, weights_file
 from tests.worker.tiny_tuning import TREE

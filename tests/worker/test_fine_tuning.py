@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from worker.recipe import Recipe
 
 from inference.answers import maps_of
 from inference.predictor import load_predictor, read_evidence
@@ -23,7 +24,6 @@ from worker.fine_tuning import forget, wanted
 from worker.gathering import Gathered, gather, mark
 from worker.order import Order
 from worker.parts import Parts
-from worker.recipe import Recipe
 from worker.settings import Settings
 from worker.snapshot import Snapshot, take
 from worker.training import learn
@@ -61,7 +61,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
             home=home,
             device="cpu",
             backbone=NAME,
-            backbone_weights=weights_file(home),
+            backbone_weights=(weights_file(home),),
             local_files=home / "pictures",
         )
     )

@@ -8,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hierarchy.network import Features, FrozenHead
+from hierarchy.quantised import in_bytes
 from numpy.typing import NDArray
+from worker.recipe import Recipe
 
 from hierarchy import LabelTree, log_marginals
 from hierarchy.choice import candidates
-from hierarchy.network import Features, FrozenHead
-from hierarchy.quantised import in_bytes
 from inference.augmentation import MIRRORED, PLAIN
 from worker import trainer
-from worker.recipe import Recipe
 from worker.trainer import (
     Examples,
     Maps,

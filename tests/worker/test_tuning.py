@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hierarchy.network import ResidualHead
 from torch import Tensor, nn
 
 from hierarchy import LabelTree, tree_loss
-from hierarchy.network import ResidualHead
 from inference.backbone import PACKAGES, RandomWeights, load_backbone
 from inference.predictor import build_head
 from tests.worker.tiny_tuning import (

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hierarchy.network import ResidualHead
 from torch import nn
 
 from hierarchy import LabelTree
-from hierarchy.network import ResidualHead
 from inference.backbone import Backbone, Card, Preparation
 from worker.checkpoints import Checkpoints
 from worker.fitting import Rows

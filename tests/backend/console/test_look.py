@@ -76,9 +76,9 @@ def test_an_uploaded_picture_is_answered_as_annotators_see_it(
     assert f'class="said">{" / ".join(path)}<' in page
     assert page.count("data:image/jpeg;base64,") == 3  # the image, and both levels
     predictor = parts.predictors.get(known, "v1")
-    (maps,) = parts.extractors.of(predictor).maps([("/data/upload/1/0.jpg", 1)])
-    assert not isinstance(maps, PictureError)
-    assert predictor.answer(maps[None])[0].why in unescape(page)
+    (vector,) = parts.extractors.of(predictor).vectors([("/data/upload/1/0.jpg", 1)])
+    assert not isinstance(vector, PictureError)
+    assert predictor.answer(vector[None])[0].why in unescape(page)
     assert "Down the tree" in page
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from worker.recipe import Recipe
+
 from hierarchy import LabelTree
 from inference.store import Project
 from studio.annotations import Label, TaskLabels
@@ -13,7 +15,6 @@ from tests.studio.picture_server import PictureServer
 from worker import training
 from worker.order import Order
 from worker.parts import Parts
-from worker.recipe import Recipe
 from worker.snapshot import take
 
 HOSTILE = "<script>alert(1)</script>"
