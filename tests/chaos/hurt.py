@@ -17,6 +17,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
+from worker.recipe import Recipe
+
 from inference import files
 from inference.store import ModelStore
 from studio import apart
@@ -24,7 +26,6 @@ from studio.client import LabelStudio
 from worker import __main__ as program
 from worker import jobs, progress, queue, reconcile, refreshing, trainer, training
 from worker.progress import Progress
-from worker.recipe import Recipe
 
 #: Seconds: a heart's life, its beat, and between two looks at Label Studio.
 LIFE: Final = 3
