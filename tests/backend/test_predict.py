@@ -94,6 +94,18 @@ def test_an_untrained_project_gets_empty_answers(client: FlaskClient, fresh: Fre
     assert {entry["model_version"] for entry in body["results"]} == {"untrained"}
 
 
+def test_a_version_of_an_earlier_release_gives_empty_answers_in_its_name(
+    client: FlaskClient, fresh: Fresh, parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = fresh()
+    go_live(parts, known, kind="frozen")
+    reply = client.post("/predict", json=asking(known, [GOOD, GOOD]))
+    assert reply.status_code == 200
+    assert reply.get_json()["model_version"] == "v1"
+    assert paths(reply.get_json()) == [None, None]
+    assert "v1 was trained by an earlier release" in caplog.text
+
+
 def test_no_tasks_no_answers(client: FlaskClient, fresh: Fresh, parts: Parts) -> None:
     known = fresh()
     go_live(parts, known)

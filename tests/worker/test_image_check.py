@@ -53,6 +53,16 @@ def test_of_images_that_cannot_be_had_each_has_its_reason(
     parts.decoders.close()
 
 
+def test_a_version_of_an_earlier_release_is_said_to_need_a_training(
+    parts: Parts, known: Project
+) -> None:
+    publish(parts.store, known, kind="frozen")
+    told = found(parts, known.number)["version"]
+    assert not told.ok
+    assert told.what.startswith("v1 was trained by an earlier release")
+    assert "hrn train" in told.mend
+
+
 def test_a_project_without_tasks_has_nothing_to_try(parts: Parts, known: Project) -> None:
     assert found(parts, known.number) == {}
 

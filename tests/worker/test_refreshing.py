@@ -13,6 +13,7 @@ from inference.extractors import FeatureExtractors
 from inference.feature_extractor import Item
 from inference.predictor import Answer
 from inference.store import UNTRAINED, Project
+from tests import published
 from tests.published import TREE
 from tests.worker.stand import Stand, annotation
 from tests.worker.test_following import publish, served, shared
@@ -75,6 +76,19 @@ def test_open_tasks_get_one_pre_label_each_and_the_rule_is_noted(
     assert noted[0] == rule.to_json()
     open_tasks(stand, 1, first=6)
     assert refresh_predictions(known.key, "v1", served)["stored"] == 1
+    assert stand.changed == []
+
+
+def test_a_version_of_an_earlier_release_leaves_what_is_stored(
+    parts: Parts, known: Project, stand: Stand
+) -> None:
+    open_tasks(stand, 3)
+    for task in stand.tasks:
+        task["predictions"] = [{"id": task["id"], "model_version": "v1", "result": [], "score": 1}]
+    published.publish(parts.store, known, kind="frozen")
+    ended = refresh_predictions(known.key, "v1", parts)
+    assert ended == {"state": "needs a training", "stored": 0}
+    assert [len(task["predictions"]) for task in stand.tasks] == [1, 1, 1]
     assert stand.changed == []
 
 
