@@ -24,7 +24,7 @@ from studio.client import LabelStudio
 from worker import __main__ as program
 from worker import jobs, progress, queue, reconcile, refreshing, trainer, training
 from worker.progress import Progress
-from worker.recipe import Recipe
+from worker.training_config import TrainingConfig
 
 #: Seconds: a heart's life, its beat, and between two looks at Label Studio.
 LIFE: Final = 3
@@ -45,9 +45,9 @@ STEPS: Final = (
 )
 
 
-def tiny() -> Recipe:
+def tiny() -> TrainingConfig:
     """What is enough to train something, in a second."""
-    return replace(Recipe.fast(), epochs=2, least_steps=8, folds=2, hidden=16)
+    return replace(TrainingConfig(), epochs=2, least_steps=8, folds=2, hidden=16)
 
 
 def die(step: str) -> None:
