@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from worker.recipe import Recipe
 
 from inference.predictor import load_predictor, read_evidence
 from inference.store import Project
@@ -60,7 +61,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
             home=home,
             device="cpu",
             backbone=NAME,
-            backbone_weights=weights_file(home),
+            backbone_weights=(weights_file(home),),
             local_files=home / "pictures",
         )
     )
