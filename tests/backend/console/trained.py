@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from worker.recipe import Recipe
-
 from hierarchy import LabelTree
 from inference.store import Project
 from studio.annotations import Label, TaskLabels
@@ -16,6 +14,7 @@ from worker import training
 from worker.order import Order
 from worker.parts import Parts
 from worker.snapshot import take
+from worker.training_config import TrainingConfig
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -35,7 +34,9 @@ NAMED = (("Fruit", "Apple"), ("Fruit", "Pear"), (HOSTILE, "<b>bold</b>"), (HOSTI
 
 PICTURES = 24
 
-QUICK = Recipe(views=(0,), reduced=8, width=8, hidden=8, epochs=2, least_steps=20, folds=3)
+QUICK = TrainingConfig(
+    augmentations=(0,), members=1, hidden=8, epochs=2, least_steps=20, folds=3
+)
 
 
 def train(
