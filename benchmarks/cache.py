@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 import torch
-from evaluation.evaluation import machine
+from evaluation.harness import machine
 from hierarchy.quantised import QuantisedMaps
 from inference.features import FeatureCache
 from numpy.typing import NDArray

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluation.evaluation import machine
+from evaluation.harness import machine
 
 from cli import redis_server
 from hierarchy import LabelTree
