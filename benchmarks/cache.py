@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 import torch
-from evaluation.harness import machine
 from hierarchy.quantised import QuantisedMaps
 from inference.features import FeatureCache
 from numpy.typing import NDArray
 
+from evaluation.harness import machine
 from inference.augmentation import PLAIN
 
 #: Maps read together.

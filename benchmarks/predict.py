@@ -2,8 +2,8 @@
 
     python -m benchmarks.predict --data ../shared/data/grocery [--rounds 5] [--long] [--json PATH]
 
-A server of pictures and the other servers are processes of their own, on loopback. In each round all of
-them answer 64 pictures that they have not seen, one after the other. The limit is the sum of
+A server of images and the other servers are processes of their own, on loopback. In each round all
+of them answer 64 images that they have not seen, one after the other. The limit is the sum of
 decoding, resizing and the best engine's forward on the same pictures, both cores busy, no HTTP.
 """
 

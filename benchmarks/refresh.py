@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluation.harness import machine
 
 from cli import redis_server
+from evaluation.harness import machine
 from hierarchy import LabelTree
 from hierarchy.choice import DepthRule
 from inference.extractors import FeatureExtractors
