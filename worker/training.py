@@ -122,7 +122,8 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
     if live and not asked_for and _same_labels(parts, project, live, snapshot):
         return Ended("nothing new", f"{live} has learnt from all {len(snapshot.labels)} labels")
     extractor = parts.extractors.base()
-    settings = TrainingConfig.suited(len(snapshot.labels), config.tree)
+    networks = [one.backbone.channels for one in extractor.networks]
+    settings = TrainingConfig.suited(len(snapshot.labels), config.tree, networks)
     tune = fine_tuning.wanted(order.fine_tune, parts.settings)
     # A backbone that learns sees images, not features.
     augmentations = (PLAIN,) if tune else settings.augmentations
