@@ -23,8 +23,8 @@ from hierarchy.heads import HRNHead
 from inference.predictor import Predictor
 from worker.training_config import TrainingConfig
 
-#: Of EfficientNet-lite0's and lite2's vectors side by side.
-CHANNELS = 1280 + 1408
+#: Of EfficientNet-lite0's and lite2's vectors.
+CHANNELS = (1280, 1408)
 
 
 def grow(nodes: int, levels: int) -> LabelTree:
@@ -45,8 +45,8 @@ def grow(nodes: int, levels: int) -> LabelTree:
 
 def measure(tree: LabelTree, *, repeats: int) -> dict[str, float]:
     """Return the median milliseconds of each part and of the whole, for one image."""
-    config = TrainingConfig.suited(1000, tree)
-    head = HRNHead(tree, CHANNELS, dropout=config.dropout, **config.sizes()).eval()
+    config = TrainingConfig.suited(1000, tree, CHANNELS)
+    head = HRNHead(tree, sum(CHANNELS), dropout=config.dropout, **config.sizes()).eval()
     levels = tree.depth
     rule = DepthRule(target=0.9, price=1.0, platt=((1.0, 0.0),) * levels)
     predictor = Predictor(
@@ -59,7 +59,7 @@ def measure(tree: LabelTree, *, repeats: int) -> dict[str, float]:
         manifest={},
     )
     drawn = np.random.default_rng(0)
-    vectors = drawn.random((1, CHANNELS), dtype=np.float32)
+    vectors = drawn.random((1, sum(CHANNELS)), dtype=np.float32)
     times: dict[str, list[float]] = {"head": [], "probabilities": [], "choice": [], "whole": []}
     for _ in range(repeats + 1):
         began = time.perf_counter()

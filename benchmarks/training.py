@@ -84,9 +84,9 @@ def measure(
     parts: Parts, config: LabelConfig, snapshot: Snapshot
 ) -> dict[str, tuple[float, float]]:
     """Return wall and processor seconds of each stage, and of the whole to the first new answer."""
-    settings = TrainingConfig.suited(len(snapshot.labels), config.tree)
     extractor = parts.extractors.base()
-    gather(snapshot, extractor, "", lambda *_, **__: None, settings.augmentations)  # untimed
+    augmentations = TrainingConfig.suited(len(snapshot.labels), config.tree).augmentations
+    gather(snapshot, extractor, "", lambda *_, **__: None, augmentations)  # untimed
     project = parts.store.register(Project(KEY, 1, "1.0", "http://localhost", ""))
     clock, started = Clock(), now()
     order = Order(KEY, force=True)
