@@ -59,15 +59,10 @@ def publish(
     price: float | None = BOLD,
     trained_through: str = "",
     fingerprint: str = "tf_efficientnet_lite0-unknown+tf_efficientnet_lite2-unknown",
-    kind: str = "hrn",
 ) -> str:
-    """Publish a version and make it live; its name.
-
-    Without a price it shows nothing; of the kind ``frozen`` an earlier release made it.
-    """
+    """Publish a version and make it live; its name. Without a price it shows nothing."""
     head = HRNHead(tree, CHANNELS, hidden=8, members=1)
     told = manifest(tree, price, fingerprint, trained_through)
-    told["network"]["kind"] = kind
     version = store.publish(known.key, told, head.state_dict())
     store.point(known.key, version, reason="test")
     return version

@@ -18,7 +18,7 @@ from hierarchy import LabelTree
 from inference.feature_extractor import Item
 from inference.store import Project
 from tests.backend.conftest import asking, go_live, jpeg
-from tests.published import OTHER, TREE
+from tests.published import OTHER, TREE, publish_earlier
 from tests.studio.configs import taxonomy_xml
 from tests.studio.picture_server import Handler, PictureServer, redirect, serving
 from worker.asking import FRONT, UNKNOWN, Places
@@ -98,7 +98,7 @@ def test_a_version_of_an_earlier_release_gives_empty_answers_in_its_name(
     client: FlaskClient, fresh: Fresh, parts: Parts, caplog: pytest.LogCaptureFixture
 ) -> None:
     known = fresh()
-    go_live(parts, known, kind="frozen")
+    publish_earlier(parts.store, known)
     reply = client.post("/predict", json=asking(known, [GOOD, GOOD]))
     assert reply.status_code == 200
     assert reply.get_json()["model_version"] == "v1"
