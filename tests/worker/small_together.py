@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hierarchy.network import ResidualHead
 from PIL import Image
 
 from inference.backbone import load_backbone

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from worker.recipe import Recipe
 
 from inference.predictor import load_predictor, read_evidence
 from inference.store import Project
@@ -116,8 +115,9 @@ def test_vectors_of_every_augmentation_are_read_in_order(twelve: Gathered, parts
     extractor = parts.extractors.base()
     assert twelve.examples.vectors.shape == (12, 2, extractor.channels)
     for number, augmentation in enumerate((0, 1)):
-        found = extractor.vectors(list(twelve.refs), augmentation=augmentation)
-        np.testing.assert_array_equal(twelve.examples.vectors[:, number], np.stack(found))
+        for at, ref in enumerate(twelve.refs):
+            (found,) = extractor.vectors([ref], augmentation=augmentation)
+            np.testing.assert_array_equal(twelve.examples.vectors[at, number], found)
 
 
 def test_pictures_that_cannot_be_had_are_counted_and_left_out(parts: Parts) -> None:
@@ -176,8 +176,9 @@ def test_what_was_fine_tuned_comes_back_from_the_store(parts: Parts, twelve: Gat
     )
     predictor = load_predictor(parts.store, project, version)
     extractor = parts.extractors.of(predictor)
-    found = extractor.vectors([twelve.refs[at] for at in judged.tolist()])
-    served = predictor.log_probabilities(np.stack(found))
+    image_keys = [image_key for _, image_key in extractor.ensure(twelve.refs, (0,))]
+    found = extractor.read(twelve.refs, [str(one) for one in image_keys])
+    served = predictor.log_probabilities(found[judged])
     np.testing.assert_allclose(served, made.trained.held_out[judged], atol=0.1)
     assert np.ptp(served, axis=0).max() > 0.2  # and they tell pictures apart
 

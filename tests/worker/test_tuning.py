@@ -274,7 +274,7 @@ def test_a_union_of_nodes_is_learnt_from() -> None:
     network, aim = flat_network()
     recipe = TuneRecipe(epochs=1, batch=8, precision="f32")
     before = network.head[2].weight.clone()  # type: ignore[index]
-    Tuner(network, aim, Lessons(Rows(rows.picture, both, rows.weight), show), recipe).run(silent)
+    Tuner(network, aim, Lessons(Rows(rows.image, both, rows.weight), show), recipe).run(silent)
     assert not torch.equal(network.head[2].weight, before)  # type: ignore[index]
 
 

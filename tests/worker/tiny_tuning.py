@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hierarchy.network import ResidualHead
 from torch import nn
 
 from hierarchy import LabelTree
