@@ -24,7 +24,7 @@ from inference.predictor import Predictor
 from worker.training_config import TrainingConfig
 
 #: Of EfficientNet-lite0's and lite2's vectors.
-CHANNELS = (1280, 1408)
+CHANNELS = (1280, 1280)
 
 
 def grow(nodes: int, levels: int) -> LabelTree:

@@ -112,7 +112,7 @@ def config_of(arguments: argparse.Namespace, labels: int, tree: LabelTree) -> Tr
     config = replace(config, augmentations=(PLAIN,))
     if arguments.full:
         return config
-    return replace(config, members=1, hidden=64, epochs=1, least_steps=200)
+    return replace(config, members=1, hidden=64, epochs=1, least_shown=12_800)
 
 
 def replay(

@@ -33,7 +33,7 @@ HERE: Final = Path(__file__).resolve().parents[1]
 PICTURES: Final = 64
 CLIENTS: Final = 32
 NETWORKS: Final = ("tf_efficientnet_lite0", "tf_efficientnet_lite2")
-HEAD: Final = {"kind": "hrn", "channels": 1280 + 1408, "networks": [1280, 1408], "hidden": 192}
+HEAD: Final = {"kind": "hrn", "channels": 2560, "networks": [1280, 1280], "hidden": 192}
 #: A project as Label Studio names it, and the numbers by which its versions are kept.
 PROJECT: Final = "1.1795440233"
 
