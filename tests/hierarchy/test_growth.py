@@ -13,7 +13,7 @@ from torch import Tensor
 from hierarchy import LabelTree, log_marginals
 from hierarchy.errors import ShapeError, TreeError
 from hierarchy.growth import Change, Graft, awaken
-from hierarchy.network import UNSEEN_SCORE, Features, FrozenHead, ResidualHead, carry_over
+from hierarchy.heads import UNSEEN_SCORE, HRNHead, transfer_weights
 from tests.strategies import trees
 
 Paths = list[tuple[str, ...]]
@@ -54,30 +54,34 @@ def _edit(draw: st.DrawFn, paths: Paths, edit: str, name: str) -> Paths:
     return [*rest, *((*home, *path[len(at) :]) for path in below)]
 
 
-def head_of(tree: LabelTree, seed: int = 0) -> FrozenHead:
+def head_of(tree: LabelTree, seed: int = 0) -> HRNHead:
     """A head with something in every weight."""
-    head = FrozenHead(tree, CHANNELS, reduced=3, width=4, spatial=2, hidden=3, pooled=1)
+    head = HRNHead(tree, CHANNELS, hidden=4, members=2)
     draw = torch.Generator().manual_seed(seed)
     for name, value in head.state_dict().items():
         if value.is_floating_point():
             value.copy_(torch.randn(value.shape, generator=draw) * 0.5)
-            if name.endswith("running_var"):
+            if name.endswith(("running_var", "std")):
                 value.abs_().add_(0.5)
     return head.eval()
 
 
-def scored(head: FrozenHead) -> Tensor:
-    maps = torch.randn(3, CHANNELS, 3, 3, generator=torch.Generator().manual_seed(1))
+def some_vectors(images: int) -> Tensor:
+    return torch.randn(images, 1, CHANNELS, generator=torch.Generator().manual_seed(5))
+
+
+def scored(head: HRNHead) -> Tensor:
     with torch.inference_mode():
-        scores: Tensor = head(maps)
+        scores: Tensor = head(some_vectors(3)[:, 0])
     return scores.double()
 
 
 def grown(old: LabelTree, new: LabelTree, *, awake: bool = False) -> tuple[Tensor, Tensor]:
-    """Scores (3, N) before and (3, N') after a change of the tree."""
+    """Scores (3, N) before and after a change of the tree."""
     before, after = head_of(old), head_of(new, seed=2)
-    state = carry_over(before.state_dict(), old, new, after.state_dict())
-    after.load_state_dict(awaken(state, old, new) if awake else state)
+    transfer_weights(before.state_dict(), old, after)
+    if awake:
+        awaken(after, old)
     return scored(before), scored(after)
 
 
@@ -224,51 +228,38 @@ def test_waking_leaves_the_scores_of_nodes_that_stay(pair: tuple[LabelTree, Labe
     torch.testing.assert_close(after[:, now], before[:, was])
 
 
-def some_features(pictures: int) -> Features:
-    draw = torch.Generator().manual_seed(5)
-    maps = torch.randn(pictures, 3, 3, 3, generator=draw)
-    return Features(maps, torch.randn(pictures, CHANNELS, generator=draw))
-
-
 def test_a_graft_scores_what_its_head_scores() -> None:
-    head = head_of(OLD)
-    seen = some_features(4)
+    head, vectors = head_of(OLD), some_vectors(4)
     graft = Graft(head, [GALA, PEAR]).eval()
     with torch.no_grad():
-        torch.testing.assert_close(graft(Graft.features(head, seen).means), head.each(seen))
+        features = Graft.features(head, vectors)
+        torch.testing.assert_close(graft(features[:, 0]), head.each(vectors[:, 0]))
 
 
 def test_a_graft_learns_the_new_node_and_leaves_the_others() -> None:
     new = LabelTree.from_paths([*OLD.paths, ("Fruit", "Fig")])
     fig, pear = new.index(("Fruit", "Fig")), new.index(("Fruit", "Pear"))
     others = [node for node in range(len(new)) if node != fig]
-    head, weights = head_of(new), torch.ones(32)
-    seen = some_features(32)
-    graft, features = Graft(head, [fig]), Graft.features(head, seen)
-    telling = features.means[:, 0]
+    head, vectors, weights = head_of(new), some_vectors(32), torch.ones(32)
+    graft, features = Graft(head, [fig]), Graft.features(head, vectors)[:, 0]
+    telling = vectors[:, 0, 0]
     targets = torch.where(telling > telling.median(), fig, pear)
-    before, loss_before = head.each(seen).detach(), graft.objective(features, targets, weights)
+    before, loss_before = (
+        head.each(vectors[:, 0]).detach(),
+        graft.objective(features, targets, weights),
+    )
     optimiser = torch.optim.Adam(graft.parameters(), lr=0.1)
     for _ in range(60):
         optimiser.zero_grad()
         graft.objective(features, targets, weights).backward()
         optimiser.step()
     graft.write_to(head)
-    after = head.each(seen).detach()
+    after = head.each(vectors[:, 0]).detach()
     assert after[..., others].equal(before[..., others])
-    assert head.objective(seen, targets, weights) < loss_before - 0.1
+    assert head.objective(vectors[:, 0], targets, weights) < loss_before - 0.1
 
 
 def test_only_the_new_rows_are_trained() -> None:
     graft = Graft(head_of(OLD), [GALA])
-    assert {tuple(value.shape) for value in graft.parameters()} == {(1, 4), (1, 3), (1,)}
-
-
-def test_the_rows_of_the_paper_head_are_woken_too() -> None:
-    new = LabelTree.from_paths([*OLD.paths, ("Fruit", "Fig")])
-    before, after = (ResidualHead(tree, 3, inner=2, features=3) for tree in (OLD, new))
-    state = carry_over(before.state_dict(), OLD, new, after.state_dict())
-    awake = awaken(state, OLD, new)["classify.1.weight"]
-    row = {node: at for at, node in enumerate(new.level_nodes(1))}
-    siblings = [row[new.index(path)] for path in (("Fruit", "Apple"), ("Fruit", "Pear"))]
-    torch.testing.assert_close(awake[row[new.index(("Fruit", "Fig"))]], awake[siblings].mean(0))
+    rows = [value.shape[1] for value in graft.parameters()]
+    assert sorted(rows) == [0, 0, 0, 0, 1, 1]  # of three levels' weights and biases

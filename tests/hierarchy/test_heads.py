@@ -151,7 +151,9 @@ def test_growth_leaves_the_probabilities_of_kept_nodes(
 
 def test_a_level_more_and_the_way_back_restore_the_head() -> None:
     deeper = LabelTree.from_paths([*GROCERY.paths, ("Fruit", "Apple", "Gala")])
-    before, between, back = (head_of(tree, at) for at, tree in enumerate((GROCERY, deeper, GROCERY)))
+    before, between, back = (
+        head_of(tree, at) for at, tree in enumerate((GROCERY, deeper, GROCERY))
+    )
     transfer_weights(before.state_dict(), GROCERY, between)
     transfer_weights(between.state_dict(), deeper, back)
     expected = before.state_dict()
@@ -259,7 +261,7 @@ def test_weights_and_dropout_follow_from_the_seed_alone() -> None:
 
 def test_members_start_apart() -> None:
     head = HRNHead(GROCERY, CHANNELS, hidden=8, members=2)
-    first, second = head.blocks[0].connect[0].weight.chunk(2)
+    first, second = head.state_dict()["blocks.0.connect.0.weight"].chunk(2)
     assert not torch.equal(first, second)
 
 

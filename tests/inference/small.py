@@ -25,17 +25,20 @@ from studio.pictures import Picture
 #: timm's own network for tests: 0.4 million weights, 256 channels, maps of 5 x 5.
 NAME = "test_efficientnet"
 
+#: Another one, of tokens: 64 channels, 10 x 10 patches and a class token.
+VIT = "test_vit"
+
 CHANNELS = 256
 
 #: A small head for it.
 HEAD = {"kind": "hrn", "channels": CHANNELS, "hidden": 8, "members": 1}
 
 
-def weights_file(folder: Path, seed: int = 0) -> Path:
+def weights_file(folder: Path, seed: int = 0, network: str = NAME) -> Path:
     """A file as timm publishes them, of a network that nobody trained."""
-    backbone = load_backbone(NAME, weights=RandomWeights(seed))
+    backbone = load_backbone(network, weights=RandomWeights(seed))
     state = backbone.module.state_dict()
-    path = folder / f"{NAME}-{seed}.safetensors"
+    path = folder / f"{network}-{seed}.safetensors"
     safetensors.torch.save_file({k.removeprefix("network."): v for k, v in state.items()}, path)
     return path
 

@@ -21,6 +21,7 @@ from tests.backend.test_predict import huge_png
 from tests.studio.picture_server import PictureServer
 from tests.studio.servers import Reply, Request, serving
 from worker.parts import Parts
+from worker.training_config import TrainingConfig
 
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
 HOSTILE = "<script>alert(1)</script>.jpg"
@@ -82,9 +83,10 @@ def test_an_uploaded_picture_is_answered_as_annotators_see_it(
 
 
 def test_maps_and_bars_are_of_the_way_down_and_of_nothing_else(
-    admin: FlaskClient, parts: Parts, pictures: PictureServer
+    admin: FlaskClient, parts: Parts, pictures: PictureServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A leaf on level 1 has one map; what fits no label has a bar, and bars make up the whole."""
+    monkeypatch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
     known = trained.train(parts, pictures, 914, named=[("Milk",), ("Fruit", "Apple")])
     ways = set()
     for seed in range(12):

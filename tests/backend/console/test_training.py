@@ -32,7 +32,7 @@ def state_of(client: FlaskClient, known: Project) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("way", "tune"), [("usual", None), ("head", False), ("tune", True), ("other", None)]
+    ("way", "tune"), [("usual", None), ("tune", True), ("head", False), ("other", None)]
 )
 def test_a_training_is_asked_for_as_the_form_says(
     post: Post, known: Project, board: Board, way: str, *, tune: bool | None
@@ -128,7 +128,7 @@ def test_cancelling_what_runs_says_how_it_goes_and_keeps_what_waits(
     post: Post, known: Project, board: Board
 ) -> None:
     running(board, known)
-    behind = board.ask(Order(known.key, "asked for after it"))
+    behind = board.ask(Order(known.key, "asked for after it", force=True))
     cancel = f"/console/projects/{known.key}/training/cancel"
     reply = post(cancel, only="running")
     first = board.wishes(known.key)[0]["job"]
@@ -145,7 +145,7 @@ def test_what_waits_is_dropped_alone_with_a_row_that_says_so(
 ) -> None:
     running(board, known)
     board.queue.remove(board.wishes(known.key)[0]["job"])  # as its worker did
-    board.ask(Order(known.key, "asked for after it"))
+    board.ask(Order(known.key, "asked for after it", force=True))
     text = page_of(admin, known)
     assert "1 job waits" in text
     assert '<input type="hidden" name="only" value="waiting">' in text

@@ -20,11 +20,14 @@ from tests.backend.console import trained
 from tests.published import manifest
 from tests.studio.picture_server import PictureServer
 from worker.parts import Parts
+from worker.training_config import TrainingConfig
 
 
 @pytest.fixture(scope="module")
 def known(parts: Parts, pictures: PictureServer) -> Project:
-    return trained.train(parts, pictures, 911)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
+        return trained.train(parts, pictures, 911)
 
 
 def cells(page: str, name: str) -> list[str]:

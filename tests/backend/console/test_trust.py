@@ -25,11 +25,14 @@ from tests.studio.configs import tree_of
 from tests.studio.picture_server import PictureServer
 from worker.parts import Parts
 from worker.queue import Board
+from worker.training_config import TrainingConfig
 
 
 @pytest.fixture(scope="module")
 def known(parts: Parts, pictures: PictureServer) -> Project:
-    return trained.train(parts, pictures, 912)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
+        return trained.train(parts, pictures, 912)
 
 
 def address(known: Project, query: str = "") -> str:
@@ -99,7 +102,9 @@ ROOTED = tree_of(
 def rooted(parts: Parts, pictures: PictureServer) -> Project:
     """A version that was trained below one root, with a coarse answer for each leaf."""
     named = [("Life", *path) for path in trained.NAMED]
-    return trained.train(parts, pictures, 913, tree=ROOTED, named=[*named, ("Life",)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
+        return trained.train(parts, pictures, 913, tree=ROOTED, named=[*named, ("Life",)])
 
 
 def table(page: str, caption: str) -> list[list[str]]:

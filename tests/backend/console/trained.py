@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import pytest
-
 from hierarchy import LabelTree
 from inference.store import Project
 from studio.annotations import Label, TaskLabels
@@ -36,7 +34,7 @@ NAMED = (("Fruit", "Apple"), ("Fruit", "Pear"), (HOSTILE, "<b>bold</b>"), (HOSTI
 
 PICTURES = 24
 
-QUICK = TrainingConfig(augmentations=(0,), members=1, hidden=8, epochs=2, least_steps=20, folds=3)
+QUICK = TrainingConfig(augmentations=(0,), members=1, hidden=8, epochs=2, least_shown=400, folds=3)
 
 
 def train(
@@ -63,9 +61,7 @@ def train(
         label = Label(at, at, node, (node,), 7, when, False, None, None)  # noqa: FBT003
         tasks.append(TaskLabels(at, f"/data/upload/9/{at}.jpg", (label,), (), {}))
     order = Order(known.key, "test", force=True, fine_tune=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingConfig, "suited", lambda *_of, **_more: QUICK)
-        ended = training.learn(order, known, config, take(tasks, config.tree), parts, _silent)
+    ended = training.learn(order, known, config, take(tasks, config.tree), parts, _silent)
     assert ended.version is not None
     parts.store.point(known.key, ended.version, reason="test")
     return known
