@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from evaluation.data import load
 from evaluation.features import Extraction, Vectors
-from evaluation.methods import silent
 from evaluation.simulation import answers
 from hierarchy import LabelTree
 from hierarchy.acquisition import ask
@@ -88,8 +87,13 @@ class Version:
         return 1 - self.fitted.wrong / checked if checked else None
 
 
-def read(folder: Path, backbone: str) -> tuple[Vectors, NDArray[np.int64], LabelTree]:
-    """``(P, C)`` vectors of all images, their nodes, and the tree without its coarsest level."""
+def read(
+    folder: Path, backbone: str
+) -> tuple[Vectors, NDArray[np.int64], LabelTree, tuple[int, ...]]:
+    """Read ``(P, C)`` vectors of all images, their nodes, the tree, and each network's channels.
+
+    The tree is without its coarsest level.
+    """
     dataset = load(folder, None)
     networks: list[tuple[str, Path | None]] = [(name, None) for name in backbone.split("+")]
     extraction = Extraction(networks, Settings.from_environ(os.environ).cache)
@@ -98,15 +102,17 @@ def read(folder: Path, backbone: str) -> tuple[Vectors, NDArray[np.int64], Label
     nodes = np.concatenate([split.targets for split in splits])
     paths = [dataset.tree.paths[node][1:] for node in nodes.tolist()]
     tree = LabelTree.from_paths(sorted(set(paths)))
-    return np.concatenate(vectors), np.array([tree.index(path) for path in paths]), tree
+    targets = np.array([tree.index(path) for path in paths])
+    return np.concatenate(vectors), targets, tree, extraction.channels
 
 
 def config_of(arguments: argparse.Namespace, labels: int, tree: LabelTree) -> TrainingConfig:
     """Return the product's training config, or a quicker one."""
-    config = replace(TrainingConfig.suited(labels, tree), augmentations=(PLAIN,))
+    config = TrainingConfig.suited(labels, tree, arguments.channels)
+    config = replace(config, augmentations=(PLAIN,))
     if arguments.full:
         return config
-    return replace(config, members=1, networks=(), hidden=128, epochs=1, least_steps=200)
+    return replace(config, members=1, hidden=64, epochs=1, least_shown=12_800)
 
 
 def replay(
@@ -157,7 +163,7 @@ def replay(
         )
         config = config_of(arguments, len(asked), tree)
         trained = trainer.train(
-            tree, examples, config, target=arguments.target, former=former, report=silent
+            tree, examples, config, target=arguments.target, former=former, report=_silent
         )
         folds[asked] = trained.folds
         log_p = trained.head.log_probabilities(vectors)
@@ -269,6 +275,10 @@ def summary(campaigns: list[list[Version]], target: float) -> dict[str, Any]:
     }
 
 
+def _silent(stage: str, done: int, total: int, **figures: float) -> None:
+    """Take progress and say nothing."""
+
+
 def _mean(values: Iterable[Any]) -> float:
     return round(float(np.mean(list(values))), 3)
 
@@ -290,7 +300,7 @@ def main() -> None:
     add("--full", action="store_true", help="the product's own width and steps")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    vectors, nodes, tree = read(arguments.data, arguments.backbone)
+    vectors, nodes, tree, arguments.channels = read(arguments.data, arguments.backbone)
     campaigns = []
     for seed in range(arguments.seeds):
         campaigns.append(replay(vectors, nodes, tree, arguments, seed))

@@ -92,7 +92,8 @@ def conditions(dataset: "Dataset", extraction: "Extraction") -> dict[str, Any]:
     """Describe what all runs of one file of results share."""
     from worker.training_config import TrainingConfig
 
-    config = TrainingConfig.suited(len(dataset.train), dataset.tree).to_json()
+    labels, networks = len(dataset.train), extraction.channels
+    config = TrainingConfig.suited(labels, dataset.tree, networks).to_json()
     return {"data": dataset.name, "backbone": extraction.fingerprint, "config": config}
 
 

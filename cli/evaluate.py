@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--grow", type=int, metavar="N", help="N leaves come late: growing against training anew")
     add("--fine-tune", action="store_true", help="train the backbone too, on a GPU if there is one")
     add("--steps", type=int, help="with --fine-tune: stop after so many steps, to try it out")
+    add("--optimiser", choices=["sgd", "adamw"], help="with --fine-tune: sgd is the published one")
     add("--epochs", type=int, help="with --fine-tune: passes over the labels")
 
 

@@ -84,6 +84,10 @@ def _plan(arguments: argparse.Namespace, settings: Settings) -> Plan:
             raise ExperimentError(f"--{name} must be 1 or more, got {value}")
     device = device_of(settings)
     recipe = TuneRecipe.for_device(device)
+    if arguments.optimiser not in (None, recipe.optimiser):
+        other = TuneRecipe.adamw() if arguments.optimiser == "adamw" else TuneRecipe()
+        kept = {name: getattr(recipe, name) for name in ("hidden", "epochs", "batch", "precision")}
+        recipe = replace(other, **kept)  # the device's sizes
     if arguments.epochs is not None:
         recipe = replace(recipe, epochs=arguments.epochs, least_steps=0)
     options = Options() if arguments.tree is None else Options(tree=arguments.tree)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +93,7 @@ class Features:
 
     def save(self, folder: Path) -> None:
         """Write files for other processes to map into memory."""
-        arrays = {"train": self.train, "targets": self.targets}
+        arrays: dict[str, NDArray[Any]] = {"train": self.train, "targets": self.targets}
         if self.poor is not None:
             arrays["poor"] = self.poor
         for number, judged in enumerate(self.judged.values()):
@@ -112,7 +112,7 @@ class Features:
         """Read what :meth:`save` wrote; processes share the pages of the vectors."""
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
 
-        def read(name: str) -> NDArray[np.generic]:
+        def read(name: str) -> NDArray[Any]:
             return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="c"))
 
         return cls(

@@ -110,7 +110,7 @@ def _learn_new(
     graft = Graft(head, added, config.dropout)
     graft.dropout.seed(config.seed)
     vectors = Graft.features(head, torch.from_numpy(features.train))
-    own = replace(config, epochs=EPOCHS, least_steps=0, rate=RATE, decay=DECAY)
+    own = replace(config, epochs=EPOCHS, least_shown=0, rate=RATE, decay=DECAY)
     fit(graft, graft.objective, vectors, _rows(features.targets), own, silent)
     graft.write_to(head)
     head.eval()

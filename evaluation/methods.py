@@ -97,10 +97,10 @@ Build = Callable[[LabelTree, Tensor, TrainingConfig], Baseline[Any]]
 
 
 def _on_trunk(build: Callable[[LabelTree, nn.Module, int], Baseline[Any]]) -> Build:
-    """Put a baseline on one hidden layer as wide as a member's block."""
+    """Put a baseline on one hidden layer as wide as all blocks of a member of ours together."""
 
     def built(tree: LabelTree, plain: Tensor, config: TrainingConfig) -> Baseline[Any]:
-        width = config.hidden
+        width = config.hidden * tree.depth
         trunk = nn.Sequential(
             Standardise(plain),
             nn.Linear(plain.shape[1], width, bias=False),
@@ -136,7 +136,8 @@ HRN: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "hrn": {},
         "hrn, one block": {"shared": True},
         "hrn, no residual": {"residual": False},
-        "hrn, one member": {"members": 1, "networks": ()},
+        "hrn, one member": {"members": 1},
+        "hrn, members see all networks": {"networks": ()},
         "hrn, sigmoid scores": {"sigmoid": True},
     }
 )
@@ -228,7 +229,7 @@ def learn(method: str, features: Features, protocol: Protocol, seed: int) -> Lea
 
 def configure(labels: int, features: Features, seed: int) -> TrainingConfig:
     """Return the product's training config for so many labels."""
-    return TrainingConfig.suited(labels, features.tree, seed=seed)
+    return TrainingConfig.suited(labels, features.tree, features.networks, seed=seed)
 
 
 def fit_method(
@@ -243,6 +244,8 @@ def fit_method(
     started = time.thread_time()
     if method in HRN:
         own = replace(config, **HRN[method])
+        if own.shared:  # as many units as all levels' blocks together
+            own = replace(own, hidden=own.hidden * features.tree.depth)
         read: Callable[[NDArray[np.float16]], Floats] = fit_hrn(
             features.tree, vectors, rows, own
         ).log_probabilities
@@ -263,14 +266,23 @@ def fit_hrn(tree: LabelTree, vectors: Tensor, rows: Rows, config: TrainingConfig
 def _fit_baseline(
     method: str, tree: LabelTree, vectors: Tensor, rows: Rows, config: TrainingConfig
 ) -> Callable[[NDArray[np.float16]], Floats]:
-    """Train as many members as the product's head has, each alone; their mean outputs answer."""
-    plain = vectors[:, 0].float()
+    """Train as many members as the product's head has, each alone; their mean outputs answer.
+
+    As with ours each member sees one network's vectors, if there are several. What is one network
+    by its paper, and our own head under another loss, has one member that sees everything.
+    """
     alone = method.startswith(("published", "hrn"))
+    ends = np.cumsum([0, *(config.networks or (vectors.shape[2],))]).tolist()
+    parts = (
+        [slice(0, None)] if alone else [slice(*ends[at : at + 2]) for at in range(len(ends) - 1)]
+    )
+    seen = parts * (1 if alone else config.members)
     members = []
-    for number in range(1 if alone else config.members):
+    for number, part in enumerate(seen):
         own = replace(config, seed=config.seed + 1000 * number)
         torch.manual_seed(own.seed)
-        member = BASELINES[method](tree, plain, own)
+        mine = vectors[:, :, part]
+        member = BASELINES[method](tree, mine[:, 0].float(), own)
 
         def objective(
             some: Tensor, targets: Tensor, weights: Tensor, member: Baseline[Any] = member
@@ -278,17 +290,19 @@ def _fit_baseline(
             del weights  # all alike
             return member.loss(member(some), targets)
 
-        fit(member, objective, vectors, rows, own, silent)
+        fit(member, objective, mine, rows, own, silent)
         members.append(member)
 
     def read(judged: NDArray[np.float16]) -> Floats:
+        found = []
         with torch.inference_mode():
-            parts = [
-                members[0].log_probability(_mean([member(some) for member in members])).double()
-                for some in torch.from_numpy(judged).float().split(BATCH)
-            ]
-        found: Floats = torch.cat(parts).numpy() if parts else np.empty((0, len(tree)))
-        return found
+            for some in torch.from_numpy(judged).float().split(BATCH):
+                outputs = [
+                    member(some[:, part]) for member, part in zip(members, seen, strict=True)
+                ]
+                found.append(members[0].log_probability(_mean(outputs)).double())
+        log_p: Floats = torch.cat(found).numpy() if found else np.empty((0, len(tree)))
+        return log_p
 
     return read
 

@@ -337,7 +337,8 @@ def summary(results: Results, figure: str) -> str:
                 for seed in sorted({row.seed for row in results.rows if row.method == method})
                 if (values := _of_seed(results, REFERENCE, seed, figure)[1])
             ]
-            mean = needed(*curve.T.tolist(), reference[-1, 1])
+            x, y = curve.T.tolist()
+            mean = needed(x, y, float(reference[-1, 1]))
             cells[2:] = [
                 f"{100 * lead.mean():+.1f}",
                 f"{100 * lead.min():+.1f}",

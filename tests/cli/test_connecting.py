@@ -10,16 +10,27 @@ import pytest
 
 from cli.connecting import (
     _check_server,
+    _shows_something,
     connect_project,
     disconnect_project,
     forget_project,
 )
 from cli.projects import UsageError
-from inference.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, Project, project_key
+from inference.store import (
+    CONNECTED,
+    DISCONNECTED,
+    GONE,
+    UNCONFIRMED,
+    UNTRAINED,
+    Project,
+    project_key,
+)
 from studio.contract import project_key as studio_key
 from studio.errors import StudioRequestError
 from tests.end_to_end.label_studio import RunningLabelStudio, free_port
-from tests.published import project, publish
+from tests.inference.small import head_of, seen
+from tests.inference.small import publish as publish_with_evidence
+from tests.published import TREE, project, publish
 from tests.studio.backend import HEADER, PASSWORD, USER, RecordingBackend, running_backend
 from tests.studio.servers import Reply, serving
 from tests.studio.test_client import CONFIG, fruit
@@ -83,6 +94,21 @@ def test_an_unconnected_project_is_forgotten_after_a_yes(settings: Settings, boa
     assert known.key in somebody.asked[0]
     assert parts.store.projects() == []
     assert not list(board.redis.scan_iter(match=f"hrn:{known.key}:*"))
+
+
+def test_what_a_version_shows_is_judged_by_what_the_project_asks_for_now(
+    settings: Settings,
+) -> None:
+    """`hrn connect` asks whether to hide others' pre-labels only for something to show."""
+    parts = Parts(settings)
+    known = parts.store.register(project("http://studio.example"))
+    assert not _shows_something(parts, known.key, UNTRAINED)
+    version = publish_with_evidence(parts.store, known, TREE, head_of(TREE), known=seen())
+    assert _shows_something(parts, known.key, version)
+    parts.store.save_project(replace(known, target_accuracy=0.999))
+    assert parts.store.manifest(known.key, version)["calibration"]["given"] > 0
+    assert not _shows_something(parts, known.key, version)
+    assert not _shows_something(parts, "no-such-project", version)
 
 
 # --- on a real Label Studio ---

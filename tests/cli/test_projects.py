@@ -215,6 +215,19 @@ def test_a_version_that_cannot_be_read_is_listed_with_its_problem(
     assert "cannot read" in projects.describe(projects.project_status(parts, known))
 
 
+def test_a_live_version_whose_weights_are_damaged_is_a_problem_not_an_error(
+    parts: Parts, known: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it shows anything is asked of the evidence that lies beside its weights."""
+    version = publish(parts.store, known, price=None)
+    folder = parts.settings.store / "projects" / known.key / "versions" / version
+    (folder / "weights.safetensors").write_bytes(b"half")
+    told = projects.project_status(parts, known)
+    assert told["version"] == version
+    assert f"the weights of {version} are not those published" in told["problem"]
+    assert f"problem: {told['problem']}" in projects.describe(told)
+
+
 def test_promoting_makes_live_and_follows_new_ones_again(parts: Parts, known: Project) -> None:
     publish(parts.store, known)
     publish(parts.store, known)

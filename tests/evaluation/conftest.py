@@ -16,8 +16,8 @@ CONFIG = replace(
     members=2,
     networks=(),
     epochs=4,
-    least_steps=80,
-    batch=32,
+    least_shown=2400,
+    batch=64,
     rate=1e-2,
     dropout=0.2,
 )

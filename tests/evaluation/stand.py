@@ -43,7 +43,8 @@ def vectors(leaves: NDArray[np.int64], seed: int, noise: float, augmentations: i
     signal = patterns[leaves] + patterns[np.array(TREE.parents)[leaves]]
     size = (len(leaves), augmentations, CHANNELS)
     drawn = np.random.default_rng(seed).normal(size=size) * noise
-    return (signal[:, None] + drawn).astype(np.float16)
+    found: Vectors = (signal[:, None] + drawn).astype(np.float16)
+    return found
 
 
 def features(count: int = 100, *, noise: float = 0.7) -> Features:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from flask.testing import FlaskClient
 
@@ -17,17 +18,20 @@ from inference.store import Project
 from tests.backend.conftest import go_live
 from tests.backend.console import trained
 from tests.backend.console.conftest import Post
+from tests.inference.small import head_of, seen
+from tests.inference.small import publish as publish_with_evidence
+from tests.published import TREE
 from tests.studio.configs import tree_of
 from tests.studio.picture_server import PictureServer
-from worker import training
 from worker.parts import Parts
 from worker.queue import Board
+from worker.training_config import TrainingConfig
 
 
 @pytest.fixture(scope="module")
 def known(parts: Parts, pictures: PictureServer) -> Project:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "Recipe", lambda: trained.QUICK)
+        patch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
         return trained.train(parts, pictures, 912)
 
 
@@ -61,6 +65,31 @@ def test_it_says_what_the_promise_rests_on(
     assert "4 of 80 were wrong when held out, 1 of the 6 drawn at random." in versions
 
 
+def test_the_grounds_are_those_of_the_settings_in_force(
+    admin: FlaskClient, parts: Parts, fresh: Callable[..., Project]
+) -> None:
+    """Not those that the version was published with; images drawn at random are among them."""
+    known, evidence = fresh(), seen(400)
+    evidence = replace(evidence, drawn=np.arange(400) % 4 == 0)
+    version = publish_with_evidence(
+        parts.store, known, TREE, head_of(TREE), known=evidence, target=0.95
+    )
+    parts.store.point(known.key, version, reason="test")
+    modest = replace(known, target_accuracy=0.75)
+    parts.store.save_project(modest)
+    published = parts.store.manifest(known.key, version)["calibration"]
+    in_force = parts.records.calibration(modest, version)
+    assert in_force["checked"] > published["checked"] > 0
+    assert in_force["drawn"] > 0
+    page = admin.get(address(known)).text
+    assert "fitted to these settings: " in page
+    assert (
+        f"rests on {in_force['checked']} shown labels that were checked when held out "
+        f"({in_force['wrong']} wrong); {in_force['drawn']} of these images were drawn at random "
+        f"({in_force['drawn_wrong']} wrong)"
+    ) in page
+
+
 # --- a tree below one root ---
 
 #: The same tree below one root, with a label that has no sibling.
@@ -74,7 +103,7 @@ def rooted(parts: Parts, pictures: PictureServer) -> Project:
     """A version that was trained below one root, with a coarse answer for each leaf."""
     named = [("Life", *path) for path in trained.NAMED]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "Recipe", lambda: trained.QUICK)
+        patch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
         return trained.train(parts, pictures, 913, tree=ROOTED, named=[*named, ("Life",)])
 
 

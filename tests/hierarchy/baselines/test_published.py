@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from hierarchy import LabelTree, log_marginals, tree_loss
-from hierarchy.baselines.published import Blocks, Parts, Published, PublishedOutputs, Scores
+from hierarchy.baselines.published import (
+    Blocks,
+    GranularityBlock,
+    Parts,
+    Published,
+    PublishedOutputs,
+    Scores,
+)
 from hierarchy.baselines.tree_ops import leaf_log_marginals
 from hierarchy.errors import ShapeError
 from tests.strategies import slow_rows, trees
@@ -316,9 +323,10 @@ def test_of_vectors_a_block_is_its_linear_layers() -> None:
     mine = build(SHOP, maps=False).eval()
     mine.load_state_dict(head.state_dict())
     assert not any(isinstance(module, nn.Conv2d) for module in head.modules())
-    h = torch.relu(mine.blocks[0].connect(vectors))
-    layer = mine.classify[0]
+    block, layer = mine.blocks[0], mine.classify[0]
+    assert isinstance(block, GranularityBlock)
     assert isinstance(layer, nn.Linear)
+    h = torch.relu(block.connect(vectors))
     assert_close(head(vectors).raw[:, [FRUIT, MILK]], layer(h))
 
 
