@@ -373,8 +373,10 @@ def _seen(work: Work, part: Sequence[OpenTask]) -> list[Look | PictureError]:
     vectors = [one for one in found if not isinstance(one, PictureError)]
     if not vectors or work.predictor is None:
         return [one if isinstance(one, PictureError) else Look(None, one) for one in found]
-    log_p = work.predictor.log_probabilities(np.stack(vectors))
-    told = zip(work.predictor.told(log_p), vectors, log_p, strict=True)
+    stacked = np.stack(vectors)
+    log_p = work.predictor.log_probabilities(stacked)
+    answers = work.predictor.told(log_p, work.predictor.likeness(stacked))
+    told = zip(answers, vectors, log_p, strict=True)
     return [one if isinstance(one, PictureError) else Look(*next(told)) for one in found]
 
 
