@@ -158,7 +158,7 @@ class Predictor:
         return self.told(self.log_probabilities(vectors), self.likeness(vectors))
 
     def likeness(self, vectors: NDArray[np.floating]) -> NDArray[np.float64] | None:
-        """Return likeness, ``(n,)``, of images to the labelled ones; None where nothing is known."""
+        """Return images' likeness, ``(n,)``, to the labelled ones; None where nothing is known."""
         return None if self.familiarity is None else self.familiarity.likeness(vectors)
 
     def told(
