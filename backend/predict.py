@@ -9,6 +9,7 @@ from flask.typing import ResponseReturnValue
 from backend.body import read_json
 from backend.operations import PICTURES
 from backend.services import Services, services
+from inference.errors import EarlierReleaseError
 from inference.predictor import Answer
 from inference.store import UNTRAINED, Project
 from studio.contract import PredictCall, TaskRef
@@ -48,11 +49,15 @@ def predict() -> ResponseReturnValue:
 def _answers(
     own: Services, project: Project, config: LabelConfig, version: str, tasks: tuple[TaskRef, ...]
 ) -> list[Answer | PictureError | None]:
-    """An answer, what went wrong, or None while untrained; one a task."""
+    """An answer, what went wrong, or None where no version can answer; one per task."""
     if version == UNTRAINED:
         return [None] * len(tasks)
+    try:
+        predictor = own.parts.predictors.get(project, version, config.tree)
+    except EarlierReleaseError as error:  # a training is asked for; what is stored stays
+        log.warning("no answers project=%s: %s", project.key, error)
+        return [None] * len(tasks)
     refs = [config.picture(task.data) for task in tasks]
-    predictor = own.parts.predictors.get(project, version, config.tree)
     extractor = own.parts.extractors.of(predictor)
     items = [(ref, task.id) for ref, task in zip(refs, tasks, strict=True) if ref is not None]
     got = iter(own.answers(extractor, predictor, items))

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 from label_studio_ml.model import LabelStudioMLBase
 
 from inference.answers import answers
-from inference.errors import ModelError
+from inference.errors import EarlierReleaseError, ModelError
 from inference.predictor import Answer
 from inference.store import Project
 from inference.store import project_key as store_key
@@ -312,8 +312,16 @@ def _predictions(
     config: LabelConfig,
     rows: Sequence[Mapping[str, Any]],
 ) -> Iterator[dict[str, Any]]:
-    """One entry a task, in order."""
-    predictor = parts.predictors.get(project, version, config.tree)
+    """One entry per task, in order."""
+    places = places_of(parts.store, project.key, version)
+    try:
+        predictor = parts.predictors.get(project, version, config.tree)
+    except EarlierReleaseError as error:  # a training is needed; what is stored stays
+        log.warning("no answers project=%s: %s", project.key, error)
+        for row in rows:
+            place = places.place(as_id(row.get("id")) or 0)
+            yield prediction(config, None, score=place, version=version)
+        return
     extractor = parts.extractors.of(predictor)
     refs = [config.picture(row.get("data") or {}) for row in rows]
     items = [
@@ -322,7 +330,6 @@ def _predictions(
         if ref is not None
     ]
     found = iter(answers(extractor, predictor, items))
-    places = places_of(parts.store, project.key, version)
     for ref, row in zip(refs, rows, strict=True):
         answer = (
             PictureError(f"its data has no image address in {config.image_key!r}")

@@ -11,7 +11,7 @@ from cli.redis_server import no_answer
 from inference.answers import answers
 from inference.errors import ModelError
 from inference.extractors import FeatureExtractors
-from inference.predictor import Answer
+from inference.predictor import Answer, check_runs
 from inference.store import CONNECTED, DISCONNECTED, GONE, Project
 from studio.errors import PictureError
 from studio.pictures import Picture
@@ -145,6 +145,7 @@ def project_status(parts: Parts, project: Project) -> dict[str, Any]:
             manifest = parts.records.summary(project.key, version)
             calibration = parts.records.calibration(project, version)
             missing = nothing_shown(parts, project, version)
+            check_runs(manifest, version)
         except ModelError as error:
             told["problem"] = str(error)
         else:

@@ -81,7 +81,9 @@ class FeatureCache:
         vectors = np.zeros((len(image_keys), channels), np.float16)
         today, stale = _today(), set[int]()
         for start, keys in _some(image_keys):
-            select = partial(_select, "image, CAST(vector AS BLOB), rowid, used", keys, network, augmentation)
+            select = partial(
+                _select, "image, CAST(vector AS BLOB), rowid, used", keys, network, augmentation
+            )
             known = {row[0]: row for row in self._reading.run(select) or ()}
             for at, key in enumerate(keys, start):
                 row = known.get(key)

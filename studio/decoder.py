@@ -20,8 +20,8 @@ from studio.decoding import Fit, decode, planes
 from studio.errors import PictureError
 from studio.limits import PictureLimits
 
-#: Bytes of the file, `PictureLimits.max_pixels`, ``at_least`` or 0 for `decode`; and how many ``FIT``
-#: follow, for `planes`.
+#: Bytes of the file, `PictureLimits.max_pixels`, ``at_least`` or 0 for `decode`; for `planes` how
+#: many ``FIT`` follow.
 REQUEST: Final = struct.Struct(">QQQB")
 #: What `Fit` holds, the filter by Pillow's number.
 FIT: Final = struct.Struct(">IIB")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from hierarchy import LabelTree
 from hierarchy.calibration import Fitted
 from hierarchy.choice import DepthRule
@@ -62,5 +64,14 @@ def publish(
     head = HRNHead(tree, CHANNELS, hidden=8, members=1)
     told = manifest(tree, price, fingerprint, trained_through)
     version = store.publish(known.key, told, head.state_dict())
+    store.point(known.key, version, reason="test")
+    return version
+
+
+def publish_earlier(store: ModelStore, known: Project, tree: LabelTree = TREE) -> str:
+    """Publish what an earlier release trained, a head on feature maps, and make it live."""
+    told = manifest(tree, BOLD, "tf_efficientnet_lite0-unknown")
+    told["network"] = {"kind": "frozen", "channels": 1280, "reduced": 8, "width": 8, "hidden": 8}
+    version = store.publish(known.key, told, {"centre": torch.zeros(1280)})
     store.point(known.key, version, reason="test")
     return version

@@ -187,16 +187,3 @@ def compare_shown(new: Fitted, former: Fitted, checked: int, name: str) -> Verdi
     if former.mean_depth - new.mean_depth > LESS_DEEP:
         return Verdict(passed=False, why=deep)
     return Verdict(passed=True, why=shown)
-
-
-def compare_figures(new: float | None, live: float | None, checked: int, name: str) -> Verdict:
-    """Without new images: each version's own held-out leaf accuracy, within two errors."""
-    if new is None or live is None or checked < LEAST:
-        return Verdict(passed=True, why=f"nothing to compare with {name}")
-    margin = 2 * float(np.sqrt(max(live * (1 - live), 0.01) * 2 / checked))
-    why = f"{100 * new:.0f} of 100 leaves right when held out against {100 * live:.0f} for {name}"
-    if new < live - margin:
-        return Verdict(passed=False, why=f"{why}: worse by more than chance explains")
-    if new < live:
-        why = f"{why}: too few images to tell apart, so the newer one goes live"
-    return Verdict(passed=True, why=why)

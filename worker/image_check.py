@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Final
 
-from inference.errors import ModelError
+from inference.errors import EarlierReleaseError, ModelError
+from inference.predictor import check_runs
 from studio.connection import Finding
 from studio.errors import PictureError, StudioError
 from studio.labelconfig import LabelConfig, parse_label_config
@@ -89,7 +90,13 @@ def _labels(parts: Parts, key: str) -> Iterator[Finding]:
     if version is None:
         return
     try:
-        labels = parts.store.manifest(key, version)["labels"]
+        manifest = parts.store.manifest(key, version)
+        labels = manifest["labels"]
+        check_runs(manifest, version)
+    except EarlierReleaseError as error:
+        mend = "wait for the training that the worker was asked for, or run `hrn train`"
+        yield Finding("version", ok=False, what=str(error), mend=mend)
+        return
     except ModelError:  # routes and `/ready` say so
         return
     what = f"{version} learnt from {labels['labels']} labels"

@@ -47,7 +47,8 @@ def fit_head(  # noqa: PLR0913 - what fine-tuning takes, and the settings
 ) -> Made:
     """Train a head on frozen features; on the CPU, where they are and it takes seconds."""
     examples, extractor = gathered.examples, parts.extractors.base()
-    config = config or TrainingConfig.suited(len(examples.target), tree)
+    networks = [one.backbone.channels for one in extractor.networks]
+    config = config or TrainingConfig.suited(len(examples.target), tree, networks)
     trained = trainer.train(
         tree,
         examples,

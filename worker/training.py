@@ -43,7 +43,6 @@ from worker.gate import (
     HeldOut,
     Verdict,
     compare,
-    compare_figures,
     compare_held_out,
     compare_shown,
     read_held_out,
@@ -60,9 +59,6 @@ log = logging.getLogger(__name__)
 
 #: Share of labelled pictures that may be unreadable before a training is put off.
 MOST_MISSING = 0.25
-
-#: A version judged on so many times more leaves than the live one is judged on harder ones.
-COMPARABLE = 1.25
 
 
 @dataclass(frozen=True)
@@ -129,7 +125,8 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
     if live and not asked_for and _same_labels(parts, project, live, snapshot):
         return Ended("nothing new", f"{live} has learnt from all {len(snapshot.labels)} labels")
     extractor = parts.extractors.base()
-    settings = TrainingConfig.suited(len(snapshot.labels), config.tree)
+    networks = [one.backbone.channels for one in extractor.networks]
+    settings = TrainingConfig.suited(len(snapshot.labels), config.tree, networks)
     tune = fine_tuning.wanted(order.fine_tune, parts.settings)
     # A backbone that learns sees images, not features.
     augmentations = (PLAIN,) if tune else settings.augmentations
@@ -257,7 +254,7 @@ def _going_on(
         log.info("nothing to go on from project=%s version=%s: %s", project.key, live, error)
         return gathered, None
     folds = tensors.get(f"{EVIDENCE}folds")
-    if folds is None:  # of an earlier release
+    if folds is None:  # nothing was checked when it was trained
         return gathered, rule
     known = dict(zip(tensors[f"{EVIDENCE}pictures"].tolist(), folds.tolist(), strict=True))
     before = np.array([known.get(mark, -1) for mark in gathered.marks.tolist()], dtype=np.int64)
@@ -302,13 +299,11 @@ def _gate(  # noqa: PLR0913 - both versions and what they are compared on
     theirs = np.full_like(trained.held_out, np.nan)
     theirs[[fresh[at] for at in judged]] = found
     since = _held_out(config.tree, gathered, theirs)
-    if len(since) >= LEAST:
-        mine, its = ours.shared_with(since)
-        verdict = compare(mine.right, its.right, live)
-    elif live in others:
+    if len(since) < LEAST and live in others:
         verdict = compare_held_out(ours, others[live], live)
     else:
-        verdict = _by_figures(predictor, config.tree, trained, live)
+        mine, its = ours.shared_with(since)
+        verdict = compare(mine.right, its.right, live)
     held = (compare_held_out(ours, one, name) for name, one in others.items())
     verdict = next((one for one in (verdict, *held) if not one.passed), verdict)
     if not verdict.passed or live not in others:
@@ -348,20 +343,6 @@ def _fresh(
         new & (gathered.examples.truth >= 0) & ~np.isnan(held_out[:, 0])
     ).tolist()
     return held
-
-
-def _by_figures(
-    predictor: Predictor, tree: LabelTree, trained: trainer.Trained, live: str
-) -> Verdict:
-    """Compare with a live version that keeps no held-out answers: by both versions' own figures."""
-    figures = predictor.manifest.get("metrics", {})
-    checked = min(trained.metrics["leaf_checked"], figures.get("leaf_checked") or 0)
-    other_tree = LabelTree.from_json(predictor.manifest["tree"]) != tree
-    if other_tree or trained.metrics["leaf_checked"] > COMPARABLE * checked:
-        return Verdict(passed=True, why=f"leaves or labels changed since {live}: not comparable")
-    return compare_figures(
-        trained.metrics["leaf_accuracy"], figures.get("leaf_accuracy"), checked, live
-    )
 
 
 def _shown(  # noqa: PLR0913 - both versions' answers, and the settings

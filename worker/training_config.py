@@ -1,6 +1,7 @@
 """How a head is trained: the settings, each with the measurement behind it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -34,7 +35,7 @@ class TrainingConfig:
 
     augmentations: tuple[int, ...] = LEARNT_FROM
     members: int = 2
-    hidden: int = 256
+    hidden: int = 192
     networks: tuple[int, ...] = ()
     dropout: float = 0.5
     epochs: int = 16
@@ -50,10 +51,19 @@ class TrainingConfig:
     seed: int = 0
 
     @classmethod
-    def suited(cls, labels: int, tree: LabelTree, *, seed: int = 0) -> Self:
-        """Return the settings for so many labels of such a tree."""
+    def suited(
+        cls, labels: int, tree: LabelTree, networks: Sequence[int] = (), *, seed: int = 0
+    ) -> Self:
+        """Return the settings for so many labels of such a tree.
+
+        Args:
+            labels: R.
+            tree: of the nodes.
+            networks: channels of each network whose features lie side by side in a vector.
+            seed: of everything drawn at random.
+        """
         del labels, tree
-        return cls(seed=seed)
+        return cls(networks=tuple(networks), seed=seed)
 
     def sizes(self) -> dict[str, Any]:
         """Return what a head is built with, as plain data."""

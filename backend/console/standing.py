@@ -10,6 +10,7 @@ from typing import Any
 from backend.console.layout import plain, share, span
 from inference.errors import ModelError
 from inference.insight import Missing
+from inference.predictor import check_runs
 from inference.store import DISCONNECTED, GONE, UNCONFIRMED, Project
 from worker import presence
 from worker.errors import MisconfiguredError
@@ -184,6 +185,7 @@ def standing(parts: Parts, project: Project) -> Standing:
             calibration = parts.records.calibration(project, version)
             manifest = {**parts.records.summary(project.key, version), "calibration": calibration}
             missing = nothing_shown(parts, project, version)
+            check_runs(manifest, version)
     except ModelError as error:
         mend = "Promote another version under Versions, or train anew."
         problems.append((plain(str(error)), mend))

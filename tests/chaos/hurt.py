@@ -24,7 +24,7 @@ from studio.client import LabelStudio
 from worker import __main__ as program
 from worker import jobs, progress, queue, reconcile, refreshing, trainer, training
 from worker.progress import Progress
-from worker.recipe import Recipe
+from worker.training_config import TrainingConfig
 
 #: Seconds: a heart's life, its beat, and between two looks at Label Studio.
 LIFE: Final = 3
@@ -45,9 +45,9 @@ STEPS: Final = (
 )
 
 
-def tiny() -> Recipe:
+def tiny() -> TrainingConfig:
     """What is enough to train something, in a second."""
-    return replace(Recipe.fast(), epochs=2, least_steps=8, folds=2, hidden=16)
+    return replace(TrainingConfig(), epochs=2, least_steps=8, folds=2, hidden=16)
 
 
 def die(step: str) -> None:
@@ -158,7 +158,7 @@ def main(role: str) -> int:
     vars(progress).update(HEARTBEAT=BEAT, INTERVAL=0.05)
     vars(refreshing)["BEAT"] = BEAT
     vars(reconcile).update(LOOK=LOOK, GLANCE=0.2)
-    vars(training)["Recipe"] = tiny
+    TrainingConfig.suited = lambda *_, **__: tiny()  # type: ignore[method-assign]
     before(jobs, "fine_tune", "taken")
     before(ModelStore, "point", "before the pointer")
     before(training, "go_live", "after the pointer")

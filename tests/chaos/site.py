@@ -133,7 +133,7 @@ class Site:
             label_studio_token=Secret(LEGACY),
             device="cpu",
             backbone=small.NAME,
-            backbone_weights=small.weights_file(home),
+            backbone_weights=(small.weights_file(home),),
             **{"train_every": 8, **settings},
         )
         self.store = Parts(self.settings).store

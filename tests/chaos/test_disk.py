@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import requests
 
-from hierarchy.quantised import QuantisedMaps
 from inference.errors import ModelStoreError
-from inference.features import FeatureCache
+from inference.feature_cache import FeatureCache
 from inference.store import ModelStore
 from tests.chaos import mounts
 from tests.chaos.full_disk import full
@@ -53,16 +52,15 @@ def test_a_disk_that_fills_while_pointing_leaves_the_pointer(
 def test_a_cache_without_room_gives_way_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, ledger: Ledger
 ) -> None:
-    cache = FeatureCache(tmp_path, "backbone")
-    maps = np.random.default_rng(0).random((64, 7, 7)).astype(np.float32)
+    cache, key = FeatureCache(tmp_path), f"{7:064x}"
+    vectors = np.random.default_rng(0).random((1, 1280)).astype(np.float16)
     with full(1000), caplog.at_level(logging.WARNING):
-        for number in range(3):
-            kept = cache.put([(f"{number:064x}", 0)], maps[None])
-            assert (kept.steps == QuantisedMaps.of(maps[None]).steps).all()
-    assert caplog.text.count("feature cache does not work, going on without") == 1
-    assert cache.get(f"{0:064x}") is None
-    cache.put([(f"{0:064x}", 0)], maps[None])
-    assert cache.get(f"{0:064x}") is not None
+        for _ in range(3):
+            cache.write([(key, 0)], "network", vectors)
+            assert not cache.read([key], "network", 1280)[0].any()
+    assert caplog.text.count("features.sqlite does not work, going on without") == 2  # each way
+    cache.write([(key, 0)], "network", vectors)
+    np.testing.assert_array_equal(cache.read([key], "network", 1280)[1], vectors)
     ledger.tell("disk full", note="caching")
 
 

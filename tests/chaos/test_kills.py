@@ -166,7 +166,7 @@ def undisturbed(site: Site, home: Path) -> dict[str, Any]:
     settings = replace(site.settings, home=home, redis_url=f"{site.settings.redis_url}?db=1")
     parts = Parts(settings)
     known = parts.store.register(project(site.town.url, xml=taxonomy_xml(TREE)))
-    ended = jobs.train_once(Order(known.key, "undisturbed", fast=True), parts, "undisturbed")
+    ended = jobs.train_once(Order(known.key, "undisturbed"), parts, "undisturbed")
     assert ended["state"] == "published"
     return parts.store.manifest(known.key, ended["version"])
 

@@ -23,8 +23,7 @@ from cli.heatmap import (
     write_heatmap,
 )
 from cli.projects import UsageError
-from inference.heatmap import Box, HeatMap
-from inference.looking import PANEL, Looked, fitted, in_words, overlaid
+from inference.saliency import PANEL, Box, Looked, SaliencyMap, fitted, in_words, overlaid, spread
 from inference.store import ModelStore, Project
 from tests.inference.small import HEAD, NAME, extractors, head_of, png, publish, weights_file
 from tests.published import TREE, project
@@ -46,8 +45,9 @@ def corner() -> NDArray[np.float32]:
 
 def looked(names: list[str], size: tuple[int, int] = (400, 300), part: Box = WHOLE) -> Looked:
     image = Image.new("RGB", size, (40, 90, 200))
-    levels = tuple(HeatMap((name,), 0.5, corner()) for name in names)
-    return Looked(fitted(image), part, levels)
+    shown = fitted(image)
+    heat = spread(corner(), part, shown.size)
+    return Looked(shown, part, tuple(SaliencyMap((name,), 0.5, heat) for name in names))
 
 
 def pixels(image: Image.Image) -> NDArray[np.int64]:
@@ -64,7 +64,8 @@ def warmth(image: Image.Image) -> NDArray[np.int64]:
 
 
 def test_hot_places_are_coloured_and_cold_ones_are_grey() -> None:
-    warm = warmth(overlaid(Image.new("RGB", (80, 80), (90, 90, 90)), corner(), WHOLE))
+    heat = spread(corner(), WHOLE, (80, 80))
+    warm = warmth(overlaid(Image.new("RGB", (80, 80), (90, 90, 90)), heat))
     assert warm[5, 5] > 80
     assert not warm[40:].any()
     assert not warm[:, 40:].any()
@@ -72,7 +73,8 @@ def test_hot_places_are_coloured_and_cold_ones_are_grey() -> None:
 
 def test_outside_the_seen_part_nothing_is_coloured() -> None:
     image = Image.new("RGB", (100, 60), (90, 90, 90))
-    warm = warmth(overlaid(image, np.ones((3, 3), np.float32), Box(0.3, 0.0, 0.7, 1.0)))
+    heat = spread(np.ones((3, 3), np.float32), Box(0.3, 0.0, 0.7, 1.0), image.size)
+    warm = warmth(overlaid(image, heat))
     assert (warm[:, 30:70] > 50).all()
     assert not warm[:, :30].any()
     assert not warm[:, 70:].any()
@@ -80,7 +82,7 @@ def test_outside_the_seen_part_nothing_is_coloured() -> None:
 
 def test_without_any_heat_the_picture_is_grey() -> None:
     image = Image.new("RGB", (40, 40), (200, 30, 30))
-    assert not warmth(overlaid(image, np.zeros((3, 3), np.float32), WHOLE)).any()
+    assert not warmth(overlaid(image, np.zeros((40, 40), np.float32))).any()
 
 
 # --- the sheet ---
@@ -258,7 +260,7 @@ def test_predicting_draws_a_sheet_on_the_way(
 
 
 def test_of_no_picture_nothing_is_drawn(known: Project, weights: Path, tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path, device="cpu", backbone=NAME, backbone_weights=weights)
+    settings = Settings(home=tmp_path, device="cpu", backbone=NAME, backbone_weights=(weights,))
     out = tmp_path / "heat.png"
     assert write_heatmap(Parts(settings), known, [tmp_path / "missing.png"], out) == []
     assert not out.exists()

@@ -81,10 +81,8 @@ def test_every_command_explains_itself(
         ["connect"],
         ["connect", "--project", "x"],
         ["train", "--fine-tune", "--no-fine-tune"],
-        ["train", "--fast", "--fine-tune"],
         ["train", "--cancel", "--force"],
         ["train", "--cancel", "--wait"],
-        ["train", "--cancel", "--fast"],
         ["train", "--cancel", "--no-fine-tune"],
     ],
 )
@@ -102,8 +100,7 @@ def test_wrong_usage_ends_with_2(words: list[str]) -> None:
         (["train", "--cancle"], "--cancle, did you mean '--cancel'?"),
         (["train", "--forec", "--wait"], "--forec, did you mean '--force'?"),
         (["status", "--nothing-like-it"], "unrecognized arguments: --nothing-like-it\n"),
-        (["train", "--fast", "--fine-tune"], "--fine-tune the backbone too: give one"),
-        (["train", "--cancel", "--fast"], "--cancel starts no training: leave out --fast"),
+        (["train", "--cancel", "--force"], "--cancel starts no training: leave out --force"),
         (["label-config", "--read", "a.xml", "--out", "b.xml"], "writes no file: leave out --out"),
     ],
 )
@@ -117,12 +114,12 @@ def test_wrong_usage_says_what_may_have_been_meant(
     assert said in capsys.readouterr().err
 
 
-def test_a_fast_training_without_fine_tuning_is_one_thing(
+def test_a_training_of_the_head_alone_may_be_asked_for(
     clean: Put, store: ModelStore, redis_url: str, board: Board
 ) -> None:
     clean(REDIS_URL=redis_url)
-    assert main(["train", "--fast", "--no-fine-tune"]) == 0
-    assert board.wishes(store.projects()[0].key)[0]["order"]["fast"] is True
+    assert main(["train", "--no-fine-tune"]) == 0
+    assert board.wishes(store.projects()[0].key)[0]["order"]["fine_tune"] is False
 
 
 def test_hrn_alone_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,7 @@ def test_status_and_console_count_it_once_a_version_is_there(
     project: tuple[int, str], backend: RunningBackend
 ) -> None:
     number, _ = project
-    backend.hrn("train", "--project", str(number), "--fast", "--force", "--wait")
+    backend.hrn("train", "--project", str(number), "--force", "--wait")
     (row,) = [one for one in backend.json("status")["projects"] if one["project"] == number]
     counts = {"nothing_there": 5, "several": 4, "several_as_parent": 3, "empty": 2}
     assert {key: row["labels"][key] for key in counts} == counts

@@ -30,7 +30,7 @@ def console(
 ) -> Iterator[ConsoleBrowser]:
     """Chromium, signed in; the project has two versions, of which the newer is live."""
     words = ("--project", str(project.number))
-    backend.hrn("train", *words, "--force", "--fast", "--wait", status=None)
+    backend.hrn("train", *words, "--force", "--wait", status=None)
     backend.hrn("promote", *words, "v2")
     with chromium() as browser:
         yield signed_in(browser, backend, artefacts)

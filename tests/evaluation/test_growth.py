@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from worker.recipe import Recipe
 
 from evaluation.growth import Figures, Photos, Plan, Study, study, without
 from hierarchy import LabelTree
 from hierarchy.errors import TreeError
 from tests.strategies import trees
-from worker.recipe import Recipe
 from worker.trainer import Maps
 
 TREE = LabelTree.from_paths(

@@ -5,19 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hierarchy.quantised import QuantisedMaps
 from PIL import Image
+from worker.recipe import Recipe
 
 from evaluation.album import Album
 from evaluation.data import load
 from evaluation.errors import DatasetError
 from evaluation.material import Material, gather
 from evaluation.protocols import Degradation
-from hierarchy.quantised import QuantisedMaps
-from inference.backbone import RandomWeights, load_backbone
 from inference.augmentation import prepare
+from inference.backbone import RandomWeights, load_backbone
 from tests.evaluation.stand import draw
 from tests.inference.small import NAME
-from worker.recipe import Recipe
 
 RECIPE = Recipe(views=(0, 1, 2), reduced=8)
 POOR = Degradation(resolution=0.25)

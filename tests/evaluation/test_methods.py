@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hierarchy.network import Features, Reduction
 from numpy.typing import NDArray
+from worker.recipe import Recipe
 
 from evaluation import methods
 from evaluation.errors import ExperimentError
 from evaluation.evaluation import Run, do
 from evaluation.material import Judged, Material
 from hierarchy import LabelTree
-from hierarchy.network import Features, Reduction
-from worker.recipe import Recipe
 
 TREE = LabelTree.from_paths(
     [("Fruit", "Apple"), ("Fruit", "Pear"), ("Dairy", "Milk"), ("Dairy", "Cream")]

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hierarchy.network import Features, Reduction
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worker.recipe import Recipe
 
 from evaluation import curves
 from evaluation.curves import Campaign, Curves
@@ -18,9 +20,7 @@ from evaluation.errors import ExperimentError
 from evaluation.material import Judged, Material
 from evaluation.simulation import STRATEGIES, Plan, answers, replay, replay_all
 from hierarchy import LabelTree
-from hierarchy.network import Features, Reduction
 from tests.strategies import trees
-from worker.recipe import Recipe
 
 TREE = LabelTree.from_paths(
     [("Fruit", "Apple"), ("Fruit", "Pear"), ("Fruit", "Fig"), ("Milk", "Oat"), ("Salt",)]

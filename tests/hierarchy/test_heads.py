@@ -261,7 +261,7 @@ def test_weights_and_dropout_follow_from_the_seed_alone() -> None:
 
 def test_members_start_apart() -> None:
     head = HRNHead(GROCERY, CHANNELS, hidden=8, members=2)
-    first, second = head.blocks[0].connect[0].weight.chunk(2)
+    first, second = head.state_dict()["blocks.0.connect.0.weight"].chunk(2)
     assert not torch.equal(first, second)
 
 

@@ -1,17 +1,28 @@
-"""A batch of pictures is answered in order, each for itself."""
+"""Images are answered in order, each for itself, whoever asks at the same time."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence
-from inference.answers import answers, maps_of
-from inference.gallery import Gallery, Item
-from inference.predictor import BATCH, Answer, Predictor, load_predictor
+from inference.answers import FEW, answers
+from inference.engine import Engine, EngineVectors, Pixels
+from inference.feature_extractor import FeatureExtractor, Item, Network
+from inference.predictor import Answer, Predictor, load_predictor
 from inference.store import ModelStore
-from inference.augmentation import MIRRORED, PLAIN
 from studio.errors import PictureError
-from tests.inference.small import HEAD, extractors, head_of, project, publish, weights_file
+from tests.inference.small import (
+    HEAD,
+    extractors,
+    fetch,
+    head_of,
+    project,
+    publish,
+    weights_file,
+)
 
 TREE = LabelTree.from_paths([("Milk",), ("Fruit", "Apple"), ("Fruit", "Pear")])
 
@@ -19,8 +30,8 @@ EASY = Evidence(np.full((300, 2), 0.6), np.ones((300, 2), dtype=np.int64))
 
 
 @pytest.fixture(scope="module")
-def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
-    folder = tmp_path_factory.mktemp("gallery")
+def extractor(tmp_path_factory: pytest.TempPathFactory) -> FeatureExtractor:
+    folder = tmp_path_factory.mktemp("extractor")
     return extractors(folder, weights_file(folder)).base()
 
 
@@ -35,62 +46,64 @@ def items(count: int) -> list[Item]:
     return [(f"{seed}.png", seed) for seed in range(count)]
 
 
-def test_each_picture_gets_the_answer_it_would_get_alone(
-    gallery: Gallery, predictor: Predictor
+@pytest.mark.parametrize("count", [FEW, 3 * FEW])
+def test_each_image_gets_the_answer_it_would_get_alone(
+    extractor: FeatureExtractor, predictor: Predictor, count: int
 ) -> None:
-    together = answers(gallery, predictor, items(6))
-    assert len({answer.confidence for answer in together if isinstance(answer, Answer)}) == 6
-    for item, answer in zip(items(6), together, strict=True):
-        [alone] = answers(gallery, predictor, [item])
+    together = answers(extractor, predictor, items(count))
+    assert len({answer.confidence for answer in together if isinstance(answer, Answer)}) == count
+    for item, answer in zip(items(count), together, strict=True):
+        [alone] = answers(extractor, predictor, [item])
         assert isinstance(answer, Answer)
         assert isinstance(alone, Answer)
         assert answer.path == alone.path
         assert answer.confidence == pytest.approx(alone.confidence, rel=1e-4)
 
 
-def test_a_bad_picture_is_its_own_error(gallery: Gallery, predictor: Predictor) -> None:
-    mixed = [("0.png", 0), ("gone.png", 1), ("1.png", 2), ("lost.png", 3)]
-    found = answers(gallery, predictor, mixed)
-    assert [isinstance(one, PictureError) for one in found] == [False, True, False, True]
+@pytest.mark.parametrize("count", [2, 2 * FEW])
+def test_a_bad_image_is_its_own_error(
+    extractor: FeatureExtractor, predictor: Predictor, count: int
+) -> None:
+    mixed = [item for number in range(count) for item in (items(2)[number % 2], ("gone.png", None))]
+    found = answers(extractor, predictor, mixed)
+    assert [isinstance(one, PictureError) for one in found] == [False, True] * count
     assert "404" in str(found[1])
 
 
-def test_only_bad_pictures_are_only_errors(gallery: Gallery, predictor: Predictor) -> None:
-    found = answers(gallery, predictor, [("gone.png", None)] * 3)
-    assert all(isinstance(one, PictureError) for one in found)
-    assert len(found) == 3
+def test_only_bad_images_are_only_errors(extractor: FeatureExtractor, predictor: Predictor) -> None:
+    for count in (3, FEW + 1):
+        found = answers(extractor, predictor, [("gone.png", None)] * count)
+        assert [isinstance(one, PictureError) for one in found] == [True] * count
 
 
-def test_nothing_asked_is_nothing_answered(gallery: Gallery, predictor: Predictor) -> None:
-    assert answers(gallery, predictor, []) == []
-
-
-def test_more_pictures_than_a_batch_keep_their_order(
-    gallery: Gallery, predictor: Predictor
+def test_nothing_asked_is_nothing_answered(
+    extractor: FeatureExtractor, predictor: Predictor
 ) -> None:
-    """Two pictures in turns, the features of which are known by then."""
-    asked = [items(2)[at % 2] for at in range(2 * BATCH + 3)]
-    found = answers(gallery, predictor, asked)
-    assert len(found) == len(asked)
-    sure = [one.confidence for one in found if isinstance(one, Answer)]
-    assert np.ptp(sure[::2]) < 1e-6
-    assert np.ptp(sure[1::2]) < 1e-6
-    assert sure[0] != pytest.approx(sure[1], rel=1e-3)
+    assert answers(extractor, predictor, []) == []
 
 
-def test_maps_come_stacked_in_order(gallery: Gallery) -> None:
-    both = maps_of(gallery, items(3))
-    assert both.dtype == np.float16
-    for at, item in enumerate(items(3)):
-        np.testing.assert_array_equal(both[at], maps_of(gallery, [item])[0])
+def test_calls_of_few_images_at_the_same_time_share_the_networks_passes(
+    extractor: FeatureExtractor, predictor: Predictor, tmp_path: Path
+) -> None:
+    backbone, passes = extractor.networks[0].backbone, list[int]()
 
+    class Slow(Engine):
+        """Waits in its first pass until all calls wait for it."""
 
-def test_mirrored_maps_are_others(gallery: Gallery) -> None:
-    plain, mirrored = (maps_of(gallery, items(1), view=view) for view in (PLAIN, MIRRORED))
-    assert plain.shape == mirrored.shape
-    assert np.abs(plain - mirrored).max() > 0.01
+        name = "slow"
 
+        def vectors(self, batch: Pixels) -> EngineVectors:
+            passes.append(len(batch))
+            while len(passes) == 1 and len(network.batched._waiting) < 11:
+                pass
+            return extractor.networks[0].engine.vectors(batch)
 
-def test_a_picture_that_vanished_is_told(gallery: Gallery) -> None:
-    with pytest.raises(PictureError, match="404"):
-        maps_of(gallery, [("0.png", 0), ("gone.png", 1)])
+    network = Network(backbone, Slow())
+    own = FeatureExtractor(fetch, [network])
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda item: answers(own, predictor, [item])[0], items(12)))
+    assert passes == [1, 11]
+    for one, other in zip(found, answers(extractor, predictor, items(12)), strict=True):
+        assert isinstance(one, Answer)
+        assert isinstance(other, Answer)
+        assert one.confidence == pytest.approx(other.confidence, rel=1e-3)

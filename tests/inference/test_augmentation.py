@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from inference import augmentation
-from inference.augmentation import LEARNT_FROM, MIRRORED, PLAIN, crop, prepare
+from inference.augmentation import LEARNT_FROM, MIRRORED, PLAIN, crop
 from inference.backbone import Preparation
 
 SMALL = Preparation(

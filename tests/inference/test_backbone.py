@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,18 +14,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from inference.augmentation import prepare
 from inference.backbone import (
     PACKAGES,
     Backbone,
     FeatureMaps,
+    PooledFeatures,
     Preparation,
     RandomWeights,
+    _probe,
     fingerprint,
     load_backbone,
     remembered_backbone,
 )
 from inference.errors import BackboneError
-from inference.augmentation import prepare
 from inference.torchfile import read_state_dict
 from tests.inference.small import weights_file
 
@@ -196,9 +198,44 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
         load_backbone()
 
 
-def test_a_network_without_a_feature_map_is_refused() -> None:
-    with pytest.raises(BackboneError, match="not in a square feature map"):
-        load_backbone("test_vit", weights=RandomWeights())
+@pytest.mark.parametrize("module", [nn.Flatten(), nn.MaxPool2d((2, 1)), nn.Linear(7, 7)])
+def test_a_network_without_square_maps_is_refused(module: nn.Module) -> None:
+    with pytest.raises(BackboneError, match=r"'odd' .*(not in a square|gives no features)"):
+        _probe(module, 8, "odd")
+
+
+def test_a_network_of_tokens_gives_its_class_token_beside_its_mean_token() -> None:
+    backbone = load_backbone("test_vit", weights=RandomWeights(3))
+    assert (backbone.channels, backbone.grid) == (2 * 64, 10)
+    images = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    network = cast("Any", backbone.module).network
+    with torch.inference_mode():
+        maps = backbone.module(images)
+        tokens = network.forward_features(images)
+        vectors = PooledFeatures(backbone.module)(images)
+    assert maps.shape == (2, 128, 10, 10)
+    expected = torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
+    torch.testing.assert_close(vectors, expected)
+    torch.testing.assert_close(maps[1, 64:, 3, 4], tokens[1, 1 + 34])
+
+
+class Tokens(nn.Module):
+    """Gives the tokens that it is told to."""
+
+    def __init__(self, before: int) -> None:
+        super().__init__()
+        self.num_prefix_tokens = before
+
+    def forward_features(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_registers_count_neither_as_class_nor_as_place(before: int) -> None:
+    tokens = torch.rand(2, before + 9, 4)
+    pooled = PooledFeatures(FeatureMaps(Tokens(before)))(tokens)
+    mean = tokens[:, before:].mean(dim=1)
+    torch.testing.assert_close(pooled, torch.cat([tokens[:, 0], mean], 1) if before else mean)
 
 
 class ChannelsLast(nn.Module):

@@ -1,4 +1,4 @@
-"""Every version gets features of the backbone that it was trained on, or a clear refusal."""
+"""Every version gets features of the networks that it was trained on, or a clear refusal."""
 
 import threading
 from pathlib import Path
@@ -11,11 +11,22 @@ from torch import Tensor
 from hierarchy import LabelTree
 from inference.backbone import Backbone, RandomWeights, load_backbone
 from inference.errors import BackboneError
-from inference.extractors import FeatureExtractors, tuned_fingerprint, with_weights
-from inference.gallery import Gallery
+from inference.extractors import FeatureExtractors, tuned_backbone, tuned_fingerprint
+from inference.feature_cache import FeatureCache
+from inference.feature_extractor import FeatureExtractor
 from inference.predictor import Predictor, load_predictor
 from inference.store import ModelStore
-from tests.inference.small import HEAD, NAME, extractors, head_of, project, publish, weights_file
+from tests.inference.small import (
+    HEAD,
+    NAME,
+    VIT,
+    extractors,
+    fetch,
+    head_of,
+    project,
+    publish,
+    weights_file,
+)
 
 TREE = LabelTree.from_paths([("Milk",), ("Fruit", "Apple")])
 
@@ -50,13 +61,13 @@ def version(
     return load_predictor(store, project(), made)
 
 
-def maps(gallery: Gallery) -> np.ndarray:
-    [found] = gallery.maps([("1.png", None)])
+def vector(extractor: FeatureExtractor) -> np.ndarray:
+    [found] = extractor.vectors([("1.png", None)])
     assert isinstance(found, np.ndarray)
     return found
 
 
-def test_a_version_on_our_backbone_shares_its_gallery(
+def test_a_version_on_our_network_shares_its_extractor(
     ours: FeatureExtractors, tmp_path: Path
 ) -> None:
     found = version(ModelStore(tmp_path), NAME, ours.backbone().fingerprint)
@@ -79,7 +90,7 @@ def test_a_fine_tuned_version_brings_its_own_backbone(
     tuned = ours.of(found)
     assert ours.of(found) is tuned
     assert tuned is not ours.base()
-    assert np.abs(maps(tuned) - maps(ours.base())).max() > 0.1
+    assert np.abs(vector(tuned) - vector(ours.base())).max() > 0.1
 
 
 def test_weights_that_are_not_those_trained_with_are_refused(
@@ -91,9 +102,9 @@ def test_weights_that_are_not_those_trained_with_are_refused(
         ours.of(found)
 
 
-def test_weights_of_another_network_are_refused(ours: FeatureExtractors) -> None:
+def test_weights_of_another_network_are_refused() -> None:
     with pytest.raises(BackboneError, match=f"the version's backbone is not a {NAME}"):
-        with_weights(ours.backbone(), {"conv.weight": torch.zeros(1)})
+        tuned_backbone(NAME, {"conv.weight": torch.zeros(1)})
 
 
 def test_equal_weights_have_equal_names_and_others_have_not(
@@ -101,50 +112,71 @@ def test_equal_weights_have_equal_names_and_others_have_not(
 ) -> None:
     base = ours.backbone()
     state = other.module.state_dict()
-    one, two = with_weights(base, state), with_weights(base, state)
+    one, two = tuned_backbone(NAME, state), tuned_backbone(NAME, state)
     assert one.fingerprint == two.fingerprint == tuned_fingerprint(base, other.module)
     state["network.conv_stem.weight"] = state["network.conv_stem.weight"] + 1e-3
-    marks = {base.fingerprint, one.fingerprint, with_weights(base, state).fingerprint}
+    marks = {base.fingerprint, one.fingerprint, tuned_backbone(NAME, state).fingerprint}
     assert len(marks) == 3
+    assert not one.module.training
 
 
-def test_giving_a_backbone_other_weights_leaves_the_first_as_it_was(
-    ours: FeatureExtractors, other: Backbone
+def test_several_networks_stand_side_by_side(tmp_path: Path, file: Path) -> None:
+    vit = weights_file(tmp_path, network=VIT)
+    both = FeatureExtractors(tmp_path, fetch, networks=[(NAME, file), (VIT, vit)], device="cpu")
+    assert both.base().name == f"{NAME}+{VIT}"
+    assert both.base().channels == 256 + 128
+    assert both.backbone() is both.backbones()[1]  # the last one is fine-tuned
+    alone = extractors(tmp_path / "alone", file).base()
+    np.testing.assert_array_equal(vector(both.base())[:256], vector(alone))
+
+
+def test_a_version_on_some_of_our_networks_is_served(tmp_path: Path, file: Path) -> None:
+    """Another HRN_BACKBONE than when it was trained; the networks' engines are shared."""
+    vit = weights_file(tmp_path, network=VIT)
+    both = FeatureExtractors(tmp_path, fetch, networks=[(NAME, file), (VIT, vit)], device="cpu")
+    base = both.base()
+    mark = both.backbones()[0].fingerprint
+    found = both.of(version(ModelStore(tmp_path / "models"), NAME, mark))
+    assert found.fingerprint == mark
+    assert found.networks[0] is base.networks[0]
+    assert both.base() is base
+
+
+def test_a_version_on_networks_from_packages_is_served_by_any_server(
+    ours: FeatureExtractors, tmp_path: Path
 ) -> None:
-    base = ours.backbone()
-    before = {name: value.clone() for name, value in base.module.state_dict().items()}
-    tuned = with_weights(base, other.module.state_dict())
-    assert all(torch.equal(base.module.state_dict()[name], before[name]) for name in before)
-    assert tuned.channels == base.channels
-    assert not tuned.module.training
+    lite = "tf_efficientnet_lite0"
+    found = version(ModelStore(tmp_path), lite, load_backbone(lite).fingerprint)
+    assert ours.of(found).channels == 1280
 
 
 def test_threads_share_one_backbone(tmp_path: Path, file: Path) -> None:
     fresh = extractors(tmp_path, file)
-    found: list[Gallery] = []
+    found: list[FeatureExtractor] = []
     threads = [threading.Thread(target=lambda: found.append(fresh.base())) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(found) == 4
-    assert len({id(gallery) for gallery in found}) == 1
+    assert len({id(one) for one in found}) == 1
 
 
 def test_a_backbone_that_cannot_be_built_says_what_to_give(tmp_path: Path) -> None:
-    broken = FeatureExtractors(tmp_path, lambda *_: pytest.fail("fetched"), backbone=NAME)
+    broken = FeatureExtractors(tmp_path, lambda *_: pytest.fail("fetched"), networks=[(NAME, None)])
     with pytest.raises(BackboneError, match="weights=FILE"):
         broken.base()
 
 
 def test_pruning_brings_all_features_under_a_size(tmp_path: Path, file: Path) -> None:
     fresh = extractors(tmp_path, file)
-    fresh.base().maps([(f"{seed}.png", None) for seed in range(4)])
-    kept = [path.stat().st_size for path in (tmp_path / "features").rglob("*.*")]
-    assert len(list((tmp_path / "features").rglob("*.index"))) == 1
-    assert fresh.prune(sum(kept)) == 0
-    assert fresh.prune(sum(kept) - 1) == sum(kept)
-    assert not list((tmp_path / "features").rglob("*.*"))
+    fresh.base().vectors([(f"{seed}.png", None) for seed in range(4)])
+    cache = FeatureCache(tmp_path)
+    assert cache.size().vectors == 4
+    assert fresh.prune(10**9) == 0
+    assert cache.size().vectors == 4
+    fresh.prune(0)
+    assert cache.size().vectors == 0
 
 
 def test_pruning_an_empty_cache_is_fine(tmp_path: Path, file: Path) -> None:

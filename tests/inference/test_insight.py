@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hierarchy.network import FrozenHead
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +14,6 @@ from hierarchy import LabelTree, log_marginals
 from hierarchy.calibration import Evidence, evidence, fit_rule
 from hierarchy.choice import DepthRule, candidates, choose_depth, corrected
 from hierarchy.decisions import Decisions
-from hierarchy.network import FrozenHead
 from inference.insight import (
     Record,
     as_tensors,

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hierarchy.network import UNSEEN_SCORE
+from hierarchy.quantised import QuantisedMaps
 from numpy.typing import NDArray
 from torch import nn
 
 from hierarchy import LabelTree, log_marginals
 from hierarchy.calibration import Evidence, fit_rule
 from hierarchy.choice import DepthRule, Reason, candidates, choose_depth, corrected
-from hierarchy.network import UNSEEN_SCORE
-from hierarchy.quantised import QuantisedMaps
 from inference.errors import ModelStoreError, UnknownVersionError
 from inference.predictor import Predictor, Predictors, build_head, load_predictor, read_evidence
 from inference.store import ModelStore

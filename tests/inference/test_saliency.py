@@ -1,88 +1,147 @@
-"""A version's heat lies where the network was looking in the picture."""
+"""A version's heat lies where the networks were looking in the image."""
 
+import hashlib
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+import torch
 from PIL import Image
 
-from hierarchy import LabelTree
-from hierarchy.errors import UnknownLabelError
-from inference.backbone import Preparation
+from hierarchy import LabelTree, log_marginals
 from inference.augmentation import prepare
-from inference.heatmap import Box, node_heat_maps, seen_part, spread
+from inference.backbone import Preparation
+from inference.extractors import FeatureExtractors
+from inference.feature_extractor import FeatureExtractor
 from inference.predictor import Predictor, load_predictor
+from inference.saliency import Box, last_maps, look, node_heats, seen_part, spread
 from inference.store import ModelStore
-from tests.inference.small import CHANNELS, HEAD, head_of, project, publish
+from studio.errors import PictureError
+from studio.pictures import Picture
+from tests.inference.small import (
+    HEAD,
+    NAME,
+    VIT,
+    fetch,
+    head_of,
+    png,
+    project,
+    publish,
+    weights_file,
+)
 
 TREE = LabelTree.from_paths([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)])
-TODAY = LabelTree.from_paths([*TREE.paths, ("Fruit", "Kiwi", "Green")])
-RESIDUAL = {"kind": "residual", "channels": CHANNELS, "inner": 4, "features": 4}
-
-
-@pytest.fixture(params=[HEAD, RESIDUAL], ids=["frozen", "residual"])
-def predictor(request: pytest.FixtureRequest, tmp_path: Path) -> Predictor:
-    return published(tmp_path, request.param)
-
-
-def published(folder: Path, network: dict[str, Any], today: LabelTree | None = None) -> Predictor:
-    store = ModelStore(folder / "models")
-    version = publish(store, project(), TREE, head_of(TREE, network), network=network)
-    return load_predictor(store, project(), version, tree=today)
 
 
 @pytest.fixture(scope="module")
-def maps() -> NDArray[np.float16]:
-    draw = np.random.default_rng(0)
-    return np.asarray(draw.random((11, CHANNELS, 4, 5)) * 4, dtype=np.float16)
+def extractor(tmp_path_factory: pytest.TempPathFactory) -> FeatureExtractor:
+    """Of a convolutional network beside one of tokens."""
+    folder = tmp_path_factory.mktemp("extractor")
+    networks = [(name, weights_file(folder, network=name)) for name in (NAME, VIT)]
+    return FeatureExtractors(folder, fetch, networks=networks, device="cpu").base()
+
+
+@pytest.fixture(scope="module")
+def predictor(extractor: FeatureExtractor, tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    network = {**HEAD, "channels": extractor.channels}
+    store = ModelStore(tmp_path_factory.mktemp("models"))
+    publish(store, project(), TREE, head_of(TREE, network), network=network)
+    return load_predictor(store, project(), "v1")
+
+
+def picture(seed: int = 1) -> Picture:
+    return Picture(hashlib.sha256(png(seed)).hexdigest(), png(seed))
 
 
 # --- what is told of each node ---
 
 
-def test_a_node_has_the_probability_that_its_answer_states(
-    predictor: Predictor, maps: NDArray[np.float16]
+def test_each_network_looks_by_itself_and_their_means_are_the_vector(
+    extractor: FeatureExtractor,
 ) -> None:
-    predictor = predictor.under(replace(predictor.rule, price=1e-6))  # shows whatever it is
-    found = node_heat_maps(predictor, maps, TREE.paths)
-    assert len(found) == len(maps)
+    maps = last_maps(extractor, picture())
+    assert [one.shape for one in maps] == [(256, 5, 5), (128, 10, 10)]
+    pooled = np.concatenate([one.mean(axis=(1, 2)) for one in maps])
+    vector = extractor.vectors_of_image(picture())
+    off = np.linalg.norm(vector - pooled) / np.linalg.norm(pooled)
+    assert off < 0.1  # bfloat16
+
+
+def test_heat_adds_up_to_what_the_networks_add(
+    extractor: FeatureExtractor, predictor: Predictor
+) -> None:
+    """Its mean over a grid is gradient times vector, network by network."""
+    maps = last_maps(extractor, picture())
+    vector = np.concatenate([one.mean(axis=(1, 2)) for one in maps]).astype(np.float16)
+    nodes = [TREE.index(("Fruit",)), TREE.index(("Milk",))]
+    heats = node_heats(predictor, vector, nodes, maps)
+    assert [one.shape for one in heats] == [(2, 5, 5), (2, 10, 10)]
+    inputs = torch.from_numpy(vector[None].astype(np.float32)).requires_grad_()
+    for k, node in enumerate(nodes):
+        log_p = torch.as_tensor(predictor.log_probabilities(vector[None]))[0, node]
+        scores = predictor.head(inputs)
+        odds = _log_odds(scores, node)
+        assert odds.item() == pytest.approx((log_p - torch.log1p(-log_p.exp())).item(), abs=1e-3)
+        (gradient,) = torch.autograd.grad(odds, inputs)
+        start = 0
+        for heat, one in zip(heats, maps, strict=True):
+            part = slice(start, start := start + len(one))
+            expected = float((gradient[0, part] * inputs[0, part]).sum())
+            assert heat[k].mean() == pytest.approx(expected, rel=1e-2, abs=1e-3)
+
+
+def _log_odds(scores: torch.Tensor, node: int) -> torch.Tensor:
+    log_p = log_marginals(scores.double(), TREE)[0, node]
+    return log_p - torch.log1p(-log_p.exp())
+
+
+def test_a_look_tells_what_predicting_tells(
+    extractor: FeatureExtractor, predictor: Predictor
+) -> None:
+    bold = predictor.under(replace(predictor.rule, price=1e-6))  # shows whatever it is
     shown = 0
-    for levels, answer in zip(found, predictor.answer(maps), strict=True):
-        assert [one.path for one in levels] == list(TREE.paths)
-        stated = {one.path: one.probability for one in levels}
+    for seed in range(8):
+        sight = look(bold, extractor, picture(seed))
+        (answer,) = bold.answer(extractor.vectors_of_image(picture(seed))[None])
+        assert sight.answer == answer
+        levels = sight.looked.levels
+        assert [len(level.path) for level in levels] == list(range(1, len(levels) + 1))
+        stated = {level.path: level.probability for level in levels}
         if answer.path is not None:
             assert stated[answer.path] == pytest.approx(answer.probability, rel=1e-3)
             shown += 1
-        assert all(one.heat.shape == (4, 5) and one.heat.min() >= 0 for one in levels)
+        width, height = sight.looked.image.size
+        for level in levels:
+            assert level.heat.shape == (height, width)
+            assert level.heat.min() >= 0
     assert shown
-    assert any(one.heat.any() for levels in found for one in levels)
 
 
-def test_a_node_that_is_not_in_the_tree_is_told(
-    predictor: Predictor, maps: NDArray[np.float16]
+def test_heat_is_only_where_a_network_looked(
+    extractor: FeatureExtractor, predictor: Predictor
 ) -> None:
-    with pytest.raises(UnknownLabelError, match="Kiwi"):
-        node_heat_maps(predictor, maps, [("Fruit", "Kiwi")])
+    sight = look(predictor, extractor, picture())
+    width, _ = sight.looked.image.size
+    left = round(sight.looked.part.left * width)
+    assert left > 0
+    hot = [level.heat for level in sight.looked.levels if level.heat.any()]
+    assert hot
+    for heat in hot:
+        assert not heat[:, :left].any()
 
 
-def test_no_maps_have_no_heat(predictor: Predictor, maps: NDArray[np.float16]) -> None:
-    assert node_heat_maps(predictor, maps[:0], TREE.paths) == []
-    assert node_heat_maps(predictor, maps[:2], []) == [(), ()]
+def test_a_file_that_is_no_image_is_told(extractor: FeatureExtractor, predictor: Predictor) -> None:
+    with pytest.raises(PictureError):
+        look(predictor, extractor, Picture("0" * 64, b"no picture"))
 
 
-def test_a_node_that_was_not_learnt_has_no_probability(
-    tmp_path: Path, maps: NDArray[np.float16]
-) -> None:
-    predictor = published(tmp_path, HEAD, TODAY)
-    asked = node_heat_maps(predictor, maps[:1], [("Fruit",), ("Fruit", "Kiwi", "Green")])[0]
-    assert asked[0].probability > 0
-    assert asked[1].probability == 0
+def test_no_nodes_have_no_heat(extractor: FeatureExtractor, predictor: Predictor) -> None:
+    maps = last_maps(extractor, picture())
+    heats = node_heats(predictor, extractor.vectors_of_image(picture()), [], maps)
+    assert [one.shape for one in heats] == [(0, 5, 5), (0, 10, 10)]
 
 
-# --- where it lies in the picture ---
+# --- where it lies in the image ---
 
 
 @pytest.mark.parametrize("size", [(400, 300), (300, 400), (256, 256), (90, 1000), (640, 427)])

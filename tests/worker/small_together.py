@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hierarchy.network import ResidualHead
 from inference.backbone import load_backbone
 from tests.inference.small import NAME, weights_file
 from tests.worker.tiny_tuning import TREE
@@ -19,12 +18,12 @@ from worker.fitting import Rows
 from worker.photos import small
 from worker.together import Task, train_together
 from worker.tune_recipe import TuneRecipe
-from worker.tuning import Network
+from worker.tuning import Network, tuned_head
 
 LABELS = 24
 
 #: 3 steps of 8 labels an epoch.
-RECIPE = TuneRecipe(inner=8, features=8, epochs=3, batch=8, precision="f32")
+RECIPE = TuneRecipe(hidden=8, epochs=3, batch=8, precision="f32")
 
 
 class Training:
@@ -41,9 +40,7 @@ class Training:
         weights, recipe = weights_file(folder), replace(RECIPE, epochs=epochs)
         base = load_backbone(NAME, weights=weights)
         self._preparation = base.preparation
-        torch.manual_seed(0)
-        head = ResidualHead(TREE, base.channels, inner=recipe.inner, features=recipe.features)
-        self.network = Network(base, head)
+        self.network = Network(base, tuned_head(TREE, base.channels, recipe))
         saved = str(folder / "checkpoints")
         self.task = Task(NAME, str(weights), recipe.to_json(), TREE.to_json(), saved, "one")
         at = torch.arange(LABELS)

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from inference.errors import ModelError
+from inference.errors import EarlierReleaseError, ModelError
 from inference.store import Project
-from tests.published import publish
+from tests.published import publish, publish_earlier
 from worker.choosing import ChoiceError, check_depth, depth_preview, promote, rollback, set_depth
 from worker.parts import Parts
 from worker.queue import Board
@@ -44,6 +44,19 @@ def test_going_back_stays_there_until_there_is_nothing_before(parts: Parts, know
     assert kept.pinned
     with pytest.raises(ChoiceError, match="no other live version"):
         rollback(parts, known)
+
+
+def test_what_an_earlier_release_trained_is_refused_in_words(parts: Parts, known: Project) -> None:
+    publish_earlier(parts.store, known)
+    publish(parts.store, known)
+    told = "v1 was trained by an earlier release, .* a training is needed"
+    with pytest.raises(EarlierReleaseError, match=told):
+        rollback(parts, known)
+    with pytest.raises(EarlierReleaseError, match=told):
+        promote(parts, known, "v1", pin=False)
+    kept = parts.store.project(known.key)
+    assert kept is not None
+    assert (parts.store.current(known.key), kept.pinned) == ("v2", False)
 
 
 def test_a_damaged_version_is_not_promoted(parts: Parts, known: Project) -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from inference.answers import maps_of
 from inference.predictor import load_predictor, read_evidence
 from inference.store import Project
 from studio.annotations import Label, TaskLabels
@@ -23,10 +22,10 @@ from worker.fine_tuning import forget, wanted
 from worker.gathering import Gathered, gather, mark
 from worker.order import Order
 from worker.parts import Parts
-from worker.recipe import Recipe
 from worker.settings import Settings
 from worker.snapshot import Snapshot, take
 from worker.training import learn
+from worker.training_config import TrainingConfig
 from worker.tune_recipe import TuneRecipe
 
 CONFIG: LabelConfig = parse_label_config(
@@ -35,7 +34,7 @@ CONFIG: LabelConfig = parse_label_config(
 TREE = CONFIG.tree
 
 #: The rate is high, so that two epochs of three steps make a difference.
-TINY = TuneRecipe(inner=8, features=8, epochs=2, batch=4, rate=0.3, folds=3, precision="f32")
+TINY = TuneRecipe(hidden=8, epochs=2, batch=4, rate=0.3, folds=3, precision="f32")
 
 ORDER = Order("somewhere-1-17", fine_tune=False)
 
@@ -61,7 +60,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
             home=home,
             device="cpu",
             backbone=NAME,
-            backbone_weights=weights_file(home),
+            backbone_weights=(weights_file(home),),
             local_files=home / "pictures",
         )
     )
@@ -105,35 +104,36 @@ def afresh(parts: Parts) -> Iterator[None]:
 
 def test_every_label_is_gathered_with_its_picture(twelve: Gathered) -> None:
     examples = twelve.examples
-    assert (examples.pictures, len(twelve.refs), twelve.skipped) == (12, 12, {})
-    assert examples.picture.tolist() == list(range(12))
+    assert (examples.images, len(twelve.refs), twelve.skipped) == (12, 12, {})
+    assert examples.image.tolist() == list(range(12))
     assert examples.truth.tolist() == examples.target[:, 0].tolist()
     assert len(set(twelve.marks.tolist())) == 12
     assert twelve.newest[3] == "2026-01-04"
 
 
-def test_features_are_read_at_any_positions_in_every_view(twelve: Gathered, parts: Parts) -> None:
-    gallery = parts.extractors.base()
-    for view in twelve.examples.views:
-        found = twelve.examples.read([7, 2], view)
-        expected = maps_of(gallery, [twelve.refs[7], twelve.refs[2]], view=view)
-        np.testing.assert_array_equal(found, expected)
+def test_vectors_of_every_augmentation_are_read_in_order(twelve: Gathered, parts: Parts) -> None:
+    extractor = parts.extractors.base()
+    assert twelve.examples.vectors.shape == (12, 2, extractor.channels)
+    for number, augmentation in enumerate((0, 1)):
+        for at, ref in enumerate(twelve.refs):
+            (found,) = extractor.vectors([ref], augmentation=augmentation)
+            np.testing.assert_array_equal(twelve.examples.vectors[at, number], found)
 
 
 def test_pictures_that_cannot_be_had_are_counted_and_left_out(parts: Parts) -> None:
     tasks = [task(0, 1), task(1, 2, picture="/data/local-files/?d=gone.png"), task(2, 3)]
     found = gather(take(tasks, TREE), parts.extractors.base(), "", silent, (0,))
-    assert found.examples.pictures == 2
-    assert found.examples.picture.tolist() == [0, 1]
+    assert found.examples.images == 2
+    assert found.examples.image.tolist() == [0, 1]
     assert found.examples.target.tolist() == [[1], [3]]
     assert sum(found.skipped.values()) == 1
 
 
 def test_nothing_to_be_had_is_too_little_to_train(parts: Parts) -> None:
     found = gather(take([], TREE), parts.extractors.base(), "", silent)
-    assert found.examples.pictures == 0
+    assert found.examples.images == 0
     with pytest.raises(trainer.TooFewLabelsError, match="got 0 images"):
-        trainer.check_enough(found.examples.pictures, found.examples.named)
+        trainer.check_enough(found.examples.images, found.examples.named)
 
 
 def test_annotators_share_a_picture_and_groups_come_from_the_task(parts: Parts) -> None:
@@ -141,7 +141,7 @@ def test_annotators_share_a_picture_and_groups_come_from_the_task(parts: Parts) 
     both = replace(both, labels=(*both.labels, replace(both.labels[0], annotation_id=9, target=2)))
     tasks = [both, task(1, 2)]
     found = gather(take(tasks, TREE), parts.extractors.base(), "session", silent, (0,))
-    assert found.examples.picture.tolist() == [0, 0, 1]
+    assert found.examples.image.tolist() == [0, 0, 1]
     assert found.examples.weight.tolist() == [0.5, 0.5, 1]
     assert list(found.examples.groups) == ["monday", None]
     nested = take([replace(task(0, 1), data={"visit": {"day": "tuesday"}})], TREE)
@@ -175,9 +175,10 @@ def test_what_was_fine_tuned_comes_back_from_the_store(parts: Parts, twelve: Gat
         training._tensors(TREE, twelve, made),
     )
     predictor = load_predictor(parts.store, project, version)
-    gallery = parts.extractors.of(predictor)
-    maps = maps_of(gallery, [twelve.refs[at] for at in judged.tolist()])
-    served = predictor.log_probabilities(maps)
+    extractor = parts.extractors.of(predictor)
+    image_keys = [image_key for _, image_key in extractor.ensure(twelve.refs, (0,))]
+    found = extractor.read(twelve.refs, [str(one) for one in image_keys])
+    served = predictor.log_probabilities(found[judged])
     np.testing.assert_allclose(served, made.trained.held_out[judged], atol=0.1)
     assert np.ptp(served, axis=0).max() > 0.2  # and they tell pictures apart
 
@@ -271,7 +272,7 @@ def test_what_is_published_leaves_no_checkpoint(
     ended = learn(Order(project.key, fine_tune=True), project, CONFIG, labelled(12), parts, report)
     assert (ended.state, seen) == ("published", [True])  # it was there until the version was
     assert not folder.exists()
-    assert parts.store.manifest(project.key, "v1")["network"]["kind"] == "residual"
+    assert parts.store.manifest(project.key, "v1")["network"]["kind"] == "hrn"
 
 
 @pytest.mark.parametrize(
@@ -296,8 +297,10 @@ def test_without_a_gpu_auto_is_no() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head of few weights and steps; what surrounds it is as it is."""
-    small = Recipe(views=(0, 1), reduced=8, width=8, hidden=8, epochs=2, least_steps=20, folds=3)
-    monkeypatch.setattr(training, "Recipe", lambda: small)
+    small = TrainingConfig(
+        augmentations=(0, 1), members=1, hidden=8, epochs=2, least_steps=20, folds=3
+    )
+    monkeypatch.setattr(TrainingConfig, "suited", lambda *_, **__: small)
 
 
 @pytest.mark.usefixtures("quick")
@@ -360,16 +363,17 @@ def coloured(parts: Parts, count: int) -> Snapshot:
     return take(tasks, TREE)
 
 
+#: Learns colours in a second, and nothing.
+GOOD = TrainingConfig(augmentations=(0,), members=1, hidden=16, epochs=8, least_steps=100, folds=3)
+POOR = replace(GOOD, epochs=1, least_steps=1, rate=1e-9)
+
+
 @pytest.fixture
-def recipes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The usual recipe learns colours in a second, the fast one learns nothing."""
-    good = Recipe(views=(0,), spatial=0, pooled=1, hidden=16, epochs=8, least_steps=100, folds=3)
-    poor = replace(good, epochs=1, least_steps=1, pooled_rate=1e-9)
-    made = type("Recipes", (), {"__new__": lambda _: good, "fast": staticmethod(lambda: poor)})
-    monkeypatch.setattr(training, "Recipe", made)
+def good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingConfig, "suited", lambda *_, **__: GOOD)
 
 
-@pytest.mark.usefixtures("recipes")
+@pytest.mark.usefixtures("good")
 def test_answers_that_chance_asked_for_reach_calibration_and_gate(parts: Parts) -> None:
     project = owner(parts, "drawn-1-17")
     places = Places("v1", random={3: "untrained", 10: "v1", 17: "v1", 99: "v1"})
@@ -386,11 +390,11 @@ def test_answers_that_chance_asked_for_reach_calibration_and_gate(parts: Parts) 
     assert (calibration["standing"], calibration["drawn"]) == ("certified", 3)
 
 
-@pytest.mark.usefixtures("recipes")
+@pytest.mark.usefixtures("good")
 def test_a_version_goes_on_from_the_live_one_and_is_held_against_it(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Folds stay; one click on Fast that would be worse changes nothing; who insists gets it."""
+    """Folds stay; one that is worse changes nothing; who insists gets what shows less."""
     project = owner(parts, "steady-1-17")
     order, labels = Order(project.key, fine_tune=False), coloured(parts, 64)
     few = take([one for one in labels.tasks if one.task_id < 52], TREE)
@@ -402,11 +406,13 @@ def test_a_version_goes_on_from_the_live_one_and_is_held_against_it(
     stays = old["evidence.folds"] == new["evidence.folds"][:52]
     assert stays.float().mean() > 0.75
 
-    fast = learn(replace(order, fast=True, force=True), project, CONFIG, labels, parts, silent)
-    assert fast.state == "refused"
-    assert fast.why.startswith("v2 stays live, v3 stays in the store: ")
-    assert "of 64 right against 64 of 64 for v2 on images that both held out" in fast.why
-    assert fast.why.endswith("(`hrn promote v3` makes it live all the same)")
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingConfig, "suited", lambda *_, **__: POOR)
+        poor = learn(replace(order, force=True), project, CONFIG, labels, parts, silent)
+    assert poor.state == "refused"
+    assert poor.why.startswith("v2 stays live, v3 stays in the store: ")
+    assert "of 64 right against 64 of 64 for v2 on images that both held out" in poor.why
+    assert poor.why.endswith("(`hrn promote v3` makes it live all the same)")
 
     monkeypatch.setattr(gate, "LESS_SHOWN", -1.0)  # as if all versions showed less than the last
     less = learn(replace(order, fine_tune=False), project, CONFIG, few, parts, silent)
@@ -417,20 +423,47 @@ def test_a_version_goes_on_from_the_live_one_and_is_held_against_it(
     assert "asked for by hand, so it goes live although it would pre-label" in asked.why
 
 
-@pytest.mark.usefixtures("recipes")
-def test_a_live_version_of_an_earlier_release_is_compared_by_its_figures(parts: Parts) -> None:
-    project = owner(parts, "earlier-1-17")
-    order, labels = Order(project.key, fine_tune=False, force=True), coloured(parts, 60)
-    learn(order, project, CONFIG, labels, parts, silent)
-    known = parts.store.weights(project.key, "v1")
-    new = ("folds", "marks", "right_as_named", "drawn")
-    kept = {name: one for name, one in known.items() if name.removeprefix("evidence.") not in new}
-    name = parts.store.publish(project.key, parts.store.manifest(project.key, "v1"), kept)
+def earlier(parts: Parts, project: Project) -> str:
+    """Make a version live as an earlier release wrote it, with evidence that all were right."""
+    learn(Order(project.key, fine_tune=False), project, CONFIG, coloured(parts, 60), parts, silent)
+    manifest = parts.store.manifest(project.key, "v1")
+    manifest["network"] = {"kind": "frozen", "channels": 256, "reduced": 8, "width": 8}
+    tensors = parts.store.weights(project.key, "v1")
+    tensors["evidence.folds"] = torch.zeros_like(tensors["evidence.folds"])
+    name = parts.store.publish(project.key, manifest, tensors)
     parts.store.point(project.key, name, reason="test")
+    return name
+
+
+@pytest.mark.usefixtures("good")
+def test_a_live_version_of_an_earlier_release_is_replaced_without_new_labels(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even by one that is right less often than the earlier one says it was; and its folds go."""
+    project = owner(parts, "earlier-1-17")
+    name = earlier(parts, project)
+    monkeypatch.setattr(TrainingConfig, "suited", lambda *_, **__: replace(POOR, seed=3))
+    order, labels = Order(project.key, fine_tune=False), coloured(parts, 60)
     ended = learn(order, project, CONFIG, labels, parts, silent)
-    assert (ended.state, name) == ("published", "v2")
-    assert "for v2" in ended.why
-    assert "leaves right when held out" in ended.why
+    assert (ended.state, name, ended.version) == ("published", "v2", "v3")
+    assert ended.why == "v2 is of an earlier release: nothing to compare with"
+    assert parts.store.current(project.key) == "v3"
+    assert parts.store.weights(project.key, "v3")["evidence.folds"].unique().tolist() == [0, 1, 2]
+    following = learn(order, project, CONFIG, coloured(parts, 62), parts, silent)
+    assert "v2" not in following.why
+
+
+@pytest.mark.usefixtures("good")
+def test_an_earlier_release_s_version_chosen_by_hand_does_not_stay(parts: Parts) -> None:
+    project = owner(parts, "held-1-17")
+    earlier(parts, project)
+    parts.store.save_project(replace(project, pinned=True))
+    order = Order(project.key, fine_tune=False)
+    ended = learn(order, project, CONFIG, coloured(parts, 60), parts, silent)
+    assert (ended.state, parts.store.current(project.key)) == ("published", "v3")
+    known = parts.store.project(project.key)
+    assert known is not None
+    assert not known.pinned
 
 
 def test_marks_of_pictures_do_not_change() -> None:

@@ -259,9 +259,9 @@ def test_rows_hold_the_probabilities_of_the_version(
     follow_version(known.key, "v1", served)
     (row,) = kept(served, known)["rows"]
     predictor = served.predictors.get(known, "v1", TREE)
-    (maps,) = served.extractors.of(predictor).maps([("1.png", 1)])
-    assert not isinstance(maps, PictureError)
-    found = candidates(predictor.log_probabilities(maps[None]), TREE)
+    (vector,) = served.extractors.of(predictor).vectors([("1.png", 1)])
+    assert not isinstance(vector, PictureError)
+    found = candidates(predictor.log_probabilities(vector[None]), TREE)
     assert row["probability"] == pytest.approx(found.probability[0].tolist(), abs=1e-5)
     nodes = found.nodes[0].tolist()
     assert row["right"] == [judge(node, [PEAR], TREE)[0] for node in nodes]
@@ -499,8 +499,10 @@ def test_a_refresh_is_wished_for_when_open_tasks_would_be_answered_otherwise(
     """A version that may show nothing turns out to be right of every picture."""
     publish(served, known, seen=NOTHING)
     predictor, board = served.predictors.get(known, "v1", TREE), served.board
-    gallery = served.extractors.of(predictor)
-    for answer in answers(gallery, predictor, [(f"{number}.png", None) for number in range(1, 61)]):
+    extractor = served.extractors.of(predictor)
+    for answer in answers(
+        extractor, predictor, [(f"{number}.png", None) for number in range(1, 61)]
+    ):
         assert isinstance(answer, Answer)
         assert answer.path is None
         people.answer(None, answer.leaf, origin="manual")
@@ -539,7 +541,7 @@ def test_a_job_that_is_killed_is_repeated_without_counting_twice(
     with monkeypatch.context() as patched:
         places = {
             "reading": (served.studio, "tasks"),
-            "scoring": (served.extractors.of(served.predictors.get(known, "v1", TREE)), "maps"),
+            "scoring": (served.extractors.of(served.predictors.get(known, "v1", TREE)), "vectors"),
             "writing": (Path, "replace"),
         }
         patched.setattr(*places[line], killed)

@@ -35,16 +35,6 @@ def test_a_joined_wish_fulfils_both(one: Order, other: Order, both: Order) -> No
     assert one.joined(other) == both
 
 
-def test_a_fast_training_that_fine_tunes_is_refused() -> None:
-    with pytest.raises(ValueError, match="not for both"):
-        Order("a", fast=True, fine_tune=True)
-
-
-def test_one_that_an_earlier_release_took_is_trained_fast_as_it_did() -> None:
-    waiting = {"project": "a", "fast": True, "fine_tune": True}
-    assert Order.from_json(waiting) == Order("a", fast=True)
-
-
-def test_a_fast_training_leaves_the_next_one_as_the_server_is_set_up() -> None:
-    assert Order("a", fast=True).joined(Order("a")) == Order("a")
-    assert Order("a", fast=True).joined(Order("a", fine_tune=True)) == Order("a", fine_tune=True)
+def test_one_that_an_earlier_release_took_keeps_what_is_known_here() -> None:
+    waiting = {"project": "a", "fast": True, "force": True}
+    assert Order.from_json(waiting) == Order("a", force=True)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference.backbone import Preparation
 from inference.augmentation import prepare
+from inference.backbone import Preparation
 from worker.photos import Shelf, from_plain, plain, prefetched, small, stacked, varied
 
 SHOWN = Preparation(resize=36, crop=32)

@@ -10,7 +10,7 @@ import pytest
 from rq.job import JobStatus
 
 from inference.store import Project
-from tests.published import project, publish
+from tests.published import project, publish, publish_earlier
 from tests.worker.stand import Stand
 from worker import reconcile
 from worker.order import Order
@@ -95,6 +95,24 @@ def test_nothing_is_asked_for_labels_that_the_live_version_has_learnt_from(
     newest = max(task["annotations"][0]["updated_at"] for task in stand.tasks)
     publish(parts.store, known, trained_through=newest)
     Reconciler(parts).glance()
+    assert queued(parts, known) is None
+
+
+def test_what_an_earlier_release_trained_is_replaced_by_itself_and_asked_for_once(
+    parts: Parts, known: Project, stand: Stand, board: Board
+) -> None:
+    stand.label(4, minute=0)
+    newest = max(task["annotations"][0]["updated_at"] for task in stand.tasks)
+    board.note_attempt(known.key, Read(newest))  # no label is new
+    publish_earlier(parts.store, known)
+    ours = Reconciler(parts)
+    ours.look(known)
+    order = queued(parts, known)
+    assert order is not None
+    assert order["reason"].startswith("v1 was trained by an earlier release")
+    board.queue.remove(board.wishes(known.key)[0]["job"])
+    board.finished(known.key, "train-1")
+    ours.look(known)
     assert queued(parts, known) is None
 
 

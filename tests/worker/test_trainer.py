@@ -10,24 +10,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from hierarchy import LabelTree, log_marginals
+from hierarchy import LabelTree
 from hierarchy.choice import candidates
-from hierarchy.network import Features, FrozenHead
-from hierarchy.quantised import in_bytes
-from inference.augmentation import MIRRORED, PLAIN
-from worker import trainer
-from worker.recipe import Recipe
-from worker.trainer import (
-    Examples,
-    Maps,
-    TooFewLabelsError,
-    Trained,
-    fit_reduction,
-    judge,
-    reduced,
-    train,
-)
-from worker.trainer import log_probabilities as judged_by
+from hierarchy.heads import HRNHead
+from worker.trainer import Examples, TooFewLabelsError, Trained, judge, train
+from worker.training_config import TrainingConfig
 
 TREE = LabelTree.from_paths(
     [("Fruit", "Apple"), ("Fruit", "Pear"), ("Dairy", "Milk"), ("Dairy", "Cream")]
@@ -35,19 +22,18 @@ TREE = LabelTree.from_paths(
 LEAVES = np.array(TREE.leaves)
 CHANNELS = 12
 
-SMALL = Recipe(
-    views=(0, 1),
-    reduced=8,
-    width=16,
-    pooled=1,
+SMALL = TrainingConfig(
+    augmentations=(0, 1),
+    members=2,
     hidden=16,
     epochs=4,
     least_steps=80,
     batch=32,
     folds=3,
     rate=5e-3,
-    pooled_rate=5e-3,
 )
+
+Vectors = NDArray[np.float16]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,36 +49,29 @@ def silent(stage: str, done: int, total: int, **figures: float) -> None:
     """Nobody listens."""
 
 
-def pictures(leaves: NDArray[np.int64], *, seed: int, noise: float = 1.0) -> Maps:
-    """``(P, C, 4, 4)``: each node on a picture's path adds a pattern of its own; mirrored alike."""
+def vectors(leaves: NDArray[np.int64], *, seed: int, noise: float = 1.0) -> Vectors:
+    """``(P, 2, C)``: each node on an image's path adds a pattern of its own, to both alike."""
     patterns = np.random.default_rng(0).normal(size=(len(TREE), CHANNELS))
     draw = np.random.default_rng(seed)
     signal = patterns[leaves] + patterns[np.array(TREE.parents)[leaves]]
-    maps = signal[:, :, None, None] + draw.normal(size=(len(leaves), CHANNELS, 4, 4)) * noise
-    return np.asarray(maps, dtype=np.float16)
+    found = signal[:, None] + draw.normal(size=(len(leaves), 2, CHANNELS)) * noise / 4
+    return np.asarray(found, dtype=np.float16)
 
 
 def examples(
-    maps: Maps,
+    found: Vectors,
     target: NDArray[np.int64],
     *,
     groups: Sequence[str | None] | None = None,
 ) -> Examples:
-    """One label a picture."""
-
-    def read(positions: Sequence[int], view: int) -> Maps:
-        found = maps[list(positions)]
-        return found[..., ::-1].copy() if view == MIRRORED else found
-
+    """One label per image."""
     return Examples(
-        read=read,
-        views=SMALL.views,
-        pictures=len(maps),
-        picture=np.arange(len(maps)),
+        vectors=found,
+        image=np.arange(len(found)),
         target=target,
-        weight=np.ones(len(maps), np.float32),
+        weight=np.ones(len(found), np.float32),
         truth=target,
-        groups=groups or [None] * len(maps),
+        groups=groups or [None] * len(found),
     )
 
 
@@ -101,11 +80,9 @@ def leaves_of(count: int, seed: int = 1) -> NDArray[np.int64]:
 
 
 def accuracy(trained: Trained, *, level: int, noise: float = 1.0) -> float:
-    """On 400 new pictures."""
+    """Share of 400 new images whose best node of a level is right."""
     truth = leaves_of(400, seed=99)
-    maps = torch.from_numpy(pictures(truth, seed=99, noise=noise)).float()
-    with torch.inference_mode():
-        log_p = log_marginals(trained.head(maps).double(), TREE).numpy()
+    log_p = trained.head.log_probabilities(vectors(truth, seed=99, noise=noise)[:, 0])
     meant = truth if level == 1 else np.array(TREE.parents)[truth]
     return float((candidates(log_p, TREE).nodes[:, level] == meant).mean())
 
@@ -113,7 +90,7 @@ def accuracy(trained: Trained, *, level: int, noise: float = 1.0) -> float:
 @pytest.fixture(scope="module")
 def plain() -> Examples:
     leaves = leaves_of(120)
-    return examples(pictures(leaves, seed=1), leaves)
+    return examples(vectors(leaves, seed=1), leaves)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +103,7 @@ def test_what_can_be_learnt_is_learnt(trained: Trained) -> None:
     assert accuracy(trained, level=0) > 0.97
 
 
-def test_held_out_figures_are_those_of_new_pictures(trained: Trained) -> None:
+def test_held_out_figures_are_those_of_new_vectors(trained: Trained) -> None:
     assert trained.metrics["held_out"] == trained.metrics["leaf_checked"] == 120
     assert trained.metrics["leaf_accuracy"] == pytest.approx(accuracy(trained, level=1), abs=0.05)
     assert [level["level"] for level in trained.metrics["by_level"]] == [1, 2]
@@ -146,7 +123,7 @@ def test_every_picture_is_held_out_once(trained: Trained) -> None:
 def test_labels_of_chance_are_not_believed() -> None:
     """Figures come from pictures that were not trained on: noise scores as noise."""
     target = leaves_of(80, seed=3)
-    noise = examples(pictures(leaves_of(80, seed=4), seed=4, noise=3), target)
+    noise = examples(vectors(leaves_of(80, seed=4), seed=4, noise=3), target)
     found = train(TREE, noise, SMALL, target=0.9, report=silent)
     assert found.metrics["leaf_accuracy"] < 0.5
     assert found.fitted.given < 0.2
@@ -154,10 +131,10 @@ def test_labels_of_chance_are_not_believed() -> None:
 
 def test_coarse_labels_teach_their_level() -> None:
     leaves = leaves_of(100)
-    maps = pictures(leaves, seed=1, noise=6)
+    some = vectors(leaves, seed=1, noise=6)
     coarse = np.where(np.arange(100) < 8, leaves, np.array(TREE.parents)[leaves])
-    few = train(TREE, examples(maps[:8], leaves[:8]), SMALL, target=0.9, report=silent)
-    more = train(TREE, examples(maps, coarse), SMALL, target=0.9, report=silent)
+    few = train(TREE, examples(some[:8], leaves[:8]), SMALL, target=0.9, report=silent)
+    more = train(TREE, examples(some, coarse), SMALL, target=0.9, report=silent)
     gain = accuracy(more, level=0, noise=6) - accuracy(few, level=0, noise=6)
     assert gain > 0.03
     assert more.metrics["by_level"][0]["checked"] == 100
@@ -172,32 +149,35 @@ def test_the_same_seed_gives_the_same_weights(plain: Examples, trained: Trained)
 
 def test_another_seed_gives_other_weights(plain: Examples, trained: Trained) -> None:
     other = train(TREE, plain, replace(SMALL, seed=1), target=0.9, report=silent)
-    name = "trunk.convolve.weight"
+    name = "blocks.0.connect.0.weight"
     assert not torch.equal(other.head.state_dict()[name], trained.head.state_dict()[name])
 
 
-def test_the_trained_head_takes_maps_as_they_come(plain: Examples, trained: Trained) -> None:
-    """Training sees reduced maps in bfloat16, serving sees the backbone's."""
-    head = trained.head
-    assert isinstance(head, FrozenHead)
-    assert not head.training
-    maps = torch.from_numpy(plain.read(range(20), PLAIN)).float()
-    with torch.inference_mode():
-        served = log_marginals(head(maps).double(), TREE).numpy()
-        assert head.reduce is not None
-        means = (maps.mean(dim=(2, 3)) - head.centre) / head.spread
-        seen = Features(head.reduce(maps).bfloat16(), means)
-    np.testing.assert_allclose(judged_by(head, TREE, seen), served, atol=0.3)
+def test_all_augmentations_are_learnt_from_and_the_plain_one_judges(plain: Examples) -> None:
+    """The second augmentation holds other images' features: nothing can be learnt from it."""
+    mixed = plain.vectors.copy()
+    mixed[:, 1] = mixed[np.random.default_rng(1).permutation(len(mixed)), 1]
+    found = train(TREE, replace(plain, vectors=mixed), SMALL, target=0.9, report=silent)
+    fine = train(TREE, plain, SMALL, target=0.9, report=silent)
+    assert found.metrics["leaf_accuracy"] > 0.8
+    assert found.metrics["log_loss"] > fine.metrics["log_loss"] + 0.2
+
+
+def test_each_network_may_have_members_of_its_own(plain: Examples) -> None:
+    config = replace(SMALL, networks=(5, 7), members=1)
+    found = train(TREE, plain, config, target=0.9, report=silent)
+    assert found.head.members == 2
+    assert accuracy(found, level=1) > 0.9
 
 
 def test_several_annotators_count_for_their_weight() -> None:
     """Two of three labels of each picture are wrong, but weigh a hundredth each."""
     leaves = leaves_of(90)
-    base = examples(pictures(leaves, seed=1), leaves)
+    base = examples(vectors(leaves, seed=1), leaves)
     wrong = np.roll(LEAVES, 1)[np.searchsorted(LEAVES, leaves)]
     crowd = replace(
         base,
-        picture=np.tile(base.picture, 3),
+        image=np.tile(base.image, 3),
         target=np.concatenate([leaves, wrong, wrong]),
         weight=np.repeat(np.array([1, 0.01, 0.01], np.float32), 90),
     )
@@ -209,12 +189,12 @@ def test_several_annotators_count_for_their_weight() -> None:
 def test_groups_are_never_split() -> None:
     """Each group has labels of its own invention: only a split group could be guessed."""
     target = np.repeat(LEAVES, 20)
-    noise = np.repeat(np.random.default_rng(5).normal(size=(4, CHANNELS, 1, 1)) * 3, 20, axis=0)
-    maps = np.asarray(noise + np.zeros((80, CHANNELS, 4, 4)), dtype=np.float16)
-    split = train(TREE, examples(maps, target), SMALL, target=0.9, report=silent)
+    noise = np.repeat(np.random.default_rng(5).normal(size=(4, 1, CHANNELS)) * 3, 20, axis=0)
+    some = np.asarray(noise + np.zeros((80, 2, CHANNELS)), dtype=np.float16)
+    split = train(TREE, examples(some, target), SMALL, target=0.9, report=silent)
     whole = train(
         TREE,
-        examples(maps, target, groups=[f"session {leaf}" for leaf in target]),
+        examples(some, target, groups=[f"session {leaf}" for leaf in target]),
         SMALL,
         target=0.9,
         report=silent,
@@ -253,33 +233,31 @@ def test_limits_and_target_reach_the_rule(plain: Examples) -> None:
 
 @pytest.mark.parametrize(("count", "target"), [(0, []), (3, [0, 1, 2]), (5, [1] * 5)])
 def test_too_few_labels_are_told_with_what_is_missing(count: int, target: list[int]) -> None:
-    few = examples(pictures(leaves_of(count), seed=1), np.array(target, dtype=np.int64))
+    few = examples(vectors(leaves_of(count), seed=1), np.array(target, dtype=np.int64))
     with pytest.raises(TooFewLabelsError, match=r"at least 4 .* at least 2 different nodes, got"):
         train(TREE, few, SMALL, target=0.9, report=silent)
 
 
 def test_the_least_there_can_be_is_enough() -> None:
     target = np.array([LEAVES[0], LEAVES[1], LEAVES[0], LEAVES[1]])
-    found = train(
-        TREE, examples(pictures(target, seed=1), target), SMALL, target=0.9, report=silent
-    )
+    found = train(TREE, examples(vectors(target, seed=1), target), SMALL, target=0.9, report=silent)
     assert found.fitted.standing in {"none", "estimated"}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("at", [0, 119])
 def test_features_that_are_no_numbers_are_refused(value: float, at: int) -> None:
-    maps = pictures(leaves_of(120), seed=1)
-    maps[at, 3, 1, 1] = value
-    with pytest.raises(FloatingPointError, match=f"features of picture {at} are not finite"):
-        train(TREE, examples(maps, leaves_of(120)), SMALL, target=0.9, report=silent)
+    some = vectors(leaves_of(120), seed=1)
+    some[at, 1, 3] = value
+    with pytest.raises(FloatingPointError, match=f"features of image {at} are not finite"):
+        train(TREE, examples(some, leaves_of(120)), SMALL, target=0.9, report=silent)
 
 
 def test_a_dead_channel_is_no_harm() -> None:
     leaves = leaves_of(60)
-    maps = pictures(leaves, seed=1)
-    maps[:, 0] = 0
-    found = train(TREE, examples(maps, leaves), SMALL, target=0.9, report=silent)
+    some = vectors(leaves, seed=1)
+    some[:, :, 0] = 0
+    found = train(TREE, examples(some, leaves), SMALL, target=0.9, report=silent)
     assert found.metrics["leaf_accuracy"] > 0.8
     assert all(value.isfinite().all() for value in found.head.state_dict().values())
 
@@ -292,7 +270,7 @@ def test_progress_only_goes_forward(plain: Examples) -> None:
 
     train(TREE, plain, SMALL, target=0.9, report=report)
     by_stage = [(stage, list(rows)) for stage, rows in itertools.groupby(told, lambda row: row[0])]
-    assert [stage for stage, _ in by_stage] == ["reducing", "fitting", "calibrating"]
+    assert [stage for stage, _ in by_stage] == ["fitting", "calibrating"]
     for _, rows in by_stage:
         shares = [share for _, share, _ in rows]
         assert shares == sorted(shares)
@@ -318,7 +296,7 @@ def test_accuracy_on_pictures_held_out_is_told_as_it_learns(plain: Examples) -> 
     assert all(0 <= accuracy <= 1 for _, accuracy in told)
 
 
-@pytest.mark.parametrize("stage", ["reducing", "fitting", "calibrating"])
+@pytest.mark.parametrize("stage", ["fitting", "calibrating"])
 def test_raising_in_the_report_stops_the_run(plain: Examples, stage: str) -> None:
     calls = []
 
@@ -334,12 +312,6 @@ def test_raising_in_the_report_stops_the_run(plain: Examples, stage: str) -> Non
     assert calls.count(last) == 1
 
 
-def test_no_maps_have_no_probabilities(trained: Trained) -> None:
-    none = Features(torch.empty(0, 8, 4, 4), torch.empty(0, CHANNELS))
-    assert isinstance(trained.head, FrozenHead)
-    assert judged_by(trained.head, TREE, none).shape == (0, len(TREE))
-
-
 @pytest.mark.parametrize("has", [True, False])
 def test_bfloat16_is_used_where_the_processor_has_it_and_nowhere_else(
     has: bool,  # noqa: FBT001
@@ -347,124 +319,41 @@ def test_bfloat16_is_used_where_the_processor_has_it_and_nowhere_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Emulated, it takes more than ten times as long as float32."""
-    seen: set[tuple[bool, torch.dtype]] = set()
-    each = FrozenHead.each
+    seen: set[bool] = set()
+    each = HRNHead.each
 
-    def watched(head: FrozenHead, features: Features) -> torch.Tensor:
+    def watched(head: HRNHead, some: torch.Tensor) -> torch.Tensor:
         if head.training:
-            seen.add((torch.is_autocast_enabled("cpu"), features.maps.dtype))
-        return each(head, features)
+            seen.add(torch.is_autocast_enabled("cpu"))
+        return each(head, some)
 
     monkeypatch.setattr("inference.precision.cpu_has_bf16", lambda: has)
-    monkeypatch.setattr(FrozenHead, "each", watched)
-    head = train(TREE, plain, SMALL, target=0.9, report=silent)
-    assert seen == {(has, torch.bfloat16 if has else torch.float32)}
-    assert accuracy(head, level=1) > 0.9
+    monkeypatch.setattr(HRNHead, "each", watched)
+    found = train(TREE, plain, SMALL, target=0.9, report=silent)
+    assert seen == {has}
+    assert accuracy(found, level=1) > 0.9
 
 
-def test_a_recipe_is_plain_data() -> None:
+def test_a_config_is_plain_data() -> None:
     written = json.loads(json.dumps(SMALL.to_json()))
-    assert Recipe(**{**written, "views": tuple(written["views"])}) == SMALL
+    lists = {name: tuple(written[name]) for name in ("augmentations", "networks")}
+    assert TrainingConfig(**{**written, **lists}) == SMALL
+
+
+def test_few_labels_get_as_many_steps_as_many() -> None:
+    config = TrainingConfig(epochs=2, least_steps=100, batch=64, cross_fit_up_to=600)
+    assert config.batch_of(10) == 10
+    assert config.batch_of(600) == 32
+    assert config.batch_of(6000) == 64
+    assert config.schedule(10) == (100, 1)
+    assert config.schedule(6400) == (2, 100)
 
 
 def test_one_of_these_is_learnt_as_such() -> None:
     """Each picture is said to be its leaf or another, drawn anew: only the leaf is always named."""
     leaves = leaves_of(160)
     other = np.random.default_rng(0).choice(LEAVES, len(leaves))
-    base = examples(pictures(leaves, seed=1), leaves)
+    base = examples(vectors(leaves, seed=1), leaves)
     pairs = np.where(other == leaves, -1, other)
     unions = replace(base, target=np.stack([leaves, pairs], axis=1))
     assert accuracy(train(TREE, unions, SMALL, target=0.9, report=silent), level=1) > 0.9
-
-
-def test_both_kinds_of_network_have_learnt(plain: Examples, trained: Trained) -> None:
-    head = trained.head
-    assert isinstance(head, FrozenHead)
-    maps = torch.from_numpy(plain.read(range(40), PLAIN)).float()
-    right = torch.from_numpy(plain.truth[:40])
-    with torch.inference_mode():
-        assert head.reduce is not None
-        seen = Features(head.reduce(maps), (maps.mean(dim=(2, 3)) - head.centre) / head.spread)
-        spatial, pooled = head.each(seen).unbind(1)
-    assert (spatial - pooled).abs().mean() > 0.1
-    for own in (spatial, pooled):
-        best = torch.from_numpy(LEAVES)[log_marginals(own, TREE)[:, LEAVES].argmax(1)]
-        assert (best == right).float().mean() > 0.8
-
-
-def test_the_fast_recipe_learns_without_looking_at_positions(plain: Examples) -> None:
-    quick = replace(Recipe.fast(), views=SMALL.views, hidden=16, least_steps=80, folds=3)
-    found = train(TREE, plain, quick, target=0.9, report=silent)
-    assert isinstance(found.head, FrozenHead)
-    assert found.head.trunk is None
-    assert accuracy(found, level=1) > 0.9
-
-
-def test_networks_that_see_means_learn_at_a_rate_of_their_own(plain: Examples) -> None:
-    frozen = replace(SMALL, pooled_rate=0.0)
-    head = train(TREE, plain, frozen, target=0.9, report=silent).head
-    torch.manual_seed(frozen.seed)
-    state = head.state_dict()
-    fresh = FrozenHead(TREE, CHANNELS, **frozen.sizes()).state_dict()
-    assert torch.equal(state["hidden.connect.weight"], fresh["hidden.connect.weight"])
-    assert torch.equal(state["score.1.weight"], fresh["score.1.weight"])
-    assert not torch.equal(state["score.0.weight"], fresh["score.0.weight"])
-
-
-def test_a_fast_training_reads_means_and_no_map() -> None:
-    leaves = leaves_of(120)
-    base = examples(pictures(leaves, seed=1), leaves)
-    asked: list[int] = []
-
-    def means(positions: Sequence[int], view: int) -> NDArray[np.float32]:
-        asked.extend(positions)
-        maps = torch.from_numpy(base.read(positions, view)).float()
-        return np.asarray(maps.mean(dim=(2, 3)))
-
-    def refuse(positions: Sequence[int], view: int) -> Maps:
-        raise AssertionError((positions, view))
-
-    quick = replace(Recipe.fast(), views=SMALL.views, hidden=16, least_steps=80, folds=3)
-    given = replace(base, read=refuse, means=means)
-    head = train(TREE, given, quick, target=0.9, report=silent).head.state_dict()
-    assert len(asked) == 120 * (1 + len(SMALL.views))  # the plain ones once more, to standardise
-    other = train(TREE, base, quick, target=0.9, report=silent).head.state_dict()
-    for name, value in head.items():
-        assert torch.equal(value, other[name]), name
-
-
-def test_maps_are_reduced_as_they_are_when_served(plain: Examples) -> None:
-    """In bfloat16 where the processor has it: off by its rounding, not more."""
-    reduction = fit_reduction(plain, SMALL, silent)
-    maps = torch.from_numpy(plain.read(range(40), PLAIN)).float()
-    exact, found = reduction.of(maps), reduced(reduction, maps)
-    torch.testing.assert_close(found.means, exact.means)
-    error = (found.maps.float() - exact.maps).norm() / exact.maps.norm()
-    assert error < 0.01
-
-
-def test_features_that_are_not_finite_are_told_by_picture(plain: Examples) -> None:
-    maps = plain.read(range(plain.pictures), PLAIN).copy()
-    maps[7, 0, 0, 0] = np.inf
-    broken = examples(maps, plain.truth)
-    for recipe in (SMALL, replace(Recipe.fast(), views=SMALL.views)):
-        with pytest.raises(FloatingPointError, match="picture 7 "):
-            train(TREE, broken, recipe, target=0.9, report=silent)
-
-
-def test_a_channel_that_hardly_moves_leaves_the_others_their_weights() -> None:
-    """Blown up to the others' size, its weight alone would be left of a row in bytes."""
-    draw = torch.Generator().manual_seed(0)
-    vectors = torch.randn(400, 16, generator=draw) @ torch.randn(16, 64, generator=draw)
-    vectors[:, 3] *= 1e-3
-    vectors[:, 4] = 0
-    mean, products = vectors.mean(dim=0).double(), (vectors.T @ vectors / 400).double()
-    weight, bias = trainer._principal(mean, products, 16)
-    numbers, step = in_bytes(weight)
-    assert torch.equal(numbers * step, weight.double())
-    assert (weight != 0).float().mean() > 0.9
-    # What is kept tells all that there was of the channels that move.
-    moving = torch.cat([vectors[:, :3], vectors[:, 5:]], dim=1)
-    seen = torch.cat([vectors @ weight.T + bias, torch.ones(400, 1)], dim=1)
-    left = moving - seen @ torch.linalg.lstsq(seen, moving).solution
-    assert left.pow(2).sum() < 0.01 * (moving - moving.mean(dim=0)).pow(2).sum()

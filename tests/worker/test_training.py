@@ -16,10 +16,8 @@ from worker.identity import check_same, is_ours
 from worker.trainer import Examples
 
 EXAMPLES = Examples(
-    read=lambda _positions, _view: np.empty((0, 1, 1, 1), dtype=np.float16),
-    views=(0,),
-    pictures=0,
-    picture=np.empty(0, dtype=np.int64),
+    vectors=np.empty((0, 1, 1), dtype=np.float16),
+    image=np.empty(0, dtype=np.int64),
     target=np.empty(0, dtype=np.int64),
     weight=np.empty(0, dtype=np.float32),
     truth=np.empty(0, dtype=np.int64),

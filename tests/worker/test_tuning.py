@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hierarchy import LabelTree, tree_loss
-from hierarchy.network import ResidualHead
+from hierarchy.heads import HRNHead
 from inference.backbone import PACKAGES, RandomWeights, load_backbone
 from inference.predictor import build_head
 from tests.worker.tiny_tuning import (
@@ -196,7 +196,7 @@ def test_each_epoch_shows_every_label_once_in_another_order() -> None:
         return show(picture, draw)
 
     recipe = replace(RECIPES["sgd"], epochs=2)
-    head = ResidualHead(TREE, 8, inner=8, features=8)
+    head = HRNHead(TREE, 8, hidden=8, members=1)
     Tuner(Network(backbone(), head), tree_aim(TREE), Lessons(lessons().rows, watched), recipe).run(
         silent
     )
@@ -274,7 +274,7 @@ def test_a_union_of_nodes_is_learnt_from() -> None:
     network, aim = flat_network()
     recipe = TuneRecipe(epochs=1, batch=8, precision="f32")
     before = network.head[2].weight.clone()  # type: ignore[index]
-    Tuner(network, aim, Lessons(Rows(rows.picture, both, rows.weight), show), recipe).run(silent)
+    Tuner(network, aim, Lessons(Rows(rows.image, both, rows.weight), show), recipe).run(silent)
     assert not torch.equal(network.head[2].weight, before)  # type: ignore[index]
 
 
@@ -362,7 +362,7 @@ def test_frozen_statistics_stay_as_they_came() -> None:
 def test_batch_norms_end_with_the_statistics_of_the_pictures() -> None:
     """After two steps a running mean with momentum 0.01 would be at 2 % of the way."""
     module = Small()
-    network = Network(backbone(module), ResidualHead(TREE, 8, inner=8, features=8))
+    network = Network(backbone(module), HRNHead(TREE, 8, hidden=8, members=1))
     recipe = replace(RECIPES["sgd"], epochs=2, batch=PICTURES, at_once=64)
     still = Lessons(lessons().rows, lambda picture, _: show(picture, ""))
     Tuner(network, tree_aim(TREE), still, recipe).run(silent)
@@ -406,7 +406,7 @@ def one_step(name: str, weights_from: Path | RandomWeights | None = None) -> Non
     """A step in bfloat16 on three pictures; then maps of the sizes that a manifest would tell."""
     tree = LabelTree.from_paths([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)])
     base = load_backbone(name, weights=weights_from)
-    network = {"kind": "residual", "channels": base.channels, "inner": 16, "features": 16}
+    network = {"kind": "hrn", "channels": base.channels, "hidden": 16, "members": 1}
     whole, side = Network(base, build_head(tree, network)), base.preparation.crop
     before = {name: value.clone() for name, value in whole.named_parameters()}
     draw = np.random.default_rng(0)

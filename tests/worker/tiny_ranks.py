@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tests.worker.tiny_tuning import RECIPES, TREE, Small, backbone, head_of, lessons
+from tests.worker.tiny_tuning import RECIPES, TREE, Small, backbone, lessons
 from worker.ranks import Ranks, gathered
 from worker.tune_recipe import TuneRecipe
-from worker.tuning import Network, Tuner, tree_aim
+from worker.tuning import Network, Tuner, tree_aim, tuned_head
 
 #: Labels that each process takes of a step.
 EACH = 5
@@ -30,7 +30,8 @@ def losses(recipe: TuneRecipe, ranks: Ranks | None = None) -> tuple[list[float],
     module.drop = nn.Dropout(0.0)  # drawn by each process for itself, so never alike
     base = backbone(module)
     torch.manual_seed(recipe.seed)
-    network, told = Network(base, head_of(base, recipe)), list[float]()
+    head, told = tuned_head(TREE, base.channels, recipe), list[float]()
+    network = Network(base, head)
     tuner = Tuner(network, tree_aim(TREE), lessons(), recipe, ranks=ranks)
     tuner.run(lambda *_, **figures: told.extend(figures[n] for n in ("loss",) if figures))
     return told, {name: float(value.double().sum()) for name, value in network.state_dict().items()}

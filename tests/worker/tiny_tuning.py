@@ -13,13 +13,12 @@ import torch
 from torch import nn
 
 from hierarchy import LabelTree
-from hierarchy.network import ResidualHead
 from inference.backbone import Backbone, Card, Preparation
 from worker.checkpoints import Checkpoints
 from worker.fitting import Rows
 from worker.photos import Pixels
 from worker.tune_recipe import TuneRecipe
-from worker.tuning import Lessons, Network, Tuner, tree_aim
+from worker.tuning import Lessons, Network, Tuner, tree_aim, tuned_head
 
 TREE = LabelTree.from_paths([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)])
 
@@ -29,13 +28,10 @@ PICTURES = 20
 
 #: Both ways of training, each with more parts than one: 20 labels are 3 steps, of 7, 7 and 6.
 RECIPES = {
-    "sgd": TuneRecipe(
-        inner=8, features=8, epochs=4, batch=7, at_once=4, rate=0.05, precision="f32"
-    ),
+    "sgd": TuneRecipe(hidden=8, epochs=4, batch=7, at_once=4, rate=0.05, precision="f32"),
     "adamw": replace(
         TuneRecipe.adamw(),
-        inner=8,
-        features=8,
+        hidden=8,
         epochs=4,
         least_steps=0,
         batch=7,
@@ -75,16 +71,12 @@ def lessons(pictures: int = PICTURES) -> Lessons:
     return Lessons(Rows(at, at % len(TREE), 0.5 + (at % 3).float()), show)
 
 
-def head_of(base: Backbone, recipe: TuneRecipe) -> ResidualHead:
-    return ResidualHead(TREE, base.channels, inner=recipe.inner, features=recipe.features)
-
-
 def tuner(recipe: TuneRecipe, checkpoints: Checkpoints | None = None) -> Tuner:
     """The same each time: what it ends with differs only by what happens to it."""
     base = backbone()
     torch.manual_seed(recipe.seed)
     return Tuner(
-        Network(base, head_of(base, recipe)),
+        Network(base, tuned_head(TREE, base.channels, recipe)),
         tree_aim(TREE),
         lessons(),
         recipe,

@@ -20,8 +20,8 @@ from tests.backend.console.conftest import token
 from tests.backend.test_predict import huge_png
 from tests.studio.picture_server import PictureServer
 from tests.studio.servers import Reply, Request, serving
-from worker import training
 from worker.parts import Parts
+from worker.training_config import TrainingConfig
 
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
 HOSTILE = "<script>alert(1)</script>.jpg"
@@ -76,9 +76,9 @@ def test_an_uploaded_picture_is_answered_as_annotators_see_it(
     assert f'class="said">{" / ".join(path)}<' in page
     assert page.count("data:image/jpeg;base64,") == 3  # the image, and both levels
     predictor = parts.predictors.get(known, "v1")
-    (maps,) = parts.extractors.of(predictor).maps([("/data/upload/1/0.jpg", 1)])
-    assert not isinstance(maps, PictureError)
-    assert predictor.answer(maps[None])[0].why in unescape(page)
+    (vector,) = parts.extractors.of(predictor).vectors([("/data/upload/1/0.jpg", 1)])
+    assert not isinstance(vector, PictureError)
+    assert predictor.answer(vector[None])[0].why in unescape(page)
     assert "Down the tree" in page
 
 
@@ -86,7 +86,7 @@ def test_maps_and_bars_are_of_the_way_down_and_of_nothing_else(
     admin: FlaskClient, parts: Parts, pictures: PictureServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A leaf on level 1 has one map; what fits no label has a bar, and bars make up the whole."""
-    monkeypatch.setattr(training, "Recipe", lambda: trained.QUICK)
+    monkeypatch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
     known = trained.train(parts, pictures, 914, named=[("Milk",), ("Fruit", "Apple")])
     ways = set()
     for seed in range(12):

@@ -32,18 +32,17 @@ def state_of(client: FlaskClient, known: Project) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("way", "fast", "tune"),
-    [("usual", False, None), ("fast", True, None), ("tune", False, True), ("other", False, None)],
+    ("way", "tune"), [("usual", None), ("tune", True), ("head", False), ("other", None)]
 )
 def test_a_training_is_asked_for_as_the_form_says(
-    post: Post, known: Project, board: Board, way: str, *, fast: bool, tune: bool | None
+    post: Post, known: Project, board: Board, way: str, *, tune: bool | None
 ) -> None:
     start = f"/console/projects/{known.key}/training/start"
     reply = post(start, way=way, force="yes", note="  after\x00\n relabelling ")
     assert "The training is in the queue." in reply.text
     (wish,) = board.wishes(known.key)
     order = Order.from_json(wish["order"])
-    assert (order.fast, order.fine_tune, order.force) == (fast, tune, True)
+    assert (order.fine_tune, order.force) == (tune, True)
     assert order.reason == "asked in the console: after relabelling"
 
 
@@ -129,7 +128,7 @@ def test_cancelling_what_runs_says_how_it_goes_and_keeps_what_waits(
     post: Post, known: Project, board: Board
 ) -> None:
     running(board, known)
-    behind = board.ask(Order(known.key, "asked for after it", fast=True))
+    behind = board.ask(Order(known.key, "asked for after it", force=True))
     cancel = f"/console/projects/{known.key}/training/cancel"
     reply = post(cancel, only="running")
     first = board.wishes(known.key)[0]["job"]
@@ -146,7 +145,7 @@ def test_what_waits_is_dropped_alone_with_a_row_that_says_so(
 ) -> None:
     running(board, known)
     board.queue.remove(board.wishes(known.key)[0]["job"])  # as its worker did
-    board.ask(Order(known.key, "asked for after it", fast=True))
+    board.ask(Order(known.key, "asked for after it", force=True))
     text = page_of(admin, known)
     assert "1 job waits" in text
     assert '<input type="hidden" name="only" value="waiting">' in text

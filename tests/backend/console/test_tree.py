@@ -19,14 +19,14 @@ from tests.backend.conftest import go_live
 from tests.backend.console import trained
 from tests.published import manifest
 from tests.studio.picture_server import PictureServer
-from worker import training
 from worker.parts import Parts
+from worker.training_config import TrainingConfig
 
 
 @pytest.fixture(scope="module")
 def known(parts: Parts, pictures: PictureServer) -> Project:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "Recipe", lambda: trained.QUICK)
+        patch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
         return trained.train(parts, pictures, 911)
 
 

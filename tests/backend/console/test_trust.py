@@ -19,15 +19,15 @@ from tests.backend.console import trained
 from tests.backend.console.conftest import Post
 from tests.studio.configs import tree_of
 from tests.studio.picture_server import PictureServer
-from worker import training
 from worker.parts import Parts
 from worker.queue import Board
+from worker.training_config import TrainingConfig
 
 
 @pytest.fixture(scope="module")
 def known(parts: Parts, pictures: PictureServer) -> Project:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "Recipe", lambda: trained.QUICK)
+        patch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
         return trained.train(parts, pictures, 912)
 
 
@@ -74,7 +74,7 @@ def rooted(parts: Parts, pictures: PictureServer) -> Project:
     """A version that was trained below one root, with a coarse answer for each leaf."""
     named = [("Life", *path) for path in trained.NAMED]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "Recipe", lambda: trained.QUICK)
+        patch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
         return trained.train(parts, pictures, 913, tree=ROOTED, named=[*named, ("Life",)])
 
 

@@ -13,8 +13,8 @@ from tests.studio.picture_server import PictureServer
 from worker import training
 from worker.order import Order
 from worker.parts import Parts
-from worker.recipe import Recipe
 from worker.snapshot import take
+from worker.training_config import TrainingConfig
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -34,7 +34,9 @@ NAMED = (("Fruit", "Apple"), ("Fruit", "Pear"), (HOSTILE, "<b>bold</b>"), (HOSTI
 
 PICTURES = 24
 
-QUICK = Recipe(views=(0,), reduced=8, width=8, hidden=8, epochs=2, least_steps=20, folds=3)
+QUICK = TrainingConfig(
+    augmentations=(0,), members=1, hidden=8, epochs=2, least_steps=20, folds=3
+)
 
 
 def train(
