@@ -298,7 +298,7 @@ def test_without_a_gpu_auto_is_no() -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head of few weights and steps; what surrounds it is as it is."""
     small = TrainingConfig(
-        augmentations=(0, 1), members=1, hidden=8, epochs=2, least_steps=20, folds=3
+        augmentations=(0, 1), members=1, hidden=8, epochs=2, least_shown=400, folds=3
     )
     monkeypatch.setattr(TrainingConfig, "suited", lambda *_, **__: small)
 
