@@ -24,6 +24,7 @@ from worker.queue import RedisError
 from worker.reading import Read
 from worker.showing import nothing_shown
 from worker.snapshot import counted, left_out, passed_over
+from worker.unlike import unlike
 
 
 class UsageError(Exception):
@@ -163,6 +164,7 @@ def project_status(parts: Parts, project: Project) -> dict[str, Any]:
             "events_since": parts.board.events(project.key)[0],
             "unlearnt": parts.board.unlearnt(project.key),
             "behind": parts.board.behind(project.key, version, learnt),
+            "unlike": unlike(parts, project.key, version),
             "last_run": runs[0] if runs else None,
         }
     except (RedisError, MisconfiguredError):
@@ -203,14 +205,17 @@ def describe(told: dict[str, Any]) -> str:
 
 
 def _learnt(told: dict[str, Any]) -> list[str]:
-    """What the live version has learnt from, how right it is, and which answers did not count."""
+    """What the live version has learnt from, how right it is, and where that does not hold."""
     count, right = told["labels"]["labels"], levels(told["metrics"])
     lines = [
         f"learnt from {count} labels; of images held out whose label reaches it, right on {right}",
         *left_out(told["labels"]),
     ]
-    passed = passed_over(told["labels"])
-    return [*lines, f"passed over: {counted(passed)}"] if passed else lines
+    if passed := passed_over(told["labels"]):
+        lines.append(f"passed over: {counted(passed)}")
+    if (found := told.get("unlike")) and found["words"]:
+        lines.append(found["words"])
+    return lines
 
 
 def newer(version: str | None, unlearnt: int, behind: int | None) -> str:

@@ -109,7 +109,7 @@ def look(predictor: Predictor, extractor: FeatureExtractor, picture: Picture) ->
     image = extractor.decoded(picture, at_least=2 * PANEL)
     vector = extractor.vectors_of_image(picture)
     log_p = predictor.log_probabilities(vector[None])
-    (answer,) = predictor.told(log_p)
+    (answer,) = predictor.told(log_p, predictor.likeness(vector[None]))
     path = path_of(predictor, log_p[0], answer.path)
     shown = fitted(image)
     preparations = [network.backbone.preparation for network in extractor.networks]

@@ -65,6 +65,7 @@ class Row:
         probability: of each decision level's best node, before correction.
         right: of each of those nodes: 1, 0 or -1 not known.
         levels: of each of those nodes the level of the tree.
+        like: likeness of the image to those that the version has learnt from.
     """
 
     annotation: int
@@ -78,6 +79,7 @@ class Row:
     probability: tuple[float, ...]
     right: tuple[int, ...]
     levels: tuple[int, ...]
+    like: float = 1.0
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -319,8 +321,10 @@ def _rows(
     if not at:
         return rows
     readable = [one for one in vectors if not isinstance(one, PictureError)]
-    found = predictor.guesses(np.stack(readable))
+    vectors = np.stack(readable)
+    found = predictor.guesses(vectors)
     seen = _seen(found, [part[i].label.nodes for i in at], predictor.tree)
+    seen = replace(seen, like=predictor.likeness(vectors))
     for row, i in enumerate(at):
         rows[i] = _row(part[i], predictor, seen, row)
     return rows
@@ -345,6 +349,7 @@ def _row(one: Submission, predictor: Predictor, seen: Evidence, row: int) -> Row
         probability=tuple(round(float(p), 6) for p in seen.probability[row]),
         right=tuple(seen.right[row].tolist()),
         levels=tuple(seen.at[row].tolist()),
+        like=1.0 if seen.like is None else round(float(seen.like[row]), 6),
     )
 
 
@@ -378,7 +383,10 @@ def _moved(  # noqa: PLR0913 - two rules, and what they are compared on
         return 0.0
     probability = np.array([row.probability for row in notes.ordered])
     at = np.array([row.levels for row in notes.ordered])
-    before, after = (choose_depth(corrected(probability, r.platt), r, at) for r in (shown, rule))
+    like = np.array([row.like for row in notes.ordered])
+    before, after = (
+        choose_depth(corrected(probability, r.platt), r, at, like) for r in (shown, rule)
+    )
     return float((before != after).mean())
 
 
@@ -401,7 +409,8 @@ def _followed(saved: Follower | None, own: DepthRule, notes: Notes, before: Note
 
 
 def _feedback(row: Row) -> Feedback:
-    return Feedback(row.annotation, row.probability, row.right, row.depth, row.verdict, row.levels)
+    said = row.probability, row.right, row.depth, row.verdict, row.levels
+    return Feedback(row.annotation, *said, row.like)
 
 
 def _of_levels(own: DepthRule, levels: int) -> DepthRule:

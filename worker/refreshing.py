@@ -12,7 +12,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -43,6 +43,7 @@ from worker.asking import (
 from worker.parts import Parts
 from worker.presence import DisconnectedError, check_registered
 from worker.queue import Board, RedisError
+from worker.unlike import Looked, count_unlike
 
 log = logging.getLogger(__name__)
 
@@ -139,11 +140,15 @@ class Plan:
         changes: what is to be stored, most useful first.
         whole: is that all there is? Otherwise a training waits, and the rest is asked for again.
         untidy: is there something to remove?
+        answers: by task, the answers on images that were looked at.
+        still_open: all open tasks.
     """
 
     changes: list[Change]
     whole: bool
     untidy: bool
+    answers: Mapping[int, Answer]
+    still_open: Collection[int]
 
 
 @dataclass(frozen=True)
@@ -233,6 +238,7 @@ def refresh_predictions(key: str, version: str, parts: Parts) -> dict[str, Any]:
                 parts.board.ask_refresh(key, version, again=True)
                 return {"state": "continued later", "stored": stored}
             if work.predictor is not None:
+                _note_unlike(work, work.predictor, plan)
                 parts.board.note_shown(key, version, work.predictor.rule.to_json())
             removed = tidy(work) if stored or plan.untidy else 0
     except StoppedError as stopped:
@@ -296,7 +302,26 @@ def _plan(work: Work) -> Plan:
         if (change := _change(work, task, seen.get(task.task), places)) is not None
     ]
     changes.sort(key=lambda change: change.place)
-    return Plan(changes, whole, untidy=any(task.more for task in tasks))
+    return Plan(
+        changes,
+        whole,
+        untidy=any(task.more for task in tasks),
+        answers={task: look.answer for task, look in seen.items() if look.answer is not None},
+        still_open={task.task for task in tasks},
+    )
+
+
+def _note_unlike(work: Work, predictor: Predictor, plan: Plan) -> None:
+    """Note which open images look unlike the labelled ones, and what is to be said of that."""
+    if predictor.familiarity is None:
+        return
+    board, key = work.parts.board, work.project.key
+    before = board.unlike(key, work.version)
+    # After a rule has moved, or where nothing is noted, all open images have been looked at.
+    looked = Looked({}, frozenset()) if before is None else Looked.from_json(before["looked"])
+    looked = looked.updated(plan.answers, plan.still_open)
+    told = count_unlike(looked, predictor.familiarity).to_json()
+    board.note_unlike(key, work.version, {"looked": looked.to_json(), "told": told})
 
 
 def _open_tasks(work: Work) -> Iterator[OpenTask]:
@@ -381,8 +406,10 @@ def _seen(work: Work, part: Sequence[OpenTask]) -> list[Look | PictureError]:
     vectors = [one for one in found if not isinstance(one, PictureError)]
     if not vectors or work.predictor is None:
         return [one if isinstance(one, PictureError) else Look(None, one) for one in found]
-    log_p = work.predictor.log_probabilities(np.stack(vectors))
-    told = zip(work.predictor.told(log_p), vectors, log_p, strict=True)
+    stacked = np.stack(vectors)
+    log_p = work.predictor.log_probabilities(stacked)
+    answers = work.predictor.told(log_p, work.predictor.likeness(stacked))
+    told = zip(answers, vectors, log_p, strict=True)
     return [one if isinstance(one, PictureError) else Look(*next(told)) for one in found]
 
 

@@ -19,7 +19,14 @@ from inference import insight
 from inference.augmentation import PLAIN
 from inference.errors import EarlierReleaseError, ModelError
 from inference.feature_extractor import FeatureExtractor
-from inference.predictor import BACKBONE, EVIDENCE, Predictor, evidence_tensors, runs_here
+from inference.predictor import (
+    BACKBONE,
+    EVIDENCE,
+    Predictor,
+    evidence_tensors,
+    familiarity_tensors,
+    runs_here,
+)
 from inference.store import Project
 from studio.annotations import read_task
 from studio.errors import PictureError
@@ -347,7 +354,8 @@ def _shown(  # noqa: PLR0913 - both versions' answers, and the settings
     live: str,
 ) -> Verdict:
     """Both versions' depth rules, fitted to the same images under the settings of now."""
-    both = ours.shared_with(theirs)
+    # By their answers alone: which images are unlike the labelled ones is not what they differ in.
+    both = [replace(one, seen=replace(one.seen, like=None)) for one in ours.shared_with(theirs)]
     target = project.target_accuracy or parts.settings.target_accuracy
     new, old = (
         fit_rule(
@@ -398,6 +406,7 @@ def _tensors(tree: LabelTree, gathered: Gathered, made: Made) -> dict[str, Tenso
             for name, value in made.backbone_weights.items()
         },
         **evidence_tensors(seen),
+        **familiarity_tensors(made.trained.familiarity),
         f"{EVIDENCE}pictures": torch.from_numpy(gathered.marks),
         f"{EVIDENCE}folds": torch.from_numpy(made.trained.folds),
         **insight.as_tensors(

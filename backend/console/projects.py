@@ -88,6 +88,7 @@ def _revision(told: list[Standing], found: Found | None) -> str:
             one.version,
             one.chip,
             one.missing,
+            one.unlike,
             one.problems and one.problems[0][0],
         )
         for one in told

@@ -19,6 +19,7 @@ from worker.queue import RedisError
 from worker.reading import Read
 from worker.showing import nothing_shown
 from worker.snapshot import left_out
+from worker.unlike import unlike
 
 #: Stages of a training, as people would call them.
 STAGES: Mapping[str, str] = {
@@ -131,6 +132,7 @@ class Standing:
         problems: what is wrong, each with its mend.
         left_out: what answers are not learnt as they were given, a sentence each.
         missing: what the live version needs before it shows a label; None where it shows some.
+        unlike: what to say of open images unlike the labelled ones, "" where all is as usual.
     """
 
     project: Project
@@ -142,6 +144,7 @@ class Standing:
     problems: Sequence[tuple[str, str]] = field(default=())
     left_out: Sequence[str] = ()
     missing: Missing | None = None
+    unlike: str = ""
 
     @property
     def kind(self) -> str:
@@ -206,7 +209,17 @@ def standing(parts: Parts, project: Project) -> Standing:
         problems,
         left_out(manifest.get("labels", {})),
         missing,
+        unlike_words(parts, project.key, version),
     )
+
+
+def unlike_words(parts: Parts, key: str, version: str | None) -> str:
+    """Return what is to be said of open images unlike the labelled ones; "" for nothing."""
+    try:
+        told = unlike(parts, key, version)
+    except (RedisError, MisconfiguredError):
+        return ""
+    return "" if told is None else str(told["words"])
 
 
 def _put_off(training: Training) -> tuple[str, str]:

@@ -106,6 +106,20 @@ def test_the_status_says_what_was_not_learnt_from_and_why(parts: Parts, known: P
     )
 
 
+def test_the_status_says_where_open_images_are_unlike_the_labelled_ones(
+    parts: Parts, known: Project, board: Board
+) -> None:
+    publish(parts.store, known)
+    assert projects.project_status(parts, known)["unlike"] is None
+    words = "31% of the open images look unlike those that were labelled (5% would be usual)"
+    board.note_unlike(known.key, "v1", {"told": {"open": 200, "unlike": 62, "words": words}})
+    told = projects.project_status(parts, known)
+    assert told["unlike"]["unlike"] == 62
+    assert f"  {words}" in projects.describe(told).splitlines()
+    board.note_unlike(known.key, "v0", {"told": {"words": words}})  # of another version
+    assert words not in projects.describe(projects.project_status(parts, known))
+
+
 def test_the_status_without_redis_is_still_told(settings: Settings, known: Project) -> None:
     lame = Parts(Settings(home=settings.home))
     told = projects.status(lame)

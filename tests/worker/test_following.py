@@ -13,6 +13,7 @@ import torch
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence
 from hierarchy.choice import DepthRule, candidates, choose_depth, corrected
+from hierarchy.familiarity import Familiarity
 from hierarchy.feedback import Feedback, begin, follow
 from inference.answers import answers
 from inference.extractors import FeatureExtractors
@@ -54,12 +55,21 @@ def served(parts: Parts, shared: FeatureExtractors) -> Parts:
     return parts
 
 
-def publish(parts: Parts, known: Project, *, seed: int = 0, seen: Evidence = BOLD) -> str:
+def publish(
+    parts: Parts,
+    known: Project,
+    *,
+    seed: int = 0,
+    seen: Evidence = BOLD,
+    familiarity: Familiarity | None = None,
+) -> str:
     """A live version that this server can serve."""
     backbone = parts.extractors.backbone()
     head = small.head_of(TREE, small.HEAD, seed)
     named = (backbone.name, backbone.fingerprint)
-    version = small.publish(parts.store, known, TREE, head, backbone=named, known=seen)
+    version = small.publish(
+        parts.store, known, TREE, head, backbone=named, known=seen, familiarity=familiarity
+    )
     parts.store.point(known.key, version, reason="test")
     return version
 

@@ -90,6 +90,25 @@ def test_the_grounds_are_those_of_the_settings_in_force(
     ) in page
 
 
+def test_open_images_unlike_the_labelled_ones_are_told(
+    admin: FlaskClient, known: Project, board: Board
+) -> None:
+    heading = "Open images unlike the labelled ones"
+    assert heading not in admin.get(address(known)).text
+    node = {"path": ["Fruit", "Apple"], "open": 100, "unlike": 60}
+    told = {"open": 200, "unlike": 62, "words": "31% look unlike", "nodes": [node]}
+    board.note_unlike(known.key, "v1", {"told": told})
+    page = admin.get(address(known)).text
+    assert heading in page
+    assert "<strong>31% look unlike.</strong>" in page
+    assert re.search(r"Fruit &gt; Apple.*?100.*?60 ?%", page, re.DOTALL)
+    assert "31% look unlike." in admin.get("/console").text
+    fine = {"open": 200, "unlike": 9, "words": "", "nodes": []}
+    board.note_unlike(known.key, "v1", {"told": fine})
+    assert "9 of 200 open images look unlike" in admin.get(address(known)).text
+    assert "look unlike" not in admin.get("/console").text
+
+
 # --- a tree below one root ---
 
 #: The same tree below one root, with a label that has no sibling.
