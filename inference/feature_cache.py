@@ -115,7 +115,8 @@ class FeatureCache:
             network: the network's fingerprint.
             vectors: theirs; those that are not finite are not kept.
         """
-        today, finite = _today(), np.isfinite(vectors).all(axis=1)
+        today = _today()
+        finite = np.isfinite(vectors).all(axis=1).tolist()
         keep = "INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?, ?)"
         self._write(
             keep,

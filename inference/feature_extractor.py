@@ -228,8 +228,7 @@ class FeatureExtractor:
         """
         vectors = self._vectors_of(picture.digest, (PLAIN,))
         pixels = self._pixels(picture, self._missing(vectors, (PLAIN,)))
-        (vector,) = self.infer([Loaded(picture.digest, pixels, vectors)])
-        return vector
+        return self.infer([Loaded(picture.digest, pixels, vectors)])[0]
 
     def prepared(self, picture: Picture) -> list[NDArray[np.uint8]]:
         """Decode an image and bring it to each network's size, ``(3, H, W)``.
@@ -402,7 +401,7 @@ class FeatureExtractor:
             return {part: _mirrored(whole[part[0]], part[1]) for part in missing}
         enough = 2 * max(one.resize for one in preparations.values())
         image = self.decoded(picture, at_least=enough)
-        pixels = {}
+        pixels: dict[_Part, NDArray[np.uint8]] = {}
         for number, augmentation in missing:
             preparation = preparations[number]
             if augmentation > MIRRORED:
