@@ -228,7 +228,8 @@ class FeatureExtractor:
         """
         vectors = self._vectors_of(picture.digest, (PLAIN,))
         pixels = self._pixels(picture, self._missing(vectors, (PLAIN,)))
-        return self.infer([Loaded(picture.digest, pixels, vectors)])[0]
+        vector: Vectors = self.infer([Loaded(picture.digest, pixels, vectors)])[0]
+        return vector
 
     def prepared(self, picture: Picture) -> list[NDArray[np.uint8]]:
         """Decode an image and bring it to each network's size, ``(3, H, W)``.
