@@ -1,9 +1,9 @@
-"""What one picture's answer costs in a large tree: from its feature map to node, depth and reason.
+"""What one image's answer costs in a large tree: from its feature vector to node, depth and reason.
 
     python -m benchmarks.answers [--json PATH] [--nodes 100000] [--levels 8] [--repeats 30]
 
-The parts are timed one by one in the same turn: the head (three networks of the default recipe),
-the probabilities of all nodes, the choice of depth.
+The parts are timed one by one in the same turn: the head of the default training config, the
+probabilities of all nodes, the choice of depth.
 """
 
 import argparse
@@ -19,16 +19,16 @@ import torch
 
 from hierarchy import LabelTree, log_marginals
 from hierarchy.choice import DepthRule
-from hierarchy.network import FrozenHead
-from hierarchy.quantised import QuantisedMaps
+from hierarchy.heads import HRNHead
 from inference.predictor import Predictor
+from worker.training_config import TrainingConfig
 
-#: Of EfficientNet-lite0's last map.
-CHANNELS, GRID = 1280, 7
+#: Of EfficientNet-lite0's and lite2's vectors.
+CHANNELS = (1280, 1280)
 
 
 def grow(nodes: int, levels: int) -> LabelTree:
-    """A tree in which every node but those of the last level has about as many children."""
+    """Grow a tree in which every node but those of the last level has about as many children."""
     fan = 2
     while sum(fan**level for level in range(1, levels + 1)) < nodes:
         fan += 1
@@ -44,8 +44,9 @@ def grow(nodes: int, levels: int) -> LabelTree:
 
 
 def measure(tree: LabelTree, *, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each part and of the whole, for one picture."""
-    head = FrozenHead(tree, CHANNELS).eval()
+    """Return the median milliseconds of each part and of the whole, for one image."""
+    config = TrainingConfig.suited(1000, tree, CHANNELS)
+    head = HRNHead(tree, sum(CHANNELS), dropout=config.dropout, **config.sizes()).eval()
     levels = tree.depth
     rule = DepthRule(target=0.9, price=1.0, platt=((1.0, 0.0),) * levels)
     predictor = Predictor(
@@ -58,18 +59,18 @@ def measure(tree: LabelTree, *, repeats: int) -> dict[str, float]:
         manifest={},
     )
     drawn = np.random.default_rng(0)
-    maps = QuantisedMaps.of(drawn.random((1, CHANNELS, GRID, GRID), dtype=np.float32))
+    vectors = drawn.random((1, sum(CHANNELS)), dtype=np.float32)
     times: dict[str, list[float]] = {"head": [], "probabilities": [], "choice": [], "whole": []}
     for _ in range(repeats + 1):
         began = time.perf_counter()
         with torch.inference_mode():
-            scores = head(maps.floats())
+            scores = head(torch.from_numpy(vectors))
             scored = time.perf_counter()
             log_p = log_marginals(scores.double(), tree).numpy()
         known = time.perf_counter()
         predictor.told(log_p)
         told = time.perf_counter()
-        predictor.answer(maps)
+        predictor.answer(vectors)
         ended = time.perf_counter()
         spent = (scored - began, known - scored, told - known, ended - told)
         for name, seconds in zip(times, spent, strict=True):

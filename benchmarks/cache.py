@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.evaluation import machine
+from evaluation.harness import machine
 from inference.augmentation import PLAIN
 from inference.feature_cache import FeatureCache
 

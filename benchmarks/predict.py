@@ -1,9 +1,9 @@
-"""How fast `/predict` is over HTTP, against its rivals and against its limit.
+"""How fast `/predict` is over HTTP, against the usual example and against its limit.
 
     python -m benchmarks.predict --data ../shared/data/grocery [--rounds 5] [--long] [--json PATH]
 
-A server of pictures and the rivals are processes of their own, on loopback. In each round all of
-them answer 64 pictures that they have not seen, one after the other. The limit is the sum of
+A server of images and the other servers are processes of their own, on loopback. In each round all
+of them answer 64 images that they have not seen, one after the other. The limit is the sum of
 decoding, resizing and the best engine's forward on the same pictures, both cores busy, no HTTP.
 """
 
@@ -32,7 +32,8 @@ import psutil
 HERE: Final = Path(__file__).resolve().parents[1]
 PICTURES: Final = 64
 CLIENTS: Final = 32
-NETWORK: Final = {"kind": "frozen", "channels": 1280}
+NETWORKS: Final = ("tf_efficientnet_lite0", "tf_efficientnet_lite2")
+HEAD: Final = {"kind": "hrn", "channels": 2560, "networks": [1280, 1280], "hidden": 192}
 #: A project as Label Studio names it, and the numbers by which its versions are kept.
 PROJECT: Final = "1.1795440233"
 
@@ -75,14 +76,13 @@ def serve_rival(port: int, batch: int) -> None:
     from PIL import Image
 
     from hierarchy import LabelTree, log_marginals
-    from inference.backbone import load_backbone
     from inference.augmentation import prepare
+    from inference.backbone import load_backbone
     from inference.predictor import build_head
     from inference.torch_engine import Normalised
 
-    backbone = load_backbone()
-    network = Normalised(backbone.module, backbone.preparation).eval()
-    torch.manual_seed(0)
+    backbones = [load_backbone(name) for name in NETWORKS]
+    networks = [Normalised(one.module, one.preparation).eval() for one in backbones]
     app = Flask("rival")
 
     @app.get("/health")
@@ -93,15 +93,19 @@ def serve_rival(port: int, batch: int) -> None:
     def predict() -> dict[str, Any]:
         call = request.get_json()
         tree = LabelTree.from_json(call["tree"])
-        head = heads.setdefault(0, build_head(tree, NETWORK).eval())
+        head = heads.setdefault(0, build_head(tree, HEAD).eval())
         results = []
         with torch.inference_mode():
             for start in range(0, len(call["tasks"]), batch):
-                pixels = []
+                images = []
                 for task in call["tasks"][start : start + batch]:
                     file = io.BytesIO(requests.get(task["data"]["image"], timeout=30).content)
-                    pixels.append(prepare(Image.open(file).convert("RGB"), backbone.preparation))
-                scores = head(network(torch.from_numpy(np.stack(pixels))))
+                    images.append(Image.open(file).convert("RGB"))
+                vectors = []
+                for backbone, network in zip(backbones, networks, strict=True):
+                    pixels = np.stack([prepare(image, backbone.preparation) for image in images])
+                    vectors.append(network(torch.from_numpy(pixels)).mean(dim=(2, 3)))
+                scores = head(torch.cat(vectors, dim=1))
                 for row in log_marginals(scores, tree).argmax(dim=1).tolist():
                     results.append({"result": [], "choice": tree.paths[row]})  # noqa: PERF401
         return {"results": results}
@@ -113,9 +117,9 @@ def serve_rival(port: int, batch: int) -> None:
 def serve_alone() -> None:
     """Our own server, but each request for itself: none waits for another, none shares a pass."""
     from cli.__main__ import main as hrn
-    from inference.batching import Together
+    from inference.batching import MicroBatcher
 
-    Together.__call__ = _alone  # type: ignore[assignment,method-assign]
+    MicroBatcher.__call__ = _alone  # type: ignore[assignment,method-assign]
     sys.exit(hrn(["serve"]))
 
 
@@ -132,12 +136,15 @@ def train_for_ever() -> None:
 
     torch.set_num_threads(1)
     tree = LabelTree.from_paths([(str(a), str(b)) for a in range(9) for b in range(9)])
-    head = build_head(tree, NETWORK)
+    head = build_head(tree, HEAD)
     steps = torch.optim.AdamW(head.parameters())
-    maps, targets = torch.rand(64, 1280, 7, 7), torch.tensor(tree.leaves)[torch.arange(64) % 81]
+    vectors, targets = (
+        torch.rand(64, HEAD["channels"]),
+        torch.tensor(tree.leaves)[torch.arange(64) % 81],
+    )
     while True:
         steps.zero_grad()
-        tree_loss(head(maps), targets, tree).backward()
+        tree_loss(head(vectors), targets, tree).backward()
         steps.step()
 
 
@@ -228,21 +235,18 @@ class Bench:
 
     def publish(self, fingerprint: str, seed: int) -> None:
         """A new live version with fresh weights."""
-        import torch
-
         from hierarchy.choice import DepthRule
         from inference.predictor import build_head
 
-        torch.manual_seed(seed)
         rule = DepthRule(0.9, 1e-6, ((1.0, 0.0),) * self.tree.depth)
         manifest = {
             "tree": self.tree.to_json(),
-            "network": NETWORK,
-            "backbone": {"name": "tf_efficientnet_lite0", "fingerprint": fingerprint},
+            "network": {**HEAD, "seed": seed},
+            "backbone": {"name": "+".join(NETWORKS), "fingerprint": fingerprint},
             "calibration": {"rule": rule.to_json()},
             "metrics": {},
         }
-        weights = build_head(self.tree, NETWORK).state_dict()
+        weights = build_head(self.tree, manifest["network"]).state_dict()
         version = self.store.publish(self.project.key, manifest, weights)
         self.store.point(self.project.key, version, reason="benchmark")
 
@@ -269,24 +273,27 @@ class Bench:
 # Measuring
 
 
-def limit(bench: Bench, engine: Any, numbers: Sequence[int], preparation: Any) -> dict[str, float]:  # noqa: ANN401
-    """Seconds of decode and resize, and of the forward, of these photos."""
+def limit(bench: Bench, networks: Any, numbers: Sequence[int]) -> dict[str, float]:  # noqa: ANN401
+    """Return the seconds of decode and resize, and of both networks' forward, of these images."""
     from inference.augmentation import prepare
     from studio.decoding import decode
     from studio.limits import PictureLimits
 
     data = [bench.files[number].read_bytes() for number in numbers]
+    preparations = [backbone.preparation for backbone, _ in networks]
+    enough = 2 * max(one.resize for one in preparations)
 
-    def one(file: bytes) -> Any:  # noqa: ANN401 - pixels
-        image = decode(file, limits=PictureLimits(), at_least=2 * preparation.resize)
-        return prepare(image, preparation)
+    def one(file: bytes) -> Any:  # noqa: ANN401 - pixels for each network
+        image = decode(file, limits=PictureLimits(), at_least=enough)
+        return [prepare(image, preparation) for preparation in preparations]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(one, data[:4]))
         began = time.perf_counter()
-        pixels = np.stack(list(pool.map(one, data)))
+        pixels = [np.stack(some) for some in zip(*pool.map(one, data), strict=True)]
         decoded = time.perf_counter()
-    engine.maps(pixels)
+    for (_, engine), some in zip(networks, pixels, strict=True):
+        engine.vectors(some)
     ended = time.perf_counter()
     return {"limit": ended - began, "limit: decode": decoded - began}
 
@@ -321,17 +328,19 @@ def turns(bench: Bench, ports: dict[str, int], count: int) -> dict[str, float]:
     from inference.backbone import load_backbone
     from inference.engine import make_engine
 
-    backbone = load_backbone()
-    engine = make_engine(backbone, device="cpu", cache_dir=bench.home / "cache" / "engines")
+    backbones = [load_backbone(name) for name in NETWORKS]
+    engines = bench.home / "cache" / "engines"
+    networks = [(one, make_engine(one, device="cpu", cache_dir=engines)) for one in backbones]
+    fingerprint = "+".join(one.fingerprint for one in backbones)
     rows = []
     for turn in range(count + 1):
         numbers = bench.draw()
-        row = limit(bench, engine, numbers, backbone.preparation)
+        row = limit(bench, networks, numbers)
         body = bench.new(numbers)
         row["new"], _ = Caller(ports["ours"]).ask("/predict", body)
         for name in ("example", "plain batch"):
             row[name], _ = Caller(ports[name]).ask("/predict", bench.new(numbers))
-        bench.publish(backbone.fingerprint, turn + 1)
+        bench.publish(fingerprint, turn + 1)
         row["seen, first of a version"], _ = Caller(ports["ours"]).ask("/predict", body)
         row["seen"], told = Caller(ports["ours"]).ask("/predict", body)
         assert len(told["results"]) == PICTURES, told
@@ -448,7 +457,7 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name:40} {value:10.3f}")
     if asked.json:
-        from evaluation.evaluation import machine
+        from evaluation.harness import machine
 
         told = {"machine": machine(), "cores": os.cpu_count(), "measured": found}
         asked.json.write_text(json.dumps(told, indent=1), encoding="utf-8")
@@ -469,7 +478,8 @@ def measure(data: Path, *, rounds: int, tasks: int) -> dict[str, float]:
 
         start(me, "--data", str(folder), "--pictures", str(ports["pictures"]))
         bench = Bench(folder, home, ports["pictures"])
-        bench.publish(load_backbone().fingerprint, 0)
+        mark = "+".join(load_backbone(name).fingerprint for name in NETWORKS)
+        bench.publish(mark, 0)
         ours = {
             "LABEL_STUDIO_URL": bench.site,
             "HRN_DEVICE": "cpu",

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from cli import redis_server
-from evaluation.evaluation import machine
+from evaluation.harness import machine
 from hierarchy import LabelTree
 from hierarchy.choice import DepthRule
 from inference.extractors import FeatureExtractors

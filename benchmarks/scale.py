@@ -25,17 +25,17 @@ from typing import Any, Final
 
 import psutil
 import requests
-import torch
 
 from benchmarks.answers import grow, measure
 from benchmarks.predict import free_port, running
 from benchmarks.refresh import redis, tree_of
 from cli.services import as_environment
-from evaluation.evaluation import machine
+from evaluation.harness import machine
 from hierarchy.choice import DepthRule
 from inference.answers import answers
 from inference.extractors import FeatureExtractors
-from inference.predictor import Predictor, build_head
+from inference.feature_cache import FeatureCache
+from inference.predictor import KIND, Predictor, build_head
 from inference.store import Project, project_key
 from studio.configwriter import taxonomy_config
 from studio.pictures import Picture
@@ -52,8 +52,8 @@ CONNECTIONS: Final = 16
 #: Projects that a reconciler looks after while one look is timed.
 PROJECTS: Final = 200
 
-#: Seconds of a default and of a fast training of 2,640 pictures: `benchmarks.training`.
-TRAINING: Final = {"default": 35.0, "fast": 8.0}
+#: Seconds of a training of 2,640 images: `benchmarks.training`.
+TRAINING: Final = 20.0
 
 #: Seconds that Label Studio takes to store a prediction (sqlite): `benchmarks.refresh` on a real
 #: one.
@@ -106,14 +106,13 @@ def register(parts: Parts, stand: Stand, number: int) -> Project:
 
 def publish(parts: Parts, known: Project, folder: Path) -> int:
     """A live version with fresh weights; bytes of it on disk."""
-    tree, backbone = tree_of(folder), parts.extractors.backbone()
-    torch.manual_seed(0)
+    tree, extractor = tree_of(folder), parts.extractors.base()
     rule = DepthRule(0.9, 1e-6, ((1.0, 0.0),) * tree.depth)
-    network = {"kind": "frozen", "channels": backbone.channels}
+    network = {"kind": KIND, "channels": extractor.channels}
     manifest = {
         "tree": tree.to_json(),
         "network": network,
-        "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
+        "backbone": {"name": extractor.name, "fingerprint": extractor.fingerprint},
         "calibration": {"rule": rule.to_json()},
         "metrics": {},
     }
@@ -138,27 +137,25 @@ def of_pictures(parts: Parts, known: Project, folder: Path) -> dict[str, float]:
 
     ours = parts.settings
     extractors = FeatureExtractors(
-        ours.cache, fetch, backbone=ours.backbone, device=ours.device, decode=parts.decoders
+        ours.cache, fetch, networks=ours.networks, device=ours.device, decode=parts.decoders
     )
-    gallery = extractors.base()
+    extractor = extractors.base()
     items = [(str(number), None) for number in range(len(files))]
     version = parts.store.current(known.key)
     assert version is not None
     predictor: Predictor = parts.predictors.get(known, version)
-    gallery.maps(items[:32])
+    extractor.vectors(items[:32])
 
     def answered() -> None:
         for start in range(32, len(items), 32):
-            answers(gallery, predictor, items[start : start + 32])
+            answers(extractor, predictor, items[start : start + 32])
 
     new, seen = cores(answered), cores(answered)
-    size = extractors.of(predictor)._cache  # noqa: SLF001 - to ask how much it holds
-    assert size is not None
-    held, count = size.size(), len(items) - 32
+    held, count = FeatureCache(ours.cache).size(), len(items) - 32
     return {
         "new picture": new / count,
         "picture seen before": seen / count,
-        "bytes kept of a picture": held.nbytes / held.maps,
+        "bytes kept of a picture": held.nbytes / len(items),
     }
 
 
@@ -284,12 +281,12 @@ def needs(load: Load, cost: dict[str, float]) -> list[Need]:
     rows = [
         Need(
             "training",
-            trainings * TRAINING["default"],
-            f"{trainings:.1f} trainings a second are wished for after each {load.every} answers; a "
-            f"worker does one in {TRAINING['default']:.0f} s ({TRAINING['fast']:.0f} s the fast "
-            "one). One runs and one waits a project, so projects fall behind rather than queues "
-            f"grow: with W workers each is trained every {load.projects * TRAINING['default']:.0f} "
-            f"s / W, after {share * load.projects * TRAINING['default']:.0f} / W answers",
+            trainings * TRAINING,
+            f"{trainings:.1f} trainings per second are asked for, one after {load.every} answers "
+            f"of a project; a worker does one in {TRAINING:.0f} s. One runs and one waits per "
+            "project, so projects fall behind rather than queues grow: with W workers each is "
+            f"trained every {load.projects * TRAINING:.0f} s / W, after "
+            f"{share * load.projects * TRAINING:.0f} / W answers",
         ),
         Need(
             "pre-labels for visits",

@@ -1,12 +1,11 @@
 """How long a training takes once features are cached, and where its seconds go.
 
     python -m benchmarks.training --data ../shared/data/grocery
+    python -m benchmarks.training --data ../shared/data/grocery --labels 300
 
 Runs the product's own training from labels to a published version that answers, held-out part,
-depth rule and files included, on all training photos with their leaves. The cache is filled first,
+depth rule and files included, on training images with their leaves. The cache is filled first,
 untimed. Wall seconds, so on an otherwise idle machine; those of processors tell how busy it was.
-Features are read from memory, where the
-operating system keeps files that were read lately, if they fit there.
 """
 
 import argparse
@@ -17,11 +16,14 @@ import time
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 
-from evaluation.album import open_photo, ref_of
-from evaluation.data import Dataset, load
-from evaluation.evaluation import machine
+from evaluation.data import Split, load
+from evaluation.features import open_image, reference_of
+from evaluation.harness import machine
+from evaluation.protocols import Degradation
+from hierarchy import LabelTree
 from inference.answers import answers
 from inference.extractors import FeatureExtractors
 from inference.predictor import load_predictor
@@ -33,20 +35,11 @@ from worker import training
 from worker.gathering import gather
 from worker.order import Order
 from worker.parts import Parts
-from worker.recipe import Recipe
 from worker.settings import Settings
 from worker.snapshot import Snapshot, take
+from worker.training_config import TrainingConfig
 
 KEY: Final = "benchmark"
-
-#: What a training reports -> what it is called here.
-STAGES: Final = {
-    "fetching pictures": "look up",
-    "reducing": "read and reduce",
-    "fitting": "fit",
-    "calibrating": "calibrate",
-    "publishing": "publish",
-}
 
 
 class Clock:
@@ -58,7 +51,7 @@ class Clock:
         self._since = now()
 
     def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
-        """A stage goes on, or another begins."""
+        """Note that a stage goes on, or that another begins."""
         del done, total, figures
         wall, cpu = now()
         if self._stage:
@@ -67,75 +60,71 @@ class Clock:
                 before[0] + wall - self._since[0],
                 before[1] + cpu - self._since[1],
             )
-        self._stage, self._since = STAGES.get(stage, stage), (wall, cpu)
+        self._stage, self._since = stage, (wall, cpu)
 
 
 def now() -> tuple[float, float]:
-    """Seconds by the wall, and of all processors together."""
+    """Return seconds by the wall, and of all processors together."""
     return time.monotonic(), time.process_time()
 
 
-def labels(dataset: Dataset, config: LabelConfig) -> Snapshot:
-    """All training photos, each with its leaf, as a project's labels."""
+def labels(split: Split, tree: LabelTree, config: LabelConfig) -> Snapshot:
+    """Make a project's labels of images, each with its leaf."""
     tasks = []
-    for at, (file, target) in enumerate(
-        zip(dataset.train.files, dataset.train.targets.tolist(), strict=True)
-    ):
-        node = config.tree.index(dataset.tree.paths[target])
+    for at, (file, target) in enumerate(zip(split.files, split.targets.tolist(), strict=True)):
+        node = config.tree.index(tree.paths[target])
         label = Label(
             at, at, node, (node,), 1, "", ground_truth=False, origin=None, parent_prediction=None
         )
-        tasks.append(TaskLabels(at, ref_of(file), (label,), (), {}))
+        tasks.append(TaskLabels(at, reference_of(file), (label,), (), {}))
     return take(tasks, config.tree)
 
 
 def measure(
-    parts: Parts, config: LabelConfig, snapshot: Snapshot, *, fast: bool
+    parts: Parts, config: LabelConfig, snapshot: Snapshot
 ) -> dict[str, tuple[float, float]]:
-    """Wall and processor seconds of each stage, and of the whole to the first new answer."""
-    recipe = Recipe.fast() if fast else Recipe()
-    gallery = parts.extractors.base()
-    gather(snapshot, gallery, "", lambda *_, **__: None, recipe.views)  # into the cache, untimed
+    """Return wall and processor seconds of each stage, and of the whole to the first new answer."""
+    extractor = parts.extractors.base()
+    augmentations = TrainingConfig.suited(len(snapshot.labels), config.tree).augmentations
+    gather(snapshot, extractor, "", lambda *_, **__: None, augmentations)  # untimed
     project = parts.store.register(Project(KEY, 1, "1.0", "http://localhost", ""))
     clock, started = Clock(), now()
-    order = Order(KEY, force=True, fast=fast)
+    order = Order(KEY, force=True)
     ended = training.learn(order, project, config, snapshot, parts, clock)
     clock("answer", 0, 1)
     assert ended.version is not None, ended
     predictor = load_predictor(parts.store, project, ended.version, tree=config.tree)
-    answers(gallery, predictor, [(str(snapshot.tasks[0].picture), None)])
+    answers(extractor, predictor, [(str(snapshot.tasks[0].picture), None)])
     clock("", 0, 0)
     wall, cpu = now()
     return {**clock.seconds, "whole": (wall - started[0], cpu - started[1])}
 
 
 def main() -> None:
-    """Measure both recipes and print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, default=Path("var/evaluation"))
-    parser.add_argument("--backbone", default="tf_efficientnet_lite0")
+    parser.add_argument("--labels", type=int, help="so many images, drawn at random; all if not")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # runs go side by side, as in a worker
+    ours = Settings.from_environ(os.environ)
     dataset = load(arguments.data)
+    split = dataset.train
+    if arguments.labels is not None:
+        drawn = np.random.default_rng(0).permutation(len(split))[: arguments.labels]
+        split = split.take(np.sort(drawn))
     config = parse_label_config(taxonomy_config(dataset.tree))
-    snapshot = labels(dataset, config)
-    found = {}
     with tempfile.TemporaryDirectory() as home:
-        for name in ("default", "fast"):
-            parts = Parts(Settings(home=Path(home) / name, device="cpu"))
-            parts.extractors = FeatureExtractors(
-                arguments.cache,
-                lambda ref, _: open_photo(ref),
-                backbone=arguments.backbone,
-                device="cpu",
-            )
-            found[name] = measure(parts, config, snapshot, fast=name == "fast")
-    for name, seconds in found.items():
-        stages = ", ".join(
-            f"{stage} {wall:.1f} ({cpu:.1f})" for stage, (wall, cpu) in seconds.items()
+        parts = Parts(Settings(home=Path(home), device="cpu"))
+        parts.extractors = FeatureExtractors(
+            ours.cache,
+            lambda ref, _: open_image(ref, Degradation()),
+            networks=ours.networks,
+            device="cpu",
         )
-        print(f"{name}, {len(dataset.train)} pictures, seconds (of processors): {stages}")
+        found = measure(parts, config, labels(split, dataset.tree, config))
+    stages = ", ".join(f"{stage} {wall:.1f} ({cpu:.1f})" for stage, (wall, cpu) in found.items())
+    print(f"{len(split)} images, seconds (of processors): {stages}")
     print(json.dumps({"machine": machine(), "cores": os.cpu_count(), "seconds": found}))
 
 

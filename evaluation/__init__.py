@@ -1,4 +1,4 @@
-"""Offline science: data sets, protocols and rivals that `hrn evaluate` measures, and its reports.
+"""Offline science: data sets, protocols, methods and their results.
 
 Nothing that serves or trains for Label Studio imports this room.
 """

@@ -1,11 +1,11 @@
-"""What is done to labels and pictures before a rival sees them: relabelling, and poorer pictures.
+"""Protocols: how many labels, how many of them coarse, and images made poorer.
 
 The published protocols (Chen et al. 2022, and its code) are marked as such; all are pure functions.
 """
 
-import io
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,20 +14,24 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from evaluation.errors import ProtocolError
+from hierarchy.metrics import sibling_leaves
 from hierarchy.tree import TOP, LabelTree
 
 How = Literal["random", "first"]
+
+#: Leaves of one family in a small tree, at most.
+FAMILY = 4
 
 
 def relabel(
     targets: NDArray[np.int64], tree: LabelTree, share: float, *, how: How = "random", seed: int = 0
 ) -> NDArray[np.int64]:
-    """Give a share of each leaf class's pictures their parent's label instead.
+    """Give a share of each leaf class's images their parent's label instead.
 
-    Of n pictures of a leaf ``ceil((1 - share) * n)`` keep their label, as published. A leaf without
+    Of n images of a leaf ``ceil((1 - share) * n)`` keep their label, as published. A leaf without
     siblings loses nothing by it, since its parent's label says as much: figures over leaves with
-    siblings are the telling ones where a tree has chains. Leaves that are tops, and pictures that
-    are labelled on an inner node already, stay as they are.
+    siblings are the telling ones where a tree has chains. Leaves that are root nodes, and images
+    that are labelled on an inner node already, stay as they are.
 
     Args:
         targets: ``(n,)`` node ids.
@@ -57,24 +61,17 @@ def relabel(
     return found
 
 
-def _kept(pictures: int, share: float) -> int:
-    """How many keep their label."""
+def _kept(images: int, share: float) -> int:
+    """Count those that keep their label."""
     # Rounded first: (1 - 0.7) * 30 is a hair above 9, and 9 is meant.
-    return math.ceil(round((1 - share) * pictures, 9))
-
-
-def is_coarse(targets: NDArray[np.int64], tree: LabelTree) -> NDArray[np.bool_]:
-    """Of each picture whether its label is no leaf; those are shrunk in the published protocol."""
-    leaf = np.zeros(len(tree), dtype=bool)
-    leaf[list(tree.leaves)] = True
-    return ~leaf[targets]
+    return math.ceil(round((1 - share) * images, 9))
 
 
 def lower_resolution(image: Image.Image, factor: float = 0.25) -> Image.Image:
-    """Shrink a picture in each direction by nearest neighbour, without anti-aliasing, as published.
+    """Shrink a image in each direction by nearest neighbour, without anti-aliasing, as published.
 
     The same pixels as ``torch.nn.functional.interpolate(..., scale_factor=factor)`` picks. The
-    network's own preparation blows the picture up again.
+    network's own preparation blows the image up again.
 
     Args:
         image: any mode; read as RGB, 8 bit.
@@ -91,7 +88,7 @@ def lower_resolution(image: Image.Image, factor: float = 0.25) -> Image.Image:
 
 
 def _nearest(size: int, factor: float) -> NDArray[np.int64]:
-    """Of each pixel that stays its place before; torch counts in 32 bit here, so do we."""
+    """Return the former place of each pixel that stays; torch counts in 32 bit here, so do we."""
     steps = np.arange(max(1, math.floor(size * factor)), dtype=np.float32)
     places: NDArray[np.int64] = np.floor(steps * np.float32(1 / factor)).astype(np.int64)
     return np.clip(places, 0, size - 1)
@@ -116,7 +113,7 @@ def gaussian_noise(image: Image.Image, sigma: float, rng: np.random.Generator) -
 
 
 def gaussian_blur(image: Image.Image, sigma: float) -> Image.Image:
-    """Blur a picture with a Gaussian of this standard deviation, in its own pixels.
+    """Blur a image with a Gaussian of this standard deviation, in its own pixels.
 
     Raises:
         ProtocolError: sigma is below 0.
@@ -126,31 +123,121 @@ def gaussian_blur(image: Image.Image, sigma: float) -> Image.Image:
     return image.convert("RGB").filter(ImageFilter.GaussianBlur(sigma))
 
 
-def jpeg(image: Image.Image, quality: int) -> Image.Image:
-    """Send a picture through JPEG.
+@dataclass(frozen=True)
+class Protocol:
+    """Which training labels a method gets.
+
+    Attributes:
+        share: of each leaf's images, the share that get their parent's label instead.
+        how: who is relabelled, see :func:`relabel`.
+        low_res: whether relabelled images are shrunk, as published.
+        per_leaf: images of each leaf that are labelled at all, drawn at random; None for all.
+        leaves: leaves of a small tree, see :func:`small_tree`; the others and their images are
+            left out. None for all.
 
     Raises:
-        ProtocolError: the quality is not 1 to 95, where the encoder's scale is meaningful.
+        ProtocolError: a number is out of range.
+
+    Example:
+        >>> Protocol(0.5, per_leaf=4).name
+        '50 %, 4 per leaf'
     """
-    if not 1 <= quality <= 95:
-        raise ProtocolError(f"the JPEG quality must be 1 to 95, got {quality}")
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=quality)
-    buffer.seek(0)
-    with Image.open(buffer) as packed:
-        return packed.convert("RGB")
+
+    share: float = 0.0
+    how: How = "random"
+    low_res: bool = False
+    per_leaf: int | None = None
+    leaves: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ProtocolError(f"the share to relabel must be 0 to 1, got {self.share}")
+        if self.how not in ("random", "first"):
+            raise ProtocolError(f"how must be random or first, got {self.how!r}")
+        for name, least in (("per_leaf", 1), ("leaves", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ProtocolError(f"{name} must be {least} or more, got {value}")
+
+    @property
+    def name(self) -> str:
+        """What tables call it: the share relabelled, and whatever else is not usual."""
+        parts = [
+            f"{100 * self.share:g} %",
+            "first keep theirs" if self.how == "first" else "",
+            "low resolution" if self.low_res else "",
+            f"{self.per_leaf} per leaf" if self.per_leaf is not None else "",
+            f"{self.leaves} leaves" if self.leaves is not None else "",
+        ]
+        return ", ".join(filter(None, parts))
+
+    def labels(
+        self, targets: NDArray[np.int64], tree: LabelTree, seed: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Draw the labelled images and relabel them.
+
+        Args:
+            targets: ``(P,)`` node ids of all training images.
+            tree: their tree.
+            seed: of the draws.
+
+        Returns:
+            ``(n,)`` positions of the labelled images, ascending, and their ``(n,)`` labels.
+        """
+        chosen = np.arange(len(targets))
+        if self.per_leaf is not None:
+            rng = np.random.default_rng([seed, 2])
+            of_each = [rng.permutation(np.flatnonzero(targets == n)) for n in np.unique(targets)]
+            chosen = np.sort(np.concatenate([one[: self.per_leaf] for one in of_each]))
+        return chosen, relabel(targets[chosen], tree, self.share, how=self.how, seed=seed)
+
+
+def without(tree: LabelTree, nodes: Sequence[int]) -> LabelTree:
+    """Return the tree without these nodes and all below them; the others keep their order.
+
+    Raises:
+        TreeError: if none is left.
+    """
+    gone = set(nodes)
+    for node in tree.preorder:
+        if tree.parents[node] in gone:
+            gone.add(node)
+    stay = [node for node in range(len(tree)) if node not in gone]
+    place = {node: at for at, node in enumerate(stay)} | {TOP: TOP}
+    return LabelTree.from_parents(
+        [place[tree.parents[node]] for node in stay], [tree.names[node] for node in stay]
+    )
+
+
+def small_tree(tree: LabelTree, leaves: int, seed: int) -> LabelTree:
+    """Draw leaves family by family, up to four siblings of each, and keep the nodes above them.
+
+    Leaves without siblings are left out: who knows their parent knows them.
+
+    Raises:
+        ProtocolError: the tree has not so many.
+    """
+    families: dict[int, list[int]] = {}
+    for leaf in sibling_leaves(tree):
+        families.setdefault(tree.parents[leaf], []).append(leaf)
+    rng = np.random.default_rng([seed, 3])
+    order = [families[parent] for parent in rng.permutation(sorted(families)).tolist()]
+    drawn = [leaf for family in order for leaf in family[:FAMILY]][:leaves]
+    if len(drawn) < leaves:
+        raise ProtocolError(f"leaves must be at most {len(drawn)} of this tree, got {leaves}")
+    above = {node for leaf in drawn for node in tree.ancestors(leaf)}
+    return without(tree, [node for node in range(len(tree)) if node not in above])
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """How pictures are made poorer: in the order of a camera, blur, shrinking, noise, JPEG.
+    """A way of making images poorer: in the order of a camera, blur, shrinking, noise.
 
     Attributes:
-        blur: standard deviation in pixels of the picture as it comes; 0 for none.
+        blur: standard deviation in pixels of the image as it comes; 0 for none.
         resolution: factor by which each side is shrunk, as published; 1 for none.
         noise: standard deviation in steps of 8 bit; 0 for none.
-        jpeg_quality: 1 to 95; None for no JPEG.
-        seed: of the noise; each picture has its own by its name.
+        seed: of the noise; each image has its own by its name.
 
     Raises:
         ProtocolError: a number is out of range.
@@ -165,7 +252,6 @@ class Degradation:
     blur: float = 0.0
     resolution: float = 1.0
     noise: float = 0.0
-    jpeg_quality: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -173,21 +259,20 @@ class Degradation:
 
     @property
     def key(self) -> str:
-        """What is done, in a form fit for a file name: equal keys, equal pictures."""
+        """A description fit for a file name: equal keys, equal images."""
         parts = [
             f"blur{self.blur:.12g}" if self.blur else "",
             f"resolution{self.resolution:.12g}" if self.resolution != 1 else "",
             f"noise{self.noise:.12g}-seed{self.seed}" if self.noise else "",
-            f"jpeg{self.jpeg_quality}" if self.jpeg_quality is not None else "",
         ]
         return "-".join(filter(None, parts)) or "plain"
 
     def apply(self, image: Image.Image, name: str) -> Image.Image:
-        """The poorer picture, RGB; the same for the same picture and name each time.
+        """Return the poorer image, RGB; the same for the same image and name each time.
 
         Args:
             image: any mode.
-            name: the picture's own, such as its file's name: it seeds the noise.
+            name: the image's own, such as its file's name: it seeds the noise.
         """
         found = image.convert("RGB")
         if self.blur:
@@ -197,7 +282,7 @@ class Degradation:
         if self.noise:
             rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
             found = gaussian_noise(found, self.noise, rng)
-        return found if self.jpeg_quality is None else jpeg(found, self.jpeg_quality)
+        return found
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:

@@ -1,25 +1,25 @@
 """A labelling campaign replayed: ask, be answered, train anew, ask again.
 
-Every picture's true node is known, so what an annotator would answer is too. All strategies get the
-same annotators, the same head and the same loop; only the pictures that are asked about differ.
-P training pictures, N nodes, L levels.
+Every image's true node is known, so what an annotator would answer is too. All strategies get the
+same annotators and the same training; only the images that are asked about differ.
+P training images, N nodes, C channels.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
-from pathlib import Path
+from statistics import fmean
+from types import MappingProxyType
+from typing import Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evaluation.curves import Campaign, Curve, Point
 from evaluation.errors import ExperimentError
-from evaluation.material import Material
+from evaluation.features import Features
+from evaluation.methods import configure, fit_hrn
+from evaluation.results import Results, Row, markdown
 from hierarchy import LabelTree
 from hierarchy.acquisition import (
     Space,
@@ -35,20 +35,20 @@ from hierarchy.acquisition import (
 )
 from hierarchy.acquisition.asking import CHOICE
 from hierarchy.choice import candidates
+from hierarchy.heads import HRNHead
 from hierarchy.metrics import accuracy_by_level
-from hierarchy.network import FrozenHead
-from hierarchy.pseudo import WEIGHT, safe_targets
 from hierarchy.tree import TOP
-from inference.views import PLAIN
-from worker import trainer
+from inference.augmentation import PLAIN
 from worker.fitting import Rows
-from worker.recipe import Recipe
-
-log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+
+Coarse = Literal["use", "drop"]
+
+#: The strategy that the others are measured against.
+REFERENCE: Final = "random"
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,15 @@ class Plan:
     """What all campaigns of a comparison share.
 
     Attributes:
-        start: pictures asked about before the first training.
-        batch: pictures asked about between two trainings.
+        start: images asked about before the first training.
+        batch: images asked about between two trainings.
         rounds: batches.
         know: the probability with which an annotator knows a node; one who does not answers its
-            parent with the same probability, and so on up to the top, which everyone knows.
+            parent with the same probability, and so on up to the root node, which everyone knows.
         random_share: of a batch of the mix, drawn at random.
+
+    Raises:
+        ExperimentError: a number is out of range.
     """
 
     start: int
@@ -73,7 +76,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.start < 2 or self.batch < 1 or self.rounds < 0:
             raise ExperimentError(
-                "expected a start of 2 pictures or more, a batch of 1 or more and rounds of 0 or "
+                "expected a start of 2 images or more, a batch of 1 or more and rounds of 0 or "
                 f"more, got {self.start}, {self.batch} and {self.rounds}"
             )
         for name in ("know", "random_share"):
@@ -82,7 +85,7 @@ class Plan:
 
 
 def answers(targets: Ints, tree: LabelTree, know: float, seed: int) -> Ints:
-    """What annotators would answer, ``(P,)`` nodes on the true paths; independent of the photo."""
+    """Draw what annotators would answer, ``(P,)`` nodes on the true paths, whatever the image."""
     rng = np.random.default_rng([seed, 1])
     found = targets.copy()
     parents = np.array(tree.parents)
@@ -96,15 +99,15 @@ def answers(targets: Ints, tree: LabelTree, know: float, seed: int) -> Ints:
 
 
 @dataclass(frozen=True)
-class Desk:
+class Pool:
     """What a strategy may look at when it chooses.
 
     Attributes:
         tree: N nodes.
-        features: ``(P, C)`` of the whole pool.
+        features: ``(P, C)`` of all images.
         vectors: ``(P, c)`` the same as unit vectors.
         asked: positions asked so far, in order.
-        log_p: ``(P, N)`` what the newest head says of the pool; None before the first.
+        log_p: ``(P, N)`` what the newest head says; None before the first.
         plan: of the campaign.
         seed: of this choice.
     """
@@ -123,78 +126,80 @@ class Desk:
         return np.setdiff1d(np.arange(len(self.features)), self.asked)
 
     @cached_property
-    def said(self) -> Doubles:
+    def predicted(self) -> Doubles:
         """``(open, N)`` what the head says of those."""
         assert self.log_p is not None  # noqa: S101 - only asked for after a training
         return self.log_p[self.open]
 
 
-Choose = Callable[[Desk, int], Ints]
+Choose = Callable[[Pool, int], Ints]
 
 
-def _random(desk: Desk, count: int) -> Ints:
-    rng = np.random.default_rng(desk.seed)
-    return rng.choice(desk.open, min(count, len(desk.open)), replace=False)
+def _random(pool: Pool, count: int) -> Ints:
+    rng = np.random.default_rng(pool.seed)
+    return rng.choice(pool.open, min(count, len(pool.open)), replace=False)
 
 
-def _typiclust(desk: Desk, count: int) -> Ints:
-    taken = desk.vectors[desk.asked]
-    return desk.open[typical(desk.vectors[desk.open], count, taken=taken, seed=desk.seed)]
+def _typiclust(pool: Pool, count: int) -> Ints:
+    taken = pool.vectors[pool.asked]
+    return pool.open[typical(pool.vectors[pool.open], count, taken=taken, seed=pool.seed)]
 
 
-def _central(desk: Desk, count: int) -> Ints:
-    return desk.open[central(desk.vectors[desk.open], count, seed=desk.seed)]
+def _central(pool: Pool, count: int) -> Ints:
+    return pool.open[central(pool.vectors[pool.open], count, seed=pool.seed)]
 
 
-def _margin(desk: Desk, count: int) -> Ints:
-    return desk.open[np.argsort(margin(desk.said, desk.tree), kind="stable")[:count]]
+def _margin(pool: Pool, count: int) -> Ints:
+    return pool.open[np.argsort(margin(pool.predicted, pool.tree), kind="stable")[:count]]
 
 
-def _entropy(desk: Desk, count: int) -> Ints:
-    return desk.open[np.argsort(-entropy(desk.said, desk.tree), kind="stable")[:count]]
+def _entropy(pool: Pool, count: int) -> Ints:
+    return pool.open[np.argsort(-entropy(pool.predicted, pool.tree), kind="stable")[:count]]
 
 
-def _margin_k_center(desk: Desk, count: int) -> Ints:
-    some = _margin(desk, CHOICE * count)
-    return some[k_center(desk.vectors[some], count, taken=desk.vectors[desk.asked])]
+def _margin_k_center(pool: Pool, count: int) -> Ints:
+    some = _margin(pool, CHOICE * count)
+    return some[k_center(pool.vectors[some], count, taken=pool.vectors[pool.asked])]
 
 
-def _badge(desk: Desk, count: int) -> Ints:
-    leaves = leaf_probabilities(desk.said, desk.tree)
-    return desk.open[badge(desk.vectors[desk.open], leaves, count, seed=desk.seed)]
+def _badge(pool: Pool, count: int) -> Ints:
+    leaves = leaf_probabilities(pool.predicted, pool.tree)
+    return pool.open[badge(pool.vectors[pool.open], leaves, count, seed=pool.seed)]
 
 
 def _mix(tail: Tail | None = None) -> Choose:
-    def choose(desk: Desk, count: int) -> Ints:
+    def choose(pool: Pool, count: int) -> Ints:
         asked = ask(
-            desk.features[desk.open],
-            None if desk.log_p is None else desk.said,
-            desk.tree,
-            taken=desk.features[desk.asked],
+            pool.features[pool.open],
+            None if pool.log_p is None else pool.predicted,
+            pool.tree,
+            taken=pool.features[pool.asked],
             count=count,
-            labels=len(desk.asked),
-            seed=desk.seed,
-            random_share=desk.plan.random_share,
+            labels=len(pool.asked),
+            seed=pool.seed,
+            random_share=pool.plan.random_share,
             **({} if tail is None else {"tail": tail}),
         )
-        return desk.open[asked.order[:count]]
+        return pool.open[asked.order[:count]]
 
     return choose
 
 
-#: By name: how the first pictures are chosen, and how the others.
-STRATEGIES: Mapping[str, tuple[Choose, Choose]] = {
-    "random": (_random, _random),
-    "mix": (_mix(), _mix()),
-    "mix-kcenter": (_mix("k-center"), _mix("k-center")),
-    "mix-badge": (_mix("badge"), _mix("badge")),
-    "typiclust": (_typiclust, _typiclust),
-    "kmeans": (_central, _central),
-    "margin": (_random, _margin),
-    "margin-kcenter": (_random, _margin_k_center),
-    "badge": (_random, _badge),
-    "entropy": (_random, _entropy),
-}
+#: By name: how the first images are chosen, and how the others.
+STRATEGIES: Mapping[str, tuple[Choose, Choose]] = MappingProxyType(
+    {
+        "random": (_random, _random),
+        "mix": (_mix(), _mix()),
+        "mix-kcenter": (_mix("k-center"), _mix("k-center")),
+        "mix-badge": (_mix("badge"), _mix("badge")),
+        "typiclust": (_typiclust, _typiclust),
+        "kmeans": (_central, _central),
+        "margin": (_random, _margin),
+        "margin-kcenter": (_random, _margin_k_center),
+        "badge": (_random, _badge),
+        "entropy": (_random, _entropy),
+    }
+)
 
 
 def check_strategy(name: str) -> None:
@@ -207,131 +212,151 @@ def check_strategy(name: str) -> None:
         raise ExperimentError(f"no strategy {name!r}: expected one of {', '.join(STRATEGIES)}")
 
 
-def replay(campaign: Campaign, plan: Plan, material: Material, recipe: Recipe) -> Curve:
-    """Run one campaign and judge the head after each training.
+def campaign_name(strategy: str, coarse: Coarse) -> str:
+    """Return what a campaign is called in tables, whatever its seed."""
+    return strategy if coarse == "use" else f"{strategy}, coarse dropped"
 
-    Each training starts from scratch. It ends early when every picture has been asked about.
+
+def replay(
+    features: Features, *, strategy: str, plan: Plan, seed: int, coarse: Coarse = "use"
+) -> list[Row]:
+    """Run one campaign and judge the head after each training, which starts from scratch.
+
+    It ends early when every image has been asked about.
+
+    Args:
+        features: the pool to ask about, and what to judge on.
+        strategy: a name in ``STRATEGIES``.
+        plan: what the campaign shares with others.
+        seed: of the choice, the annotators and the training.
+        coarse: whether answers above the leaf are learnt from.
+
+    Returns:
+        One row per training, its protocol the number of questions asked so far.
 
     Raises:
         ExperimentError: there is no such strategy, or the first answers leave nothing to learn.
     """
-    check_strategy(campaign.strategy)
-    first, later = STRATEGIES[campaign.strategy]
-    own = replace(recipe, seed=campaign.seed)
-    told = answers(material.targets, material.tree, plan.know, campaign.seed)
-    features = material.views[PLAIN].means.numpy()
-    vectors = Space.of(features).vectors(features)
+    check_strategy(strategy)
+    first, later = STRATEGIES[strategy]
+    name = campaign_name(strategy, coarse)
+    tree, targets = features.tree, features.targets
+    answered = answers(targets, tree, plan.know, seed)
+    plain = features.train[:, PLAIN].astype(np.float32)
+    vectors = Space.of(plain).vectors(plain)
     asked: Ints = np.zeros(0, dtype=np.int64)
     log_p: Doubles | None = None
-    points: list[Point] = []
+    rows: list[Row] = []
     for number in range(plan.rounds + 1):
-        seed = 1000 * campaign.seed + number
-        desk = Desk(material.tree, features, vectors, asked, log_p, plan, seed)
-        if not len(desk.open):
+        pool = Pool(tree, plain, vectors, asked, log_p, plan, 1000 * seed + number)
+        if not len(pool.open):
             break
         choose, count = (later, plan.batch) if number else (first, plan.start)
-        asked = np.concatenate([asked, choose(desk, count)])
-        head, learnt = _learn(campaign, asked, told, material, own)
-        log_p = trainer.log_probabilities(head, material.tree, material.views[PLAIN])
-        seen = float(len(np.unique(material.targets[asked])))
-        figures = {**judge(head, material), **learnt, "classes": seen}
-        points.append(Point(len(asked), figures))
-        log.info("campaign=%s questions=%d leaf=%.3f", campaign, len(asked), figures["leaf"])
-    return Curve(campaign, tuple(points))
+        asked = np.concatenate([asked, choose(pool, count)])
+        usable = asked
+        if coarse == "drop":
+            usable = asked[np.isin(answered[asked], tree.leaves)]
+        if len(np.unique(answered[usable])) < 2:
+            raise ExperimentError(
+                f"{name}: the first {len(asked)} answers leave {len(usable)} to learn from, "
+                "which name fewer than 2 nodes: ask about more at the start"
+            )
+        head = _fit(features, usable, answered[usable], seed)
+        log_p = head.log_probabilities(features.train[:, PLAIN])
+        figures = {
+            **judge(head, features),
+            "questions": float(len(asked)),
+            "classes": float(len(np.unique(targets[asked]))),
+        }
+        rows.append(Row(name, str(len(asked)), seed, figures))
+    return rows
 
 
-def _learn(
-    campaign: Campaign, asked: Ints, told: Ints, material: Material, recipe: Recipe
-) -> tuple[FrozenHead, dict[str, float]]:
-    """Fit a head to the answers and, where asked for, once more with the labels it gives itself."""
-    tree = material.tree
-    usable = asked
-    if campaign.coarse == "drop":
-        usable = asked[np.isin(told[asked], tree.leaves)]
-    if len(np.unique(told[usable])) < 2:
-        raise ExperimentError(
-            f"{campaign.name}: the first {len(asked)} answers leave {len(usable)} to learn from, "
-            "which name fewer than 2 nodes: ask about more at the start"
-        )
-    weight = np.ones(len(usable), dtype=np.float32)
-    head = _fit(usable, told[usable], weight, material, recipe)
-    figures = {"used": float(len(usable))}
-    if campaign.pseudo is None:
-        return head, figures
-    said = trainer.log_probabilities(head, tree, material.views[PLAIN])
-    guess = safe_targets(said, tree, least=campaign.pseudo)
-    guess[asked] = -1
-    given = np.flatnonzero(guess >= 0)
-    if not len(given):
-        return head, {**figures, "pseudo": 0.0}
-    right = [tree.covers(g, t) for g, t in zip(guess[given], material.targets[given], strict=True)]
-    figures |= {"pseudo": float(len(given)), "pseudo right": float(np.mean(right))}
-    weight = np.concatenate([weight, np.full(len(given), WEIGHT, dtype=np.float32)])
-    nodes = np.concatenate([told[usable], guess[given]])
-    return _fit(np.concatenate([usable, given]), nodes, weight, material, recipe), figures
+def _fit(features: Features, images: Ints, nodes: Ints, seed: int) -> HRNHead:
+    vectors = torch.from_numpy(features.train[images])
+    rows = Rows(torch.arange(len(nodes)), torch.from_numpy(nodes), torch.ones(len(nodes)))
+    return fit_hrn(features.tree, vectors, rows, configure(len(nodes), features, seed))
 
 
-def _fit(
-    pictures: Ints, nodes: Ints, weight: Floats, material: Material, recipe: Recipe
-) -> FrozenHead:
-    rows = Rows(torch.from_numpy(pictures), torch.from_numpy(nodes), torch.from_numpy(weight))
-    head = trainer.new_head(material.tree, material.reduction, recipe)
-    views = material.views[: len(recipe.views)]
-    trainer.learn(head, trainer.Lesson(material.tree, views, rows), recipe, lambda *_, **__: None)
-    return head
-
-
-def judge(head: FrozenHead, material: Material) -> dict[str, float]:
-    """Accuracy of the best leaf and of each level's best node; on test without a prefix."""
+def judge(head: HRNHead, features: Features) -> dict[str, float]:
+    """Return the accuracy of the best leaf and of each level's best node, on val and test."""
+    tree = features.tree
     figures: dict[str, float] = {}
-    for name, judged in material.judged.items():
+    for name, judged in features.judged.items():
         if not len(judged.targets):
             continue
         prefix = "" if name == "test" else f"{name} "
-        found = candidates(
-            trainer.log_probabilities(head, material.tree, judged.seen), material.tree
-        )
-        is_leaf = np.isin(judged.targets, material.tree.leaves)
+        found = candidates(head.log_probabilities(judged.vectors), tree)
+        is_leaf = np.isin(judged.targets, tree.leaves)
         if is_leaf.any():
             figures[f"{prefix}leaf"] = float((found.leaf == judged.targets)[is_leaf].mean())
-        for row in accuracy_by_level(found.nodes, judged.targets, material.tree):
+        for row in accuracy_by_level(found.nodes, judged.targets, tree):
             figures[f"{prefix}level {row['level']}"] = float(row["accuracy"])
     return figures
 
 
-def replay_all(
-    campaigns: Sequence[Campaign], plan: Plan, folder: Path, recipe: Recipe, *, jobs: int
-) -> Iterator[Curve]:
-    """Run campaigns, ``jobs`` at a time with one thread each, and yield each as it ends.
+def needed(questions: Sequence[float], values: Sequence[float], level: float) -> float | None:
+    """Return how many questions it takes a curve to reach a level, in straight lines.
 
-    Args:
-        campaigns: what to do.
-        plan: what they share.
-        folder: where `Material.save` wrote.
-        recipe: views, networks and loop; a campaign brings its seed.
-        jobs: processes.
+    Example:
+        >>> needed([100, 200, 300], [0.5, 0.7, 0.8], 0.75)
+        250.0
+        >>> needed([100, 200], [0.5, 0.6], 0.7) is None
+        True
     """
-    pool = ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_start, initargs=(folder,)
-    )
-    try:
-        under_way = [pool.submit(_do, one, plan, recipe) for one in campaigns]
-        for future in as_completed(under_way):
-            yield future.result()
-    finally:  # one campaign that fails ends the comparison now, not after all the others
-        pool.shutdown(cancel_futures=True)
+    before: tuple[float, float] | None = None
+    for at, value in zip(questions, values, strict=True):
+        if value >= level:
+            if before is None:
+                return float(at)
+            share = (level - before[1]) / (value - before[1])
+            return round(float(before[0] + share * (at - before[0])), 6)
+        before = (at, value)
+    return None
 
 
-_material: Material | None = None
+def summary(results: Results, figure: str) -> str:
+    """Write each strategy in a few numbers, as Markdown.
+
+    The mean of its curve, that mean's lead over random's and the least lead at any point, the
+    questions it needs for what random ends with (on the mean curves; in brackets each seed against
+    random with that seed), and the classes that the first images cover.
+    """
+    head = ["", "curve mean", "over random", "least lead", "questions to random's end", "classes"]
+    text = markdown([head[0] or figure, *head[1:]]) + markdown(["---", *["---:"] * 5])
+    reference = results.line(REFERENCE, "questions", figure)
+    for method in results.methods:
+        curve = results.line(method, "questions", figure)
+        if not len(curve):
+            continue
+        cells = [method, f"{100 * curve[:, 1].mean():.1f}", "", "", ""]
+        if np.array_equal(curve[:, 0], reference[:, 0]):
+            lead = curve[:, 1] - reference[:, 1]
+            each = [
+                needed(*_of_seed(results, method, seed, figure), values[-1])
+                for seed in sorted({row.seed for row in results.rows if row.method == method})
+                if (values := _of_seed(results, REFERENCE, seed, figure)[1])
+            ]
+            x, y = curve.T.tolist()
+            mean = needed(x, y, float(reference[-1, 1]))
+            cells[2:] = [
+                f"{100 * lead.mean():+.1f}",
+                f"{100 * lead.min():+.1f}",
+                f"{_count(mean)} ({', '.join(map(_count, each))})",
+            ]
+        first = results.values(method, results.protocols[0], "classes")
+        text += markdown([*cells, f"{fmean(first):.1f}" if first else ""])
+    return text
 
 
-def _start(folder: Path) -> None:
-    """Once a process, which shares the material's pages with the others."""
-    global _material  # noqa: PLW0603 - a pool's initialiser has no other way to hand things over
-    torch.set_num_threads(1)
-    _material = Material.load(folder)
+def _of_seed(
+    results: Results, method: str, seed: int, figure: str
+) -> tuple[list[float], list[float]]:
+    """Return one campaign's numbers of questions and its figures there."""
+    rows = [row for row in results.rows if (row.method, row.seed) == (method, seed)]
+    points = sorted((row.figures["questions"], row.figures[figure]) for row in rows)
+    return [at for at, _ in points], [value for _, value in points]
 
 
-def _do(campaign: Campaign, plan: Plan, recipe: Recipe) -> Curve:
-    assert _material is not None  # noqa: S101 - the pool started us
-    return replay(campaign, plan, _material, recipe)
+def _count(questions: float | None) -> str:
+    return "not reached" if questions is None else f"{questions:.0f}"

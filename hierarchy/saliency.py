@@ -53,7 +53,7 @@ def channel_gradient(head: nn.Module, vectors: Tensor, nodes: Tensor, tree: Labe
         scores = head(inputs)  # (B K, N)
         upstream = log_odds_gradient(scores, nodes.flatten(), tree).to(scores)
         (gradient,) = torch.autograd.grad(scores, inputs, upstream)
-    return gradient.view(len(vectors), asked, -1)
+    return gradient.view(len(vectors), asked, vectors.shape[1])
 
 
 def log_odds_gradient(scores: Tensor, nodes: Tensor, tree: LabelTree) -> Tensor:

@@ -50,7 +50,7 @@ class MicroBatcher:
 
     def _next(self) -> list[_Call]:
         """Take as many of those that wait as fit, the first first, and one at least."""
-        group, size = [self._waiting.popleft()], 0
+        group = [self._waiting.popleft()]
         size = len(group[0][0])
         while self._waiting and size + len(self._waiting[0][0]) <= self._most:
             group.append(self._waiting.popleft())

@@ -117,13 +117,12 @@ def look(predictor: Predictor, extractor: FeatureExtractor, picture: Picture) ->
     levels = []
     sure = predictor.sure(log_p, np.array([path], dtype=np.int64))[0]
     for number, node in enumerate(path):
-        laid = sum(
+        laid = [
             spread(heat[number], seen_part(image.size, one), shown.size)
             for heat, one in zip(heats, preparations, strict=True)
-        )
-        levels.append(
-            SaliencyMap(predictor.tree.paths[node], float(sure[number]), np.maximum(laid, 0))
-        )
+        ]
+        both = np.maximum(np.sum(laid, axis=0), 0)  # what speaks against the node is cut off
+        levels.append(SaliencyMap(predictor.tree.paths[node], float(sure[number]), both))
     widest = max(preparations, key=lambda one: one.crop / one.resize)
     looked = Looked(shown, seen_part(image.size, widest), tuple(levels))
     return Sight(answer, branches(predictor, log_p[0], path), looked)

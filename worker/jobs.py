@@ -21,7 +21,7 @@ from worker.parts import Parts
 from worker.presence import check_registered
 from worker.progress import Progress
 from worker.queue import Board
-from worker.refreshing import refresh_predictions
+from worker.refreshing import NEEDS_TRAINING, refresh_predictions
 from worker.settings import Settings
 from worker.trainer import TooFewLabelsError
 from worker.training import Ended, run
@@ -55,7 +55,7 @@ def refresh(project: str, version: str) -> dict[str, Any]:
         ended = refresh_predictions(project, version, parts)
     except (StudioError, ModelError) as error:  # the reconciler asks again until it is done
         return _stopped("refresh", project, version, error)
-    if ended["state"] == "done":
+    if ended["state"] in ("done", NEEDS_TRAINING):
         parts.board.note_refreshed(project, version)
     return ended
 

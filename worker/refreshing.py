@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.errors import EarlierReleaseError
 from inference.feature_extractor import FeatureExtractor, Item
 from inference.predictor import Answer, Predictor
 from inference.store import DISCONNECTED, GONE, UNTRAINED, Project
@@ -60,6 +61,10 @@ BEAT: Final = 10.0
 
 #: Least seconds between two tellings of how far a stage is: people look once a second.
 TELL_EVERY: Final = 0.5
+
+
+#: How a sync ends of a version that an earlier release trained: there is nothing to ask for again.
+NEEDS_TRAINING: Final = "needs a training"
 
 
 class StoppedError(Exception):
@@ -234,6 +239,9 @@ def refresh_predictions(key: str, version: str, parts: Parts) -> dict[str, Any]:
         return {"state": str(stopped), "stored": stored}
     except DisconnectedError:
         return {"state": "disconnected", "stored": stored}
+    except EarlierReleaseError as error:  # what is stored stays until there is another version
+        log.warning("no pre-labels project=%s: %s", key, error)
+        return {"state": NEEDS_TRAINING, "stored": stored}
     log.info("refreshed project=%s version=%s stored=%d removed=%d", key, version, stored, removed)
     return {"state": "done", "stored": stored}
 

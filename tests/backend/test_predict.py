@@ -18,7 +18,7 @@ from hierarchy import LabelTree
 from inference.feature_extractor import Item
 from inference.store import Project
 from tests.backend.conftest import asking, go_live, jpeg
-from tests.published import OTHER, TREE
+from tests.published import OTHER, TREE, publish_earlier
 from tests.studio.configs import taxonomy_xml
 from tests.studio.picture_server import Handler, PictureServer, redirect, serving
 from worker.asking import FRONT, UNKNOWN, Places
@@ -92,6 +92,18 @@ def test_an_untrained_project_gets_empty_answers(client: FlaskClient, fresh: Fre
     assert body["model_version"] == "untrained"
     assert paths(body) == [None, None]
     assert {entry["model_version"] for entry in body["results"]} == {"untrained"}
+
+
+def test_a_version_of_an_earlier_release_gives_empty_answers_in_its_name(
+    client: FlaskClient, fresh: Fresh, parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = fresh()
+    publish_earlier(parts.store, known)
+    reply = client.post("/predict", json=asking(known, [GOOD, GOOD]))
+    assert reply.status_code == 200
+    assert reply.get_json()["model_version"] == "v1"
+    assert paths(reply.get_json()) == [None, None]
+    assert "v1 was trained by an earlier release" in caplog.text
 
 
 def test_no_tasks_no_answers(client: FlaskClient, fresh: Fresh, parts: Parts) -> None:

@@ -1,20 +1,10 @@
-"""The two studies of depth measure what they say, on pictures whose truth is known."""
-
-import json
+"""The two studies of depth measure what they say, on images whose truth is known."""
 
 import numpy as np
 import pytest
 
-from evaluation.depth import (
-    WINDOW,
-    Held,
-    arrange,
-    bootstrap,
-    held,
-    run,
-    stream,
-    to_json,
-)
+from evaluation import depth
+from evaluation.comparison import evidence_of
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, fit_rule
 from hierarchy.choice import DepthRule, corrected
@@ -23,13 +13,13 @@ TREE = LabelTree.from_paths([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)])
 DEEP = DepthRule(target=0.9, price=0.5, platt=((1.0, 0.0), (1.0, 0.0)))
 
 
-def pictures(seed: int, count: int, *, off: float = 0.0) -> Held:
+def images(seed: int, count: int, *, off: float = 0.0) -> Evidence:
     """Nested levels whose stated probabilities are too sure by ``off`` in logit."""
     draw = np.random.default_rng(seed)
     steps = np.stack([draw.beta(12, 1, count), draw.beta(4, 1, count)], axis=1)
     reached = (draw.random((count, 2)) < steps).cumprod(axis=1)
     stated = corrected(steps.cumprod(axis=1), ((1.0, off),))
-    return Held(Evidence(stated, reached.astype(np.int64)), draw.integers(0, 9, count))
+    return Evidence(stated, reached.astype(np.int64))
 
 
 def test_predictions_are_held_against_the_truth() -> None:
@@ -38,97 +28,75 @@ def test_predictions_are_held_against_the_truth() -> None:
     )
     log_p = np.full((2, len(TREE)), -9.0)
     log_p[:, [fruit, apple]] = np.log([0.8, 0.6])
-    found = held(log_p, np.array([pear, milk]), TREE)
-    np.testing.assert_allclose(found.seen.probability, [[0.8, 0.6]] * 2)
-    assert found.seen.right.tolist() == [[1, 0], [0, 0]]
-    assert len(found) == 2
+    found = evidence_of(log_p, np.array([pear, milk]), TREE)
+    np.testing.assert_allclose(found.probability, [[0.8, 0.6]] * 2)
+    assert found.right.tolist() == [[1, 0], [0, 0]]
 
 
-def test_most_calibrations_keep_what_they_promise() -> None:
-    heads = [pictures(0, 1000), pictures(1, 1000)]
-    (row,) = bootstrap(heads, targets=[0.9], calibrations=40)
-    assert (row.calibrations, row.pictures, row.certified) == (80, 500, 1.0)
-    assert row.kept >= 0.85
-    assert row.kept == pytest.approx(np.mean(row.heads_kept))
-    assert 0.9 < row.accuracy < 0.95
-    assert row.given > 0.9
-    assert row.depth > 1.2
-    assert row.levels_kept < row.kept
+def test_most_calibrations_keep_what_they_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depth, "TARGETS", (0.9,))
+    found = depth.certificates(images(0, 1000), 0, calibrations=40)
+    assert found["kept at 90 %"] >= 0.85
+    assert 0.9 < found["accuracy of shown at 90 %"] < 0.95
+    assert found["given at 90 %"] > 0.9
+    assert found["depth at 90 %"] > 1.1
+    assert found["every level kept at 90 %"] < found["kept at 90 %"]
+    assert found["every level kept at 90 %, strict"] >= 0.85
+    assert found["depth at 90 %, strict"] < found["depth at 90 %"]
 
 
-def test_the_figures_of_one_calibration_are_those_of_its_rule() -> None:
-    head = pictures(2, 600)
-    (row,) = bootstrap([head], targets=[0.9], calibrations=1, pictures=500, seed=3)
-    drawn = np.random.default_rng(3).integers(0, 600, 500)
-    seen = head.seen
+def test_the_figures_of_one_calibration_are_those_of_its_rule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(depth, "TARGETS", (0.9,))
+    seen = images(2, 600)
+    found = depth.certificates(seen, 3, calibrations=1)
+    drawn = np.random.default_rng(3).integers(0, 600, 300)
     rule = fit_rule(Evidence(seen.probability[drawn], seen.right[drawn]), target=0.9).rule
     assert rule.price is not None
-    sure, right, shown = corrected(seen.probability, rule.platt), [], 0
+    sure, right, levels = corrected(seen.probability, rule.platt), [], 0
     for p, truth in zip(sure.tolist(), seen.right.tolist(), strict=True):  # the rule, read slowly
         worth = [
             d + rule.bonus - rule.price * (0.9 - p[d - 1]) if p[d - 1] >= 0.25 else -1
             for d in (1, 2)
         ]
-        depth = 1 + int(worth[1] > worth[0]) if max(worth) > 0 else 0
-        shown += depth
-        right += [truth[depth - 1]] if depth else []
-    assert row.accuracy == pytest.approx(np.mean(right))
-    assert row.given == pytest.approx(len(right) / 600)
-    assert row.depth == pytest.approx(shown / 600)
-    assert row.accuracy_sd == 0
-
-
-def test_strict_calibrations_keep_every_level() -> None:
-    (row,) = bootstrap([pictures(0, 1000)], targets=[0.9], calibrations=40, strict=True)
-    assert row.strict
-    assert row.levels_kept >= 0.85
-    assert all(one is None or one > 0.9 for one in row.level_accuracy)
-
-
-def test_classes_arrive_one_after_the_other() -> None:
-    targets = np.random.default_rng(0).integers(0, 9, 200)
-    order = arrange(targets, "by class", np.random.default_rng(1))
-    assert sorted(order.tolist()) == list(range(200))
-    assert (np.diff(targets[order]) != 0).sum() == len(np.unique(targets)) - 1
-    first = [arrange(targets, "by class", np.random.default_rng(s))[0] for s in range(9)]
-    assert len({int(targets[at]) for at in first}) > 1
-    mixed = arrange(targets, "random", np.random.default_rng(1))
-    assert sorted(mixed.tolist()) == list(range(200))
-    assert (np.diff(targets[mixed]) != 0).sum() > 100
+        deep = 1 + int(worth[1] > worth[0]) if max(worth) > 0 else 0
+        levels += deep
+        right += [truth[deep - 1]] if deep else []
+    assert found["accuracy of shown at 90 %"] == pytest.approx(np.mean(right))
+    assert found["given at 90 %"] == pytest.approx(len(right) / 600)
+    assert found["depth at 90 %"] == pytest.approx(levels / 600)
 
 
 def test_without_feedback_the_rule_stays() -> None:
-    seen = pictures(4, 100).seen
+    seen = images(4, 100)
     order = np.arange(100)[::-1].copy()
-    depth, verdict = run(DEEP, seen, order, np.zeros(100, dtype=bool))
+    deep, verdict = depth.stream(DEEP, seen, order, np.zeros(100, dtype=bool))
     expected = np.where(seen.probability[order, 1] >= 0.25, 2, 1)
     expected[seen.probability[order, 0] < 0.25] = 0
-    np.testing.assert_array_equal(depth, expected)
-    shown = depth > 0
-    np.testing.assert_array_equal(verdict[shown], seen.right[order[shown], depth[shown] - 1])
+    np.testing.assert_array_equal(deep, expected)
+    shown = deep > 0
+    np.testing.assert_array_equal(verdict[shown], seen.right[order[shown], deep[shown] - 1])
     assert (verdict[~shown] == -1).all()
 
 
-def test_feedback_brings_a_drifting_stream_back_to_its_target() -> None:
-    before, after = [pictures(5, 600)], [pictures(6, 1700, off=2.0)]
-    fixed = stream(before, after, target=0.9, feedback=0.0, orders=2)
-    followed = stream(before, after, target=0.9, orders=2)
-    part = stream(before, after, target=0.9, feedback=0.2, orders=2)
-    assert fixed.first < 0.86
-    assert followed.first > 0.885
-    assert fixed.first < part.first
-    assert fixed.within == 0
-    assert followed.within > 0.9
-    assert len(followed.parts) == -(-1700 // WINDOW)
-    assert followed.parts[0] == followed.first
-    assert followed.given > 0.8
-    assert 1 < followed.late_depth < fixed.late_depth <= 2
+def test_feedback_brings_a_drifting_stream_back_to_its_target(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(depth, "TARGETS", (0.9,))
+    monkeypatch.setattr(depth, "ANSWERED", (0.0, 0.2, 1.0))
+    found = depth.streams(images(5, 600), images(6, 1700, off=2.0), 0, orders=2)
+    first = [found[f"first at 90 %, {share} % answered"] for share in (0, 20, 100)]
+    assert first[0] < 0.86
+    assert first[0] < min(first[1:])
+    assert first[2] > 0.885
+    assert found["within at 90 %, 0 % answered"] == 0
+    assert found["within at 90 %, 100 % answered"] > 0.9
+    assert found["depth at 90 %, 100 % answered"] < found["depth at 90 %, 0 % answered"] <= 2
 
 
-def test_tables_are_plain_data() -> None:
-    rows = bootstrap([pictures(7, 100)], targets=[0.9, 0.99], calibrations=2)
-    told = to_json([*rows, stream([pictures(7, 100)], [pictures(8, 60)], target=0.9, orders=1)])
-    read = json.loads(json.dumps(told))
-    assert [row["target"] for row in read] == [0.9, 0.99, 0.9]
-    assert read[2]["arrangement"] == "random"
-    assert read[2]["within"] == 1.0  # there was no later window
+def test_few_images_have_no_later_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depth, "TARGETS", (0.9,))
+    found = depth.streams(images(7, 100), images(8, 60), 0, orders=1)
+    assert "first at 90 %, 100 % answered" in found
+    assert "within at 90 %, 100 % answered" not in found

@@ -1,4 +1,4 @@
-"""Relabelling keeps who it says it keeps; poorer pictures are as poor as they say."""
+"""Relabelling keeps who it says it keeps; poorer images are as poor as they say."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,18 @@ from PIL import Image
 
 from evaluation.errors import ProtocolError
 from evaluation.protocols import (
+    FAMILY,
     Degradation,
+    Protocol,
     gaussian_blur,
     gaussian_noise,
-    is_coarse,
-    jpeg,
     lower_resolution,
     relabel,
+    small_tree,
+    without,
 )
+from hierarchy.errors import TreeError
+from hierarchy.metrics import sibling_leaves
 from hierarchy.tree import LabelTree
 from tests.strategies import trees
 
@@ -25,7 +29,7 @@ PAIR = LabelTree.from_paths([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)])
 FRUIT, MILK, APPLE, PEAR = 0, 1, 2, 3
 
 
-def picture(width: int = 13, height: int = 9) -> Image.Image:
+def photo(width: int = 13, height: int = 9) -> Image.Image:
     rng = np.random.default_rng(0)
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -35,7 +39,7 @@ def pixels(image: Image.Image) -> NDArray[np.int64]:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "share", "kept"),
+    ("images", "share", "kept"),
     [
         *((30, share, kept) for share, kept in ((0.9, 3), (0.7, 9), (0.5, 15), (0.3, 21), (0, 30))),
         *(
@@ -47,11 +51,11 @@ def pixels(image: Image.Image) -> NDArray[np.int64]:
 )
 @pytest.mark.parametrize("how", ["first", "random"])
 def test_as_many_keep_their_label_as_published(
-    pictures: int, share: float, kept: int, how: str
+    images: int, share: float, kept: int, how: str
 ) -> None:
-    found = relabel(np.full(pictures, APPLE), PAIR, share, how=how)  # type: ignore[arg-type]
+    found = relabel(np.full(images, APPLE), PAIR, share, how=how)  # type: ignore[arg-type]
     assert np.count_nonzero(found == APPLE) == kept
-    assert np.count_nonzero(found == FRUIT) == pictures - kept
+    assert np.count_nonzero(found == FRUIT) == images - kept
 
 
 def test_the_first_in_order_keep_theirs_class_by_class() -> None:
@@ -85,10 +89,6 @@ def test_a_leaf_that_is_a_top_has_no_parent_to_take() -> None:
     assert relabel(np.array([MILK, MILK]), PAIR, 1.0).tolist() == [MILK, MILK]
 
 
-def test_labels_on_inner_nodes_are_coarse() -> None:
-    assert is_coarse(np.array([FRUIT, MILK, APPLE]), PAIR).tolist() == [True, False, False]
-
-
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_a_share_is_0_to_1(share: float) -> None:
     with pytest.raises(ProtocolError, match="0 to 1"):
@@ -105,7 +105,7 @@ def test_there_are_two_ways_to_relabel() -> None:
 def test_low_resolution_picks_the_pixels_that_torch_picks(
     factor: float, size: tuple[int, int]
 ) -> None:
-    image = picture(*size)
+    image = photo(*size)
     tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255  # (1, 3, H, W)
     small = torch.nn.functional.interpolate(tensor, scale_factor=factor)
     expected = small[0].mul(255).round().byte().permute(1, 2, 0)
@@ -113,7 +113,7 @@ def test_low_resolution_picks_the_pixels_that_torch_picks(
 
 
 def test_low_resolution_leaves_one_pixel_at_least() -> None:
-    assert lower_resolution(picture(2, 3)).size == (1, 1)
+    assert lower_resolution(photo(2, 3)).size == (1, 1)
 
 
 def test_noise_has_the_spread_that_was_asked_for() -> None:
@@ -138,12 +138,6 @@ def test_blur_has_the_spread_that_was_asked_for() -> None:
     assert variance == pytest.approx((21**2 - 1) / 12 + 3**2, rel=0.03)
 
 
-def test_jpeg_costs_more_the_lower_its_quality() -> None:
-    image = picture(64, 64)
-    errors = [np.abs(pixels(jpeg(image, quality)) - pixels(image)).mean() for quality in (90, 20)]
-    assert 0 < errors[0] < errors[1]
-
-
 def test_equal_degradations_have_equal_keys_and_others_differ() -> None:
     several = [
         Degradation(),
@@ -152,37 +146,98 @@ def test_equal_degradations_have_equal_keys_and_others_differ() -> None:
         Degradation(noise=8),
         Degradation(noise=8, seed=1),
         Degradation(blur=2),
-        Degradation(blur=2, jpeg_quality=30),
     ]
     assert len({one.key for one in several}) == len(several)
     assert Degradation(noise=8).key == Degradation(noise=8.0).key
     assert Degradation(blur=2).key == Degradation(blur=2, seed=5).key  # the seed moves nothing
 
 
-def test_each_picture_has_its_own_noise_and_always_the_same() -> None:
-    noisy, image = Degradation(noise=20), picture()
+def test_each_image_has_its_own_noise_and_always_the_same() -> None:
+    noisy, image = Degradation(noise=20), photo()
     one = pixels(noisy.apply(image, "a.jpg"))
     assert one.tolist() == pixels(noisy.apply(image, "a.jpg")).tolist()
     assert one.tolist() != pixels(noisy.apply(image, "b.jpg")).tolist()
 
 
 def test_plain_changes_nothing() -> None:
-    assert pixels(Degradation().apply(picture(), "a")).tolist() == pixels(picture()).tolist()
+    assert pixels(Degradation().apply(photo(), "a")).tolist() == pixels(photo()).tolist()
 
 
-def test_the_order_is_blur_then_shrinking_then_noise_then_jpeg() -> None:
-    image = picture(40, 40)
-    whole = Degradation(blur=1, resolution=0.5, noise=5, jpeg_quality=50)
+def test_the_order_is_blur_then_shrinking_then_noise() -> None:
+    image = photo(40, 40)
+    whole = Degradation(blur=1, resolution=0.5, noise=5)
     step = Degradation(blur=1).apply(image, "a")
-    for part in (Degradation(resolution=0.5), Degradation(noise=5), Degradation(jpeg_quality=50)):
+    for part in (Degradation(resolution=0.5), Degradation(noise=5)):
         step = part.apply(step, "a")
     assert pixels(whole.apply(image, "a")).tolist() == pixels(step).tolist()
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"blur": -1}, {"resolution": 0}, {"resolution": 2}, {"noise": -1}, {"jpeg_quality": 0}],
+    [{"blur": -1}, {"resolution": 0}, {"resolution": 2}, {"noise": -1}],
 )
 def test_numbers_out_of_range_are_refused_at_once(wrong: dict[str, float]) -> None:
     with pytest.raises(ProtocolError):
         Degradation(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_protocol_labels_so_many_images_of_each_leaf() -> None:
+    targets = np.array([APPLE] * 9 + [PEAR] * 2 + [MILK] * 5)
+    chosen, labels = Protocol(0.5, per_leaf=4).labels(targets, PAIR, 0)
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+    assert np.bincount(targets[chosen]).tolist() == [0, 4, 4, 2]
+    assert np.bincount(labels).tolist() == [3, 4, 2, 1]  # half of 4 and of 2 are Fruit
+    other, _ = Protocol(0.5, per_leaf=4).labels(targets, PAIR, 1)
+    assert other.tolist() != chosen.tolist()
+    everything, same = Protocol().labels(targets, PAIR, 0)
+    assert everything.tolist() == list(range(16))
+    assert same.tolist() == targets.tolist()
+
+
+def test_protocols_have_names_of_their_own() -> None:
+    several = [
+        Protocol(),
+        Protocol(0.9),
+        Protocol(0.9, "first"),
+        Protocol(0.9, low_res=True),
+        Protocol(0.9, per_leaf=2),
+        Protocol(0.9, leaves=10),
+    ]
+    assert len({one.name for one in several}) == len(several)
+    assert Protocol(0.9, "first", low_res=True, per_leaf=2, leaves=10).name == (
+        "90 %, first keep theirs, low resolution, 2 per leaf, 10 leaves"
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"share": 2}, {"how": "last"}, {"per_leaf": 0}, {"leaves": 1}])
+def test_a_protocol_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ProtocolError, match="must be"):
+        Protocol(**wrong)  # type: ignore[arg-type]
+
+
+@given(trees(), st.data())
+def test_a_tree_without_nodes_has_all_other_paths(tree: LabelTree, data: st.DataObject) -> None:
+    gone = data.draw(st.lists(st.integers(0, len(tree) - 1), max_size=3))
+    stay = [
+        tree.paths[node]
+        for node in range(len(tree))
+        if not any(tree.covers(one, node) for one in gone)
+    ]
+    if stay:
+        assert list(without(tree, gone).paths) == stay
+    else:
+        with pytest.raises(TreeError, match="at least one node"):
+            without(tree, gone)
+
+
+def test_a_small_tree_has_families_of_a_few_siblings() -> None:
+    paths = [(f"{top}", f"{leaf}") for top in range(5) for leaf in range(6)]
+    tree = LabelTree.from_paths([*paths, ("only", "child")])
+    small = small_tree(tree, 10, seed=0)
+    assert len(small.leaves) == 10
+    assert set(small.paths) <= set(tree.paths)
+    assert sorted(len(below) for below in small.children if below) == [2, FAMILY, FAMILY]
+    assert len(sibling_leaves(small)) == 10
+    assert small_tree(tree, 10, seed=0) == small != small_tree(tree, 10, seed=1)
+    with pytest.raises(ProtocolError, match="at most 20 of this tree, got 21"):
+        small_tree(tree, 21, seed=0)

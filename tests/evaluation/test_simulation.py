@@ -1,129 +1,107 @@
 """Campaigns replayed on vectors that a small head learns in a moment."""
 
-import json
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from hierarchy.network import Features, Reduction
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worker.recipe import Recipe
 
-from evaluation import curves
-from evaluation.curves import Campaign, Curves
 from evaluation.errors import ExperimentError
-from evaluation.material import Judged, Material
-from evaluation.simulation import STRATEGIES, Plan, answers, replay, replay_all
+from evaluation.harness import run_all
+from evaluation.results import Results, Row
+from evaluation.simulation import STRATEGIES, Coarse, Plan, answers, replay, summary
 from hierarchy import LabelTree
+from tests.evaluation.stand import features
 from tests.strategies import trees
 
-TREE = LabelTree.from_paths(
-    [("Fruit", "Apple"), ("Fruit", "Pear"), ("Fruit", "Fig"), ("Milk", "Oat"), ("Salt",)]
-)
-CHANNELS = 12
-RECIPE = replace(
-    Recipe.fast(), pooled_rate=2e-2, views=(0, 1), hidden=32, epochs=4, least_steps=60, batch=16
-)
 PLAN = Plan(start=8, batch=6, rounds=2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small wait for each other's threads longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def campaign(
+    strategy: str, plan: Plan, seed: int = 0, *, coarse: Coarse = "use", count: int = 60
+) -> list[Row]:
+    whole = features(count, noise=0.4)
+    return replay(whole, strategy=strategy, plan=plan, seed=seed, coarse=coarse)
 
 
-def seen(leaf: np.ndarray, seed: int) -> Features:
-    """Each leaf has a pattern of its own."""
-    patterns = np.random.default_rng(7).normal(size=(len(TREE), CHANNELS))
-    noise = np.random.default_rng(seed).normal(size=(len(leaf), CHANNELS))
-    means = torch.from_numpy((patterns[leaf] + 0.4 * noise).astype(np.float32))
-    return Features(torch.empty(len(leaf), 0, 1, 1, dtype=torch.bfloat16), means)
-
-
-def material(count: int = 60) -> Material:
-    leaf = np.resize(np.array(TREE.leaves), count)
-    ones = torch.ones(CHANNELS)
-    judged = {name: Judged(seen(leaf, at), leaf) for at, name in enumerate(("val", "test"))}
-    return Material(
-        TREE,
-        Reduction(torch.zeros(0, CHANNELS), torch.zeros(0), 0 * ones, ones),
-        [seen(leaf, 2), seen(leaf, 3)],
-        [],
-        leaf,
-        judged,
-    )
-
-
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_asks_and_learns(strategy: str) -> None:
-    curve = replay(Campaign(strategy, 0), PLAN, material(), RECIPE)
-    assert [point.questions for point in curve.points] == [8, 14, 20]
-    first, last = curve.points[0].figures, curve.points[-1].figures
+    rows = campaign(strategy, PLAN)
+    assert [row.figures["questions"] for row in rows] == [8, 14, 20]
+    assert [row.protocol for row in rows] == ["8", "14", "20"]
+    first, last = rows[0].figures, rows[-1].figures
     assert last["leaf"] > 0.6  # chance is 0.2
     assert last["level 1"] > 0.7
     assert 0 <= last["val leaf"] <= 1
-    assert last["used"] == 20
     assert 2 <= first["classes"] <= last["classes"] <= 5
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_mix_starts_with_every_group() -> None:
-    curve = replay(Campaign("mix", 0), replace(PLAN, start=5, rounds=0), material(), RECIPE)
-    assert curve.points[0].figures["classes"] == 5
+    (row,) = campaign("mix", replace(PLAN, start=5, rounds=0))
+    assert row.figures["classes"] == 5
 
 
-def test_equal_seeds_give_equal_curves() -> None:
+@pytest.mark.usefixtures("quick")
+def test_equal_seeds_give_equal_rows() -> None:
     plan = replace(PLAN, rounds=1, know=0.7)
-    first, again, other = (
-        replay(Campaign("mix", seed), plan, material(), RECIPE) for seed in (1, 1, 2)
-    )
+    first, again, other = (campaign("mix", plan, seed) for seed in (1, 1, 2))
     assert first == again
-    assert first.points != other.points
+    assert [row.figures for row in first] != [row.figures for row in other]
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_campaign_ends_when_everything_has_been_asked() -> None:
-    curve = replay(Campaign("random", 0), Plan(start=8, batch=5, rounds=9), material(20), RECIPE)
-    assert [point.questions for point in curve.points] == [8, 13, 18, 20]
+    rows = campaign("random", Plan(start=8, batch=5, rounds=9), count=20)
+    assert [row.figures["questions"] for row in rows] == [8, 13, 18, 20]
 
 
+@pytest.mark.usefixtures("quick")
 def test_coarse_answers_are_used_or_dropped() -> None:
-    plan = replace(PLAN, start=20, rounds=0, know=0.5)
-    used, dropped = (
-        replay(Campaign("random", 3, coarse), plan, material(), RECIPE).points[0].figures["used"]
-        for coarse in ("use", "drop")
-    )
-    assert used == 20
-    assert 0 < dropped < 20
-
-
-def test_pseudo_labels_join_in_and_are_judged() -> None:
-    plan = replace(PLAN, start=20, rounds=0)
-    figures = replay(Campaign("random", 0, pseudo=0.7), plan, material(), RECIPE).points[0].figures
-    assert 0 < figures["pseudo"] <= 40
-    assert figures["pseudo right"] > 0.5
-
-
-def test_a_certainty_that_nobody_has_changes_nothing() -> None:
-    plan = replace(PLAN, start=20, rounds=0)
-    plain, none = (
-        replay(Campaign("random", 0, pseudo=pseudo), plan, material(), RECIPE).points[0].figures
-        for pseudo in (None, 1.0)
-    )
-    assert none == {**plain, "pseudo": 0.0}
-
-
-def test_too_few_answers_to_learn_from_are_named() -> None:
-    plan = Plan(start=3, know=0.0)
+    plan = replace(PLAN, start=30, rounds=0, know=0.5)
+    (used,), (dropped,) = (campaign("random", plan, 3, coarse=how) for how in ("use", "drop"))
+    assert (used.method, dropped.method) == ("random", "random, coarse dropped")
+    assert used.figures["level 1"] != dropped.figures["level 1"]
     with pytest.raises(ExperimentError, match=r"first 3 answers leave . to learn from"):
-        replay(Campaign("random", 0, "drop"), plan, material(), RECIPE)
+        campaign("random", Plan(start=3, know=0.0), coarse="drop")
+
+
+def test_a_summary_says_how_many_questions_reach_randoms_end() -> None:
+    def rows(method: str, seed: int, *leaf: float) -> list[Row]:
+        return [
+            Row(method, str(at), seed, {"questions": at, "leaf": value, "classes": 3.0})
+            for at, value in zip((100, 200, 300), leaf, strict=True)
+        ]
+
+    results = Results(
+        (
+            *rows("random", 0, 0.4, 0.5, 0.6),
+            *rows("random", 1, 0.4, 0.5, 0.6),
+            *rows("mix", 0, 0.5, 0.6, 0.7),
+            *rows("mix", 1, 0.3, 0.5, 0.7),
+        )
+    )
+    assert summary(results, "leaf").splitlines()[2:] == [
+        "| random | 50.0 | +0.0 | +0.0 | 300 (300, 300) | 3.0 |",
+        "| mix | 55.0 | +5.0 | +0.0 | 233 (200, 250) | 3.0 |",
+    ]
+    never = Results((*rows("random", 0, 0.4, 0.5, 0.9), *rows("mix", 0, 0.4, 0.5, 0.6)))
+    assert "| not reached (not reached) |" in summary(never, "leaf")
+
+
+@pytest.mark.slow
+def test_processes_of_their_own_find_the_same() -> None:
+    whole, plan = features(60), Plan(start=6, rounds=0)
+    runs = [partial(replay, strategy="random", plan=plan, seed=seed) for seed in (0, 1)]
+    found = list(run_all(runs, whole, jobs=2))
+    for run, rows in zip(runs, found, strict=True):
+        (expected,), (row,) = run(whole), rows
+        assert row.key == expected.key
+        assert row.figures == pytest.approx(expected.figures, abs=0.02)
 
 
 @given(trees(), st.floats(0, 1), st.integers(0, 9))
@@ -147,7 +125,7 @@ def test_each_node_is_known_with_the_probability_that_was_asked_for() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"start": 1}, "a start of 2 pictures or more"),
+        ({"start": 1}, "a start of 2 images or more"),
         ({"batch": 0}, "a batch of 1 or more"),
         ({"know": 1.1}, "know must be 0 to 1, got 1.1"),
         ({"random_share": -1}, "random_share must be 0 to 1"),
@@ -160,22 +138,4 @@ def test_a_plan_that_cannot_be_is_refused(wrong: dict[str, Any], message: str) -
 
 def test_an_unknown_strategy_is_told_the_others() -> None:
     with pytest.raises(ExperimentError, match="no strategy 'mixed': expected one of random, mix"):
-        replay(Campaign("mixed", 0), PLAN, material(), RECIPE)
-
-
-@pytest.mark.slow
-def test_processes_of_their_own_find_the_same(tmp_path: Path) -> None:
-    whole = material()
-    whole.save(tmp_path)
-    wanted = [Campaign("mix", 0), Campaign("random", 1)]
-    plan = replace(PLAN, rounds=1)
-    found = {one.campaign: one for one in replay_all(wanted, plan, tmp_path, RECIPE, jobs=2)}
-    assert found == {one: replay(one, plan, whole, RECIPE) for one in wanted}
-
-
-def test_curves_survive_their_file(tmp_path: Path) -> None:
-    curve = replay(Campaign("mix", 0, "drop", 0.9), replace(PLAN, rounds=0), material(), RECIPE)
-    whole = Curves((curve,), {"start": 8}, {"cores": "1"})
-    curves.save(whole, tmp_path / "results.json")
-    assert curves.read(tmp_path / "results.json") == whole
-    assert json.loads((tmp_path / "results.json").read_text())["campaigns"][0]["pseudo"] == 0.9
+        campaign("mixed", PLAN)

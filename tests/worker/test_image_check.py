@@ -7,7 +7,7 @@ from PIL import Image
 
 from inference.store import Project
 from studio.connection import Finding
-from tests.published import publish
+from tests.published import publish, publish_earlier
 from tests.worker.stand import Stand
 from worker import image_check, jobs
 from worker.order import Order
@@ -51,6 +51,16 @@ def test_of_images_that_cannot_be_had_each_has_its_reason(
     assert "task 2: expected a JPEG" in told.what
     assert "task 3: its data has no image address in 'image'" in told.what
     parts.decoders.close()
+
+
+def test_a_version_of_an_earlier_release_is_said_to_need_a_training(
+    parts: Parts, known: Project
+) -> None:
+    publish_earlier(parts.store, known)
+    told = found(parts, known.number)["version"]
+    assert not told.ok
+    assert told.what.startswith("v1 was trained by an earlier release")
+    assert "hrn train" in told.mend
 
 
 def test_a_project_without_tasks_has_nothing_to_try(parts: Parts, known: Project) -> None:

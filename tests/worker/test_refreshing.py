@@ -13,7 +13,7 @@ from inference.extractors import FeatureExtractors
 from inference.feature_extractor import Item
 from inference.predictor import Answer
 from inference.store import UNTRAINED, Project
-from tests.published import TREE
+from tests.published import TREE, publish_earlier
 from tests.worker.stand import Stand, annotation
 from tests.worker.test_following import publish, served, shared
 from worker import asking, refreshing
@@ -75,6 +75,19 @@ def test_open_tasks_get_one_pre_label_each_and_the_rule_is_noted(
     assert noted[0] == rule.to_json()
     open_tasks(stand, 1, first=6)
     assert refresh_predictions(known.key, "v1", served)["stored"] == 1
+    assert stand.changed == []
+
+
+def test_a_version_of_an_earlier_release_leaves_what_is_stored(
+    parts: Parts, known: Project, stand: Stand
+) -> None:
+    open_tasks(stand, 3)
+    for task in stand.tasks:
+        task["predictions"] = [{"id": task["id"], "model_version": "v1", "result": [], "score": 1}]
+    publish_earlier(parts.store, known)
+    ended = refresh_predictions(known.key, "v1", parts)
+    assert ended == {"state": "needs a training", "stored": 0}
+    assert [len(task["predictions"]) for task in stand.tasks] == [1, 1, 1]
     assert stand.changed == []
 
 
