@@ -209,7 +209,7 @@ class FeatureMaps(nn.Module):
         """``(B, T, D)`` -> ``(B, D, h, w)``, or ``(B, 2 D, h, w)`` with a class token."""
         patches = tokens[:, self._before_patches :].transpose(1, 2)
         side = math.isqrt(patches.shape[2])
-        maps = patches.unflatten(2, (side, side))
+        maps: Tensor = patches.unflatten(2, (side, side))
         if not self._before_patches:
             return maps
         return torch.cat([tokens[:, 0, :, None, None].expand_as(maps), maps], dim=1)

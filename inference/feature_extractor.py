@@ -228,7 +228,7 @@ class FeatureExtractor:
         """
         vectors = self._vectors_of(picture.digest, (PLAIN,))
         pixels = self._pixels(picture, self._missing(vectors, (PLAIN,)))
-        (vector,) = self.infer([Loaded(picture.digest, pixels, vectors)])
+        vector: Vectors = self.infer([Loaded(picture.digest, pixels, vectors)])[0]
         return vector
 
     def prepared(self, picture: Picture) -> list[NDArray[np.uint8]]:
@@ -402,7 +402,7 @@ class FeatureExtractor:
             return {part: _mirrored(whole[part[0]], part[1]) for part in missing}
         enough = 2 * max(one.resize for one in preparations.values())
         image = self.decoded(picture, at_least=enough)
-        pixels = {}
+        pixels: dict[_Part, NDArray[np.uint8]] = {}
         for number, augmentation in missing:
             preparation = preparations[number]
             if augmentation > MIRRORED:

@@ -13,8 +13,9 @@ import pytest
 from flask.testing import FlaskClient
 from PIL import Image
 
-from backend.services import BATCHES, FEW, Services
+from backend.services import BATCHES, Services
 from hierarchy import LabelTree
+from inference.answers import FEW
 from inference.feature_extractor import Item
 from inference.store import Project
 from tests.backend.conftest import asking, go_live, jpeg

@@ -81,7 +81,9 @@ def test_heat_adds_up_to_what_the_networks_add(
         log_p = torch.as_tensor(predictor.log_probabilities(vector[None]))[0, node]
         scores = predictor.head(inputs)
         odds = _log_odds(scores, node)
-        assert odds.item() == pytest.approx((log_p - torch.log1p(-log_p.exp())).item(), abs=1e-3)
+        assert odds.detach().item() == pytest.approx(
+            (log_p - torch.log1p(-log_p.exp())).item(), abs=1e-3
+        )
         (gradient,) = torch.autograd.grad(odds, inputs)
         start = 0
         for heat, one in zip(heats, maps, strict=True):
