@@ -25,9 +25,6 @@ from hierarchy.tree import LabelTree
 #: The score of a node that the head has not been trained on yet: e^-15 of a sibling's weight.
 UNSEEN_SCORE = -15.0
 
-#: Nats by which a fresh head holds an inner node without a child to be less likely than with one.
-STOP = 3.0
-
 #: A channel's deviation counts as at least this share of the mean deviation, so that a channel
 #: that is constant in the training set stays near zero in other images.
 LEAST_DEVIATION = 1e-3
@@ -190,8 +187,6 @@ class HRNHead(nn.Module):
                     inputs = value.shape[-1] if name.endswith("weight") else self._hidden
                     bound = 1 / math.sqrt(inputs)
                     value.uniform_(-bound, bound, generator=draw)
-            for layer, nodes in zip(self.score_layers, self.layers(self.tree), strict=True):
-                layer.bias += first_offset(self.tree)[list(nodes)]
 
     @property
     def _hidden(self) -> int:
@@ -270,21 +265,6 @@ class HRNHead(nn.Module):
                 log_p = log_marginals(self(some).double(), self.tree)
                 result[start : start + AT_ONCE] = log_p.cpu().numpy()
         return result
-
-
-def first_offset(tree: LabelTree) -> Tensor:
-    """Return what is added to each node's bias at the start, ``(N,)``.
-
-    It gives each state "this inner node and nothing below it" the weight e^-`STOP` before anything
-    is learnt: few labels end there, and the loss need not unlearn them first.
-    """
-    offset = torch.zeros(len(tree))
-    for node, (parent, below) in enumerate(zip(tree.parents, tree.children, strict=True)):
-        if parent < 0 and below:
-            offset[node] = -STOP
-        elif parent >= 0 and not below:
-            offset[node] = STOP
-    return offset
 
 
 def members_loss(scores: Tensor, targets: Tensor, weights: Tensor, tree: LabelTree) -> Tensor:

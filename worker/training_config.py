@@ -21,7 +21,7 @@ class TrainingConfig:
             the whole vector.
         dropout: share of a block's features dropped.
         epochs: passes over the labels.
-        least_shown: but at least so many labels shown in all, for projects with few.
+        least_steps: but at least so many optimiser steps, for projects with few labels.
         batch: labels per step.
         rate: AdamW's peak learning rate, cosine to 0.
         decay: AdamW's weight decay, on matrices only.
@@ -35,13 +35,13 @@ class TrainingConfig:
 
     augmentations: tuple[int, ...] = LEARNT_FROM
     members: int = 2
-    hidden: int = 128
+    hidden: int = 192
     networks: tuple[int, ...] = ()
     dropout: float = 0.5
     epochs: int = 16
-    least_shown: int = 43_000
-    batch: int = 128
-    rate: float = 3e-3
+    least_steps: int = 670
+    batch: int = 64
+    rate: float = 2e-3
     decay: float = 0.3
     residual: bool = True
     shared: bool = False
@@ -73,7 +73,7 @@ class TrainingConfig:
     def schedule(self, labels: int) -> tuple[int, int]:
         """Return the epochs, and the optimiser steps of each, for so many labels."""
         steps = math.ceil(labels / self.batch_of(labels))
-        return max(self.epochs, math.ceil(self.least_shown / labels)), steps
+        return max(self.epochs, math.ceil(self.least_steps / steps)), steps
 
     def batch_of(self, labels: int) -> int:
         """Return the labels per step when there are so many in all."""
