@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hierarchy.network import FrozenHead
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from hierarchy import LabelTree, log_marginals
 from hierarchy.calibration import Evidence, evidence, fit_rule
 from hierarchy.choice import DepthRule, candidates, choose_depth, corrected
 from hierarchy.decisions import Decisions
+from hierarchy.heads import HRNHead
 from inference.insight import (
     Record,
     as_tensors,
@@ -290,7 +290,7 @@ def knowing(tree: LabelTree) -> Predictor:
     return Predictor(
         version="v1",
         tree=tree,
-        head=FrozenHead(tree, 4, reduced=2, width=2, hidden=2),
+        head=HRNHead(tree, 4, hidden=2, members=1),
         rule=flat(len(Decisions.of(tree).levels)),
         backbone=("none", "none"),
         backbone_weights={},

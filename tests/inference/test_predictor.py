@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hierarchy.network import UNSEEN_SCORE
-from hierarchy.quantised import QuantisedMaps
 from numpy.typing import NDArray
-from torch import nn
 
 from hierarchy import LabelTree, log_marginals
 from hierarchy.calibration import Evidence, fit_rule
 from hierarchy.choice import DepthRule, Reason, candidates, choose_depth, corrected
+from hierarchy.heads import UNSEEN_SCORE, HRNHead
 from inference.errors import ModelStoreError, UnknownVersionError
 from inference.predictor import Predictor, Predictors, build_head, load_predictor, read_evidence
 from inference.store import ModelStore
@@ -27,8 +25,6 @@ OTHER = LabelTree.from_paths([("Animal", "Cat", "Lion"), ("Animal", "Dog"), ("Pl
 #: Each level's best node came true for all of these: the deepest node is always shown.
 EASY = Evidence(np.full((300, 2), 0.6), np.ones((300, 2), dtype=np.int64))
 
-RESIDUAL = {"kind": "residual", "channels": CHANNELS, "inner": 4, "features": 4}
-
 
 @pytest.fixture
 def store(tmp_path: Path) -> ModelStore:
@@ -36,32 +32,32 @@ def store(tmp_path: Path) -> ModelStore:
 
 
 @pytest.fixture(scope="module")
-def maps() -> NDArray[np.float16]:
+def vectors() -> NDArray[np.float16]:
     draw = np.random.default_rng(0)
-    return np.tile(draw.normal(size=(70, CHANNELS, 1, 1)) * 4, (1, 1, 3, 3)).astype(np.float16)
+    return (draw.normal(size=(70, CHANNELS)) * 4).astype(np.float16)
 
 
-@pytest.mark.parametrize("network", [HEAD, RESIDUAL])
+@pytest.mark.parametrize("network", [HEAD, {**HEAD, "members": 2, "hidden": 5}])
 def test_a_loaded_version_scores_what_the_trained_head_scored(
-    store: ModelStore, maps: NDArray[np.float16], network: dict[str, Any]
+    store: ModelStore, vectors: NDArray[np.float16], network: dict[str, Any]
 ) -> None:
     head = head_of(TREE, network)
     version = publish(store, project(), TREE, head, network=network)
     predictor = load_predictor(store, project(), version)
     with torch.inference_mode():
-        scores = head(torch.from_numpy(maps).float())
+        scores = head(torch.from_numpy(vectors).float())
     expected = log_marginals(scores.double(), TREE).numpy()
-    np.testing.assert_allclose(predictor.log_probabilities(maps), expected, atol=1e-5)
+    np.testing.assert_allclose(predictor.log_probabilities(vectors), expected, atol=1e-5)
 
 
-def test_answers_follow_the_rule(store: ModelStore, maps: NDArray[np.float16]) -> None:
+def test_answers_follow_the_rule(store: ModelStore, vectors: NDArray[np.float16]) -> None:
     version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     predictor = load_predictor(store, project(), version)
-    found = candidates(predictor.log_probabilities(maps), TREE)
+    found = candidates(predictor.log_probabilities(vectors), TREE)
     sure = corrected(found.probability, predictor.rule.platt)
     depth = choose_depth(sure, predictor.rule)
     assert len(set(depth.tolist())) > 1
-    for row, answer in enumerate(predictor.answer(maps)):
+    for row, answer in enumerate(predictor.answer(vectors)):
         level = int(depth[row])
         assert len(answer.path or ()) == level
         if level:
@@ -71,32 +67,39 @@ def test_answers_follow_the_rule(store: ModelStore, maps: NDArray[np.float16]) -
         assert answer.confidence == pytest.approx(found.confidence[row])
 
 
-def test_without_evidence_nothing_is_answered(store: ModelStore, maps: NDArray[np.float16]) -> None:
+def test_without_evidence_nothing_is_answered(
+    store: ModelStore, vectors: NDArray[np.float16]
+) -> None:
     nothing = Evidence(np.empty((0, 2)), np.empty((0, 2), dtype=np.int64))
     version = publish(store, project(), TREE, head_of(TREE, HEAD), known=nothing)
-    answers = load_predictor(store, project(), version).answer(maps)
+    answers = load_predictor(store, project(), version).answer(vectors)
     assert {answer.path for answer in answers} == {None}
     assert all(0 < answer.probability < 1 for answer in answers)
 
 
-def test_no_maps_get_no_answers(store: ModelStore) -> None:
+def test_no_images_get_no_answers(store: ModelStore) -> None:
     version = publish(store, project(), TREE, head_of(TREE, HEAD))
     predictor = load_predictor(store, project(), version)
-    empty = np.empty((0, CHANNELS, 3, 3), np.float16)
+    empty = np.empty((0, CHANNELS), np.float16)
     assert predictor.answer(empty) == []
     assert predictor.log_probabilities(empty).shape == (0, len(TREE))
 
 
 def test_projects_with_other_trees_share_a_server(
-    store: ModelStore, maps: NDArray[np.float16]
+    store: ModelStore, vectors: NDArray[np.float16]
 ) -> None:
     first, second = project("one-1-1"), project("two-2-2")
     publish(store, first, TREE, head_of(TREE, HEAD))
     publish(store, second, OTHER, head_of(OTHER, HEAD))
     predictors = Predictors(store)
-    assert predictors.get(first, "v1").log_probabilities(maps).shape == (len(maps), len(TREE))
-    assert predictors.get(second, "v1").log_probabilities(maps).shape == (len(maps), len(OTHER))
-    assert {answer.leaf for answer in predictors.get(second, "v1").answer(maps)} <= set(OTHER.paths)
+    assert predictors.get(first, "v1").log_probabilities(vectors).shape == (len(vectors), len(TREE))
+    assert predictors.get(second, "v1").log_probabilities(vectors).shape == (
+        len(vectors),
+        len(OTHER),
+    )
+    assert {answer.leaf for answer in predictors.get(second, "v1").answer(vectors)} <= set(
+        OTHER.paths
+    )
 
 
 # Nodes that cannot be wrong
@@ -193,27 +196,29 @@ TODAY = LabelTree.from_paths(
 )
 
 
-def test_nodes_that_stay_are_scored_as_before(store: ModelStore, maps: NDArray[np.float16]) -> None:
+def test_nodes_that_stay_are_scored_as_before(
+    store: ModelStore, vectors: NDArray[np.float16]
+) -> None:
     version = publish(store, project(), TREE, head_of(TREE, HEAD))
     before = load_predictor(store, project(), version)
     after = load_predictor(store, project(), version, tree=TODAY)
     same = [TODAY.index(path) for path in TREE.paths]
     np.testing.assert_allclose(
-        after.log_probabilities(maps)[:, same], before.log_probabilities(maps), atol=1e-4
+        after.log_probabilities(vectors)[:, same], before.log_probabilities(vectors), atol=1e-4
     )
 
 
 def test_answers_with_nodes_that_stay_are_unchanged(
-    store: ModelStore, maps: NDArray[np.float16]
+    store: ModelStore, vectors: NDArray[np.float16]
 ) -> None:
     version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
-    before = load_predictor(store, project(), version).answer(maps)
-    after = load_predictor(store, project(), version, tree=TODAY).answer(maps)
+    before = load_predictor(store, project(), version).answer(vectors)
+    after = load_predictor(store, project(), version, tree=TODAY).answer(vectors)
     assert {answer.path for answer in before} >= {("Milk",), ("Fruit", "Apple"), ("Fruit",)}
     assert [answer.path for answer in after] == [answer.path for answer in before]
 
 
-def test_what_is_not_learnt_is_never_shown(store: ModelStore, maps: NDArray[np.float16]) -> None:
+def test_what_is_not_learnt_is_never_shown(store: ModelStore, vectors: NDArray[np.float16]) -> None:
     """Even by a rule that shows the deepest level whatever its probability is.
 
     Its correction turns everything into certainty, the e^-15 of a new node as well.
@@ -221,26 +226,26 @@ def test_what_is_not_learnt_is_never_shown(store: ModelStore, maps: NDArray[np.f
     version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     predictor = load_predictor(store, project(), version, tree=TODAY)
     predictor.rule = replace(predictor.rule, price=0.5, platt=((0.05, 9.0),))
-    shown = {answer.path for answer in predictor.answer(maps)}
+    shown = {answer.path for answer in predictor.answer(vectors)}
     assert shown
     assert shown <= set(TREE.paths)
 
 
 def test_a_tree_without_a_common_node_answers_nothing(
-    store: ModelStore, maps: NDArray[np.float16]
+    store: ModelStore, vectors: NDArray[np.float16]
 ) -> None:
     version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     predictor = load_predictor(store, project(), version, tree=OTHER)
-    assert (predictor.log_probabilities(maps) < UNSEEN_SCORE).all()
-    answers = predictor.answer(maps)
+    assert (predictor.log_probabilities(vectors) < UNSEEN_SCORE).all()
+    answers = predictor.answer(vectors)
     assert {answer.path for answer in answers} == {None}
     assert {answer.probability for answer in answers} == {0.0}
 
 
-def test_a_level_that_went_is_not_answered(store: ModelStore, maps: NDArray[np.float16]) -> None:
+def test_a_level_that_went_is_not_answered(store: ModelStore, vectors: NDArray[np.float16]) -> None:
     flat = LabelTree.from_paths([("Milk",), ("Fruit",)])
     version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
-    answers = load_predictor(store, project(), version, tree=flat).answer(maps)
+    answers = load_predictor(store, project(), version, tree=flat).answer(vectors)
     assert {answer.path for answer in answers} <= {("Milk",), ("Fruit",), None}
     assert ("Fruit",) in {answer.leaf for answer in answers}
 
@@ -269,12 +274,12 @@ def test_another_target_is_fitted_anew_from_the_evidence(store: ModelStore, targ
 
 
 def test_a_target_beyond_the_evidence_shows_nothing(
-    store: ModelStore, maps: NDArray[np.float16]
+    store: ModelStore, vectors: NDArray[np.float16]
 ) -> None:
     version = publish(store, project(), TREE, head_of(TREE, HEAD), known=seen(50))
     predictor = load_predictor(store, project(target_accuracy=0.999), version)
     assert predictor.rule.price is None
-    assert {answer.path for answer in predictor.answer(maps)} == {None}
+    assert {answer.path for answer in predictor.answer(vectors)} == {None}
 
 
 def test_other_limits_are_fitted_anew_too(store: ModelStore) -> None:
@@ -335,7 +340,7 @@ def test_evidence_survives_the_file(store: ModelStore) -> None:
 def test_a_version_is_read_once(store: ModelStore) -> None:
     publish(store, project(), TREE, head_of(TREE, HEAD))
     predictors = Predictors(store)
-    found: list[nn.Module] = []
+    found: list[HRNHead] = []
     threads = [
         threading.Thread(target=lambda: found.append(predictors.get(project(), "v1").head))
         for _ in range(8)
@@ -381,29 +386,31 @@ def test_a_failed_load_is_tried_again(store: ModelStore) -> None:
 
 
 def test_every_answer_says_why_it_goes_no_deeper(
-    store: ModelStore, maps: NDArray[np.float16]
+    store: ModelStore, vectors: NDArray[np.float16]
 ) -> None:
     version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     loose = load_predictor(store, project(), version)
     for own in (loose, loose.under(replace(loose.rule, price=300.0))):
-        for answer in own.answer(maps):
+        for answer in own.answer(vectors):
             ends = answer.path in {TREE.paths[leaf] for leaf in TREE.leaves}
             assert (answer.reason == Reason.DEEPEST) == ends
             assert answer.why.startswith("There is nothing below") == ends
-    strict = {a.reason for a in loose.under(replace(loose.rule, price=300.0)).answer(maps)}
+    strict = {a.reason for a in loose.under(replace(loose.rule, price=300.0)).answer(vectors)}
     assert Reason.RISK in strict
 
 
 def test_the_refused_label_and_its_probability_are_named(
-    store: ModelStore, maps: NDArray[np.float16]
+    store: ModelStore, vectors: NDArray[np.float16]
 ) -> None:
     version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     own = load_predictor(store, project(), version)
     own = own.under(replace(own.rule, price=300.0))
-    found = own.guesses(maps)
+    found = own.guesses(vectors)
     sure = corrected(found.probability, own.rule.platt)
     refused = [
-        (row, answer) for row, answer in enumerate(own.answer(maps)) if answer.reason == Reason.RISK
+        (row, answer)
+        for row, answer in enumerate(own.answer(vectors))
+        if answer.reason == Reason.RISK
     ]
     assert refused
     for row, answer in refused:
@@ -413,10 +420,10 @@ def test_the_refused_label_and_its_probability_are_named(
         assert "target 90 %" in answer.why
 
 
-def test_nothing_shown_says_why(store: ModelStore, maps: NDArray[np.float16]) -> None:
+def test_nothing_shown_says_why(store: ModelStore, vectors: NDArray[np.float16]) -> None:
     nothing = Evidence(np.empty((0, 2)), np.empty((0, 2), dtype=np.int64))
     version = publish(store, project(), TREE, head_of(TREE, HEAD), known=nothing)
-    answers = load_predictor(store, project(), version).answer(maps)
+    answers = load_predictor(store, project(), version).answer(vectors)
     assert {answer.reason for answer in answers} == {Reason.NOTHING}
 
 
@@ -428,21 +435,21 @@ def following(store: ModelStore, version: str, rule: DepthRule) -> None:
 
 
 def test_a_rule_that_feedback_led_to_is_used_without_a_restart(
-    store: ModelStore, maps: NDArray[np.float16]
+    store: ModelStore, vectors: NDArray[np.float16]
 ) -> None:
     version = publish(store, project(), TREE, head_of(TREE, HEAD), known=EASY)
     predictors = Predictors(store)
     before = predictors.get(project(), version)
-    assert max(len(answer.path or ()) for answer in before.answer(maps)) == 2
+    assert max(len(answer.path or ()) for answer in before.answer(vectors)) == 2
     following(store, version, replace(before.rule, price=1e6))
     after = predictors.get(project(), version)
     assert (after.rule.price, after.own_rule) == (1e6, before.rule)
     assert after.head is before.head
     assert predictors.get(project(), version) is after
     expected = replace(before.rule, price=1e6)
-    found = candidates(before.log_probabilities(maps), TREE)
+    found = candidates(before.log_probabilities(vectors), TREE)
     depth = choose_depth(corrected(found.probability, expected.platt), expected)
-    assert [len(answer.path or ()) for answer in after.answer(maps)] == depth.tolist()
+    assert [len(answer.path or ()) for answer in after.answer(vectors)] == depth.tolist()
     following(store, version, replace(before.rule, price=2e6))
     assert predictors.get(project(), version).rule.price == 2e6
     assert Predictors(store).get(project(), version).rule.price == 2e6
@@ -494,33 +501,3 @@ def test_a_strict_project_gets_a_strict_rule(store: ModelStore) -> None:
 def test_without_evidence_strictness_is_not_promised(store: ModelStore) -> None:
     version = publish(store, project(), TREE, head_of(TREE, HEAD))
     assert load_predictor(store, project(strict=True), version).rule.price is None
-
-
-@pytest.mark.parametrize("count", [3, 40])
-def test_kept_maps_are_not_restored_where_integers_are_multiplied(
-    store: ModelStore, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    version = publish(store, project(), TREE, head_of(TREE, HEAD))
-    predictor = load_predictor(store, project(), version)
-    given = np.random.default_rng(3).normal(0.5, 1, (count, CHANNELS, 5, 5)).clip(0)
-    kept = QuantisedMaps.of(given.astype(np.float32))
-    restored: list[int] = []
-
-    def floats(maps: QuantisedMaps) -> torch.Tensor:
-        restored.append(len(maps))
-        return whole(maps)
-
-    whole = QuantisedMaps.floats
-    monkeypatch.setattr(QuantisedMaps, "floats", floats)
-    found = {}
-    for there in (True, False):
-        monkeypatch.setattr("inference.predictor.has_integer_arithmetic", lambda there=there: there)
-        found[there] = predictor.log_probabilities(kept)
-        assert (sum(restored) == 0) == there
-    np.testing.assert_allclose(found[True], found[False], atol=1e-3)
-    np.testing.assert_allclose(
-        found[False], predictor.log_probabilities(kept.restored()), atol=0.02
-    )
-    scanned, means = predictor.scanned(kept)
-    np.testing.assert_allclose(scanned, found[False], atol=1e-5)
-    np.testing.assert_array_equal(means, kept.means)
