@@ -138,6 +138,7 @@ HRN: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "hrn, no residual": {"residual": False},
         "hrn, one member": {"members": 1},
         "hrn, members see all networks": {"networks": ()},
+        "hrn, no offset": {"delta": 0.0},
         "hrn, sigmoid scores": {"sigmoid": True},
     }
 )
