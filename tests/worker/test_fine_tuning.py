@@ -176,8 +176,8 @@ def test_what_was_fine_tuned_comes_back_from_the_store(parts: Parts, twelve: Gat
     )
     predictor = load_predictor(parts.store, project, version)
     extractor = parts.extractors.of(predictor)
-    image_keys = [image_key for _, image_key in extractor.ensure(twelve.refs, (0,))]
-    found = extractor.read(twelve.refs, [str(one) for one in image_keys])
+    image_keys = dict(extractor.ensure(twelve.refs, (0,)))
+    found = extractor.read(twelve.refs, [str(image_keys[at]) for at in range(12)])
     served = predictor.log_probabilities(found[judged])
     np.testing.assert_allclose(served, made.trained.held_out[judged], atol=0.1)
     assert np.ptp(served, axis=0).max() > 0.2  # and they tell pictures apart
@@ -365,7 +365,7 @@ def coloured(parts: Parts, count: int) -> Snapshot:
 
 #: Learns colours in a second, and nothing.
 GOOD = TrainingConfig(
-    augmentations=(0,), members=1, hidden=16, epochs=8, least_shown=3_000, folds=3
+    augmentations=(0,), members=1, hidden=64, dropout=0.2, least_shown=6_000, batch=32, folds=3
 )
 POOR = replace(GOOD, epochs=1, least_shown=1, rate=1e-9)
 
