@@ -179,7 +179,7 @@ class HRNHead(nn.Module):
         offsets = delta * _towards_leaves(tree)
         with torch.no_grad():
             for layer, nodes in zip(self.score_layers, layers, strict=True):
-                layer.bias += offsets[list(nodes)]
+                layer.bias.add_(offsets[list(nodes)])
 
     def layers(self, tree: LabelTree) -> list[Sequence[int]]:
         """Nodes that each score layer of a head of this form scores in such a tree."""
