@@ -57,7 +57,9 @@ Key = tuple[int, bool]
 def _hrn(*, shared: bool) -> Build:
     def build(tree: LabelTree, channels: int, recipe: TuneRecipe) -> tuple[nn.Module, Aim]:
         sizes = {**recipe.sizes(), "shared": shared}
-        head = HRNHead(tree, channels, dropout=recipe.dropout, seed=recipe.seed, **sizes)
+        head = HRNHead(
+            tree, channels, dropout=recipe.dropout, delta=recipe.delta, seed=recipe.seed, **sizes
+        )
         head.seed(recipe.seed)
         return head, tree_aim(tree)
 

@@ -20,13 +20,10 @@ from torch import Tensor, nn
 from hierarchy.errors import ShapeError
 from hierarchy.loss import tree_loss
 from hierarchy.marginals import log_marginals
-from hierarchy.tree import LabelTree
+from hierarchy.tree import TOP, LabelTree
 
 #: The score of a node that the head has not been trained on yet: e^-15 of a sibling's weight.
 UNSEEN_SCORE = -15.0
-
-#: Nats by which a fresh head holds an inner node without a child to be less likely than with one.
-STOP = 3.0
 
 #: A channel's deviation counts as at least this share of the mean deviation, so that a channel
 #: that is constant in the training set stays near zero in other images.
@@ -122,6 +119,9 @@ class HRNHead(nn.Module):
         residual: add the coarser levels' features to the finer ones'.
         shared: one block for all levels instead of one per level: a plain multi-layer perceptron.
         sigmoid: squeeze scores into (0, 1), as published.
+        delta: where the score biases start: those of leaves that much higher, those of root nodes
+            with children that much lower. So every answer that ends above the leaves weighs
+            e^-delta before anything is learnt, and "nothing of the tree" still weighs 1.
         seed: of the initial weights, which follow from it alone.
 
     Raises:
@@ -146,6 +146,7 @@ class HRNHead(nn.Module):
         residual: bool = True,
         shared: bool = False,
         sigmoid: bool = False,
+        delta: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -175,6 +176,10 @@ class HRNHead(nn.Module):
         self.column: Tensor
         self.register_buffer("column", torch.argsort(order), persistent=False)
         self._draw_weights(torch.Generator().manual_seed(seed))
+        offsets = delta * _towards_leaves(tree)
+        with torch.no_grad():
+            for layer, nodes in zip(self.score_layers, layers, strict=True):
+                layer.bias += offsets[list(nodes)]
 
     def layers(self, tree: LabelTree) -> list[Sequence[int]]:
         """Nodes that each score layer of a head of this form scores in such a tree."""
@@ -190,8 +195,6 @@ class HRNHead(nn.Module):
                     inputs = value.shape[-1] if name.endswith("weight") else self._hidden
                     bound = 1 / math.sqrt(inputs)
                     value.uniform_(-bound, bound, generator=draw)
-            for layer, nodes in zip(self.score_layers, self.layers(self.tree), strict=True):
-                layer.bias += first_offset(self.tree)[list(nodes)]
 
     @property
     def _hidden(self) -> int:
@@ -272,19 +275,15 @@ class HRNHead(nn.Module):
         return result
 
 
-def first_offset(tree: LabelTree) -> Tensor:
-    """Return what is added to each node's bias at the start, ``(N,)``.
-
-    It gives each state "this inner node and nothing below it" the weight e^-`STOP` before anything
-    is learnt: few labels end there, and the loss need not unlearn them first.
-    """
-    offset = torch.zeros(len(tree))
+def _towards_leaves(tree: LabelTree) -> Tensor:
+    """``(N,)`` offsets of scores that weaken each answer above the leaves by one nat."""
+    offsets = torch.zeros(len(tree))
     for node, (parent, below) in enumerate(zip(tree.parents, tree.children, strict=True)):
-        if parent < 0 and below:
-            offset[node] = -STOP
-        elif parent >= 0 and not below:
-            offset[node] = STOP
-    return offset
+        if below and parent == TOP:
+            offsets[node] = -1.0
+        elif not below and parent != TOP:
+            offsets[node] = 1.0
+    return offsets
 
 
 def members_loss(scores: Tensor, targets: Tensor, weights: Tensor, tree: LabelTree) -> Tensor:

@@ -305,6 +305,7 @@ def new_head(
         tree,
         vectors.shape[2],
         dropout=config.dropout,
+        delta=config.delta,
         seed=config.seed,
         **config.sizes(),
     )

@@ -16,6 +16,7 @@ class TuneRecipe:
     Attributes:
         hidden: width of the head's block of one level.
         dropout: share of a block's features dropped.
+        delta: where the score biases start, see `hierarchy.heads.HRNHead`.
         optimiser: ``sgd`` as published, its rate falling by a cosine once an epoch; or ``adamw``,
             by a cosine each step.
         epochs: passes over the labels.
@@ -41,6 +42,7 @@ class TuneRecipe:
 
     hidden: int = 512
     dropout: float = 0.0
+    delta: float = 3.0
     optimiser: Optimiser = "sgd"
     epochs: int = 30
     least_steps: int = 0

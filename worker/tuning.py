@@ -95,7 +95,14 @@ class Network(nn.Module):
 
 def tuned_head(tree: LabelTree, channels: int, recipe: TuneRecipe) -> HRNHead:
     """Build a head that trains together with a backbone of so many channels."""
-    head = HRNHead(tree, channels, dropout=recipe.dropout, seed=recipe.seed, **recipe.sizes())
+    head = HRNHead(
+        tree,
+        channels,
+        dropout=recipe.dropout,
+        delta=recipe.delta,
+        seed=recipe.seed,
+        **recipe.sizes(),
+    )
     head.seed(recipe.seed)
     return head
 

@@ -47,7 +47,7 @@ STEPS: Final = (
 
 def tiny() -> TrainingConfig:
     """What is enough to train something, in a second."""
-    return replace(TrainingConfig(), epochs=2, least_shown=80, folds=2, hidden=16)
+    return replace(TrainingConfig(), epochs=2, least_shown=512, folds=2, hidden=16)
 
 
 def die(step: str) -> None:

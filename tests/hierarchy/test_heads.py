@@ -259,6 +259,24 @@ def test_weights_and_dropout_follow_from_the_seed_alone() -> None:
     assert not torch.equal(drawn, drawn_other)
 
 
+@settings(max_examples=40)
+@given(tree=trees())
+def test_delta_weakens_every_answer_above_the_leaves(tree: LabelTree) -> None:
+    """The start is that of a tree whose answers at inner nodes weigh e^-3, listed one by one."""
+    plain, moved = (HRNHead(tree, CHANNELS, hidden=4, delta=delta).eval() for delta in (0.0, 3.0))
+    before, after = scored(plain).double(), scored(moved).double()
+    paths = [list(tree.ancestors(node)) for node in range(len(tree))]
+    states = torch.stack([before[:, path].sum(1) for path in paths], dim=1)
+    inner = [node for node, below in enumerate(tree.children) if below]
+    states[:, inner] -= 3.0
+    whole = torch.cat([states, torch.zeros(len(states), 1)], dim=1).exp().sum(1)
+    found = log_marginals(after, tree).exp()
+    for node in range(len(tree)):
+        under = [state for state, path in enumerate(paths) if node in path]
+        expected = states[:, under].exp().sum(1) / whole
+        torch.testing.assert_close(found[:, node], expected, atol=1e-5, rtol=1e-5)
+
+
 def test_members_start_apart() -> None:
     head = HRNHead(GROCERY, CHANNELS, hidden=8, members=2)
     first, second = head.state_dict()["blocks.0.connect.0.weight"].chunk(2)

@@ -298,7 +298,7 @@ def test_without_a_gpu_auto_is_no() -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head of few weights and steps; what surrounds it is as it is."""
     small = TrainingConfig(
-        augmentations=(0, 1), members=1, hidden=8, epochs=2, least_shown=400, folds=3
+        augmentations=(0, 1), members=1, hidden=8, epochs=2, least_shown=240, folds=3
     )
     monkeypatch.setattr(TrainingConfig, "suited", lambda *_, **__: small)
 
@@ -364,8 +364,10 @@ def coloured(parts: Parts, count: int) -> Snapshot:
 
 
 #: Learns colours in a second, and nothing.
-GOOD = TrainingConfig(augmentations=(0,), members=1, hidden=16, epochs=8, least_steps=100, folds=3)
-POOR = replace(GOOD, epochs=1, least_steps=1, rate=1e-9)
+GOOD = TrainingConfig(
+    augmentations=(0,), members=1, hidden=16, epochs=8, least_shown=3_000, folds=3
+)
+POOR = replace(GOOD, epochs=1, least_shown=1, rate=1e-9)
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ SMALL = TrainingConfig(
     members=2,
     hidden=16,
     epochs=4,
-    least_steps=80,
-    batch=32,
+    least_shown=2_560,
+    batch=64,
     folds=3,
     rate=5e-3,
 )
@@ -341,12 +341,11 @@ def test_a_config_is_plain_data() -> None:
     assert TrainingConfig(**{**written, **lists}) == SMALL
 
 
-def test_few_labels_get_as_many_steps_as_many() -> None:
-    config = TrainingConfig(epochs=2, least_steps=100, batch=64, cross_fit_up_to=600)
-    assert config.batch_of(10) == 10
-    assert config.batch_of(600) == 32
-    assert config.batch_of(6000) == 64
-    assert config.schedule(10) == (100, 1)
+def test_few_labels_are_shown_as_often_as_many() -> None:
+    config = TrainingConfig(epochs=2, least_shown=3_200, batch=64, cross_fit_up_to=600)
+    assert (config.batch_of(600), config.batch_of(601)) == (32, 64)
+    assert config.schedule(4) == (100, 1)  # not 800 steps of 4
+    assert config.schedule(320) == (10, 10)
     assert config.schedule(6400) == (2, 100)
 
 

@@ -34,7 +34,7 @@ NAMED = (("Fruit", "Apple"), ("Fruit", "Pear"), (HOSTILE, "<b>bold</b>"), (HOSTI
 
 PICTURES = 24
 
-QUICK = TrainingConfig(augmentations=(0,), members=1, hidden=8, epochs=2, least_shown=400, folds=3)
+QUICK = TrainingConfig(augmentations=(0,), members=1, hidden=8, epochs=2, least_shown=240, folds=3)
 
 
 def train(
