@@ -62,7 +62,8 @@ def test_a_trained_version_shows_less_of_unlike_images_and_says_so() -> None:
 def looked(**counts: tuple[int, int]) -> Looked:
     """Of each leaf so many open images, and how many of them are unlike."""
     paths = {"apple": APPLE, "pear": PEAR, "milk": MILK}
-    leaf, unlike_ones = {}, set()
+    leaf = dict[int, tuple[str, ...]]()
+    unlike_ones = set[int]()
     for name, (count, odd) in counts.items():
         tasks = range(len(leaf), len(leaf) + count)
         leaf |= dict.fromkeys(tasks, paths[name])
