@@ -11,7 +11,7 @@ from inference.extractors import FeatureExtractors
 from inference.predictor import Answer, Predictor
 from inference.store import Project
 from tests.published import TREE as SMALL_TREE
-from tests.worker.stand import Stand
+from tests.worker.stand import Stand, annotation
 from tests.worker.test_following import publish, served, shared
 from tests.worker.test_refreshing import open_tasks, shown
 from tests.worker.test_trainer import SMALL, TREE, examples, leaves_of, silent, vectors
@@ -137,7 +137,7 @@ def test_the_sync_notes_how_many_open_images_are_unlike(
     assert (told["open"], told["unlike"]) == (24, 24)
     assert told["words"].startswith("100% of the open images look unlike those that were labelled")
     open_tasks(stand, 3, first=25)  # looks at the new ones, and keeps what it knew of the others
-    del stand.tasks[0]
+    stand.tasks[0]["annotations"] = [annotation(900, ["Milk"], "2026-11-23T15:00:00.000001Z")]
     refresh_predictions(known.key, "v1", served)
     told = unlike(served, known.key, "v1")
     assert told is not None
