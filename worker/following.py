@@ -321,10 +321,10 @@ def _rows(
     if not at:
         return rows
     readable = [one for one in vectors if not isinstance(one, PictureError)]
-    vectors = np.stack(readable)
-    found = predictor.guesses(vectors)
+    stacked = np.stack(readable)
+    found = predictor.guesses(stacked)
     seen = _seen(found, [part[i].label.nodes for i in at], predictor.tree)
-    seen = replace(seen, like=predictor.likeness(vectors))
+    seen = replace(seen, like=predictor.likeness(stacked))
     for row, i in enumerate(at):
         rows[i] = _row(part[i], predictor, seen, row)
     return rows
