@@ -23,9 +23,9 @@ from inference.store import (
     Project,
     project_key,
 )
-from studio.contract import SetupCall
-from studio.errors import PictureError
-from studio.labelconfig import LabelConfig, parse_label_config
+from studio.errors import ImageError
+from studio.label_config import LabelConfig, parse_label_config
+from studio.schemas import SetupCall
 from worker.asking import Places, places_of
 from worker.errors import MisconfiguredError
 from worker.parts import Parts
@@ -42,7 +42,7 @@ FEW: Final = 8
 #: Calls of more at once: each may hold 20 MB of pictures that are under way (`inference.gallery`).
 BATCHES: Final = 8
 
-Answers = list[Answer | PictureError]
+Answers = list[Answer | ImageError]
 
 
 class Services:

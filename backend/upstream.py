@@ -25,11 +25,11 @@ from inference.predictor import Answer
 from inference.store import Project
 from inference.store import project_key as store_key
 from studio.annotations import read_task
-from studio.contract import Event, project_key
-from studio.errors import ContractError, PictureError, StudioError
-from studio.fields import as_id, as_text
-from studio.labelconfig import LabelConfig, parse_label_config
+from studio.errors import ContractError, ImageError, StudioError
+from studio.json_fields import as_id, as_text
+from studio.label_config import LabelConfig, parse_label_config
 from studio.predictions import prediction
+from studio.schemas import Event, project_key
 from worker.asking import entry_of, places_of
 from worker.errors import JobError
 from worker.order import Order
@@ -315,7 +315,7 @@ def _predictions(
     """One entry a task, in order."""
     predictor = parts.predictors.get(project, version, config.tree)
     gallery = parts.galleries.of(predictor)
-    refs = [config.picture(row.get("data") or {}) for row in rows]
+    refs = [config.image_address(row.get("data") or {}) for row in rows]
     items = [
         (ref, as_id(row.get("id")) or 0)
         for ref, row in zip(refs, rows, strict=True)
@@ -325,7 +325,7 @@ def _predictions(
     places = places_of(parts.store, project.key, version)
     for ref, row in zip(refs, rows, strict=True):
         answer = (
-            PictureError(f"its data has no image address in {config.image_key!r}")
+            ImageError(f"its data has no image address in {config.image_key!r}")
             if ref is None
             else next(found)
         )

@@ -35,8 +35,7 @@ from hierarchy.network import FrozenHead
 from inference.backbone import Backbone, load_backbone
 from inference.engine import Engine, make_engine
 from inference.features import prepare
-from studio.decoding import decode
-from studio.limits import PictureLimits
+from studio.image_decoder import ImageLimits, decode
 from worker import trainer
 from worker.fitting import Rows
 from worker.recipe import Recipe
@@ -94,7 +93,7 @@ def default_head(dataset: Dataset, album: Album, seed: int) -> FrozenHead:
 
 def shown(files: list[Path], backbone: Backbone) -> Tensor:
     """Photos as the backbone is shown them, ``(B, 3, S, S)`` uint8."""
-    pictures = [decode(file.read_bytes(), limits=PictureLimits()) for file in files]
+    pictures = [decode(file.read_bytes(), limits=ImageLimits()) for file in files]
     return torch.from_numpy(np.stack([prepare(one, backbone.preparation) for one in pictures]))
 
 

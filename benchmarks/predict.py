@@ -212,7 +212,7 @@ class Bench:
     def __init__(self, folder: Path, home: Path, port: int) -> None:
         from hierarchy import LabelTree
         from inference.store import ModelStore, Project, project_key
-        from studio.configwriter import taxonomy_config
+        from studio.label_config_writer import taxonomy_config
 
         self.files = sorted(folder.rglob("*.jpg"))
         paths = {file.relative_to(folder).parts[:-1] for file in self.files}
@@ -272,13 +272,12 @@ class Bench:
 def limit(bench: Bench, engine: Any, numbers: Sequence[int], preparation: Any) -> dict[str, float]:  # noqa: ANN401
     """Seconds of decode and resize, and of the forward, of these photos."""
     from inference.features import prepare
-    from studio.decoding import decode
-    from studio.limits import PictureLimits
+    from studio.image_decoder import ImageLimits, decode
 
     data = [bench.files[number].read_bytes() for number in numbers]
 
     def one(file: bytes) -> Any:  # noqa: ANN401 - pixels
-        image = decode(file, limits=PictureLimits(), at_least=2 * preparation.resize)
+        image = decode(file, limits=ImageLimits(), at_least=2 * preparation.resize)
         return prepare(image, preparation)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -17,9 +17,9 @@ from inference.heatmap import node_heat_maps, seen_part
 from inference.insight import path_of
 from inference.looking import PANEL, Looked, fitted, framed, in_words, overlaid
 from inference.store import Project
-from studio.decoding import decode
-from studio.errors import PictureError
-from studio.pictures import Picture
+from studio.errors import ImageError
+from studio.image_decoder import decode
+from studio.image_fetcher import FetchedImage
 from worker.parts import Parts
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -85,7 +85,7 @@ def write_heatmap(parts: Parts, project: Project, files: Sequence[Path], out: Pa
     check_wish(out, files)
     eyes, looked, drawn = Eyes(parts, project), [], []
     for file in files:
-        with suppress(OSError, PictureError):  # its answer says why
+        with suppress(OSError, ImageError):  # its answer says why
             looked.append(eyes.look(file.read_bytes()))
             drawn.append(file)
     if looked:
@@ -113,7 +113,7 @@ class Eyes:
         if version is None:
             raise UsageError(f"{project.key} is untrained: label some pictures, then `hrn train`")
         ours = parts.settings
-        self._picture: Picture | None = None
+        self._picture: FetchedImage | None = None
         self._limits = parts.limits
         galleries = Galleries(
             ours.cache,
@@ -131,12 +131,12 @@ class Eyes:
         """Where it looks in a picture file.
 
         Raises:
-            PictureError: the file cannot be decoded.
+            ImageError: the file cannot be decoded.
         """
         image = decode(data, limits=self._limits, at_least=2 * PANEL)
-        self._picture = Picture(hashlib.sha256(data).hexdigest(), data)
+        self._picture = FetchedImage(hashlib.sha256(data).hexdigest(), data)
         (maps,) = self._gallery.maps([(f"sha256:{self._picture.digest}", None)])
-        if isinstance(maps, PictureError):
+        if isinstance(maps, ImageError):
             raise maps
         log_p = self._predictor.log_probabilities(maps[None])
         (answer,) = self._predictor.told(log_p)
@@ -145,9 +145,9 @@ class Eyes:
         (levels,) = node_heat_maps(self._predictor, maps[None], names)
         return Looked(fitted(image), seen_part(image.size, self._preparation), levels)
 
-    def _held(self, ref: str, _task: int | None) -> Picture:
+    def _held(self, ref: str, _task: int | None) -> FetchedImage:
         if self._picture is None:
-            raise PictureError(f"{ref} is no picture that was given")
+            raise ImageError(f"{ref} is no picture that was given")
         return self._picture
 
 

@@ -20,8 +20,8 @@ from inference.engine import make_engine
 from inference.features import FeatureCache
 from inference.gallery import Gallery
 from inference.references import ReferenceIndex
-from studio.errors import PictureError
-from studio.pictures import Picture
+from studio.errors import ImageError
+from studio.image_fetcher import FetchedImage
 
 #: Photos whose maps are in memory at once.
 CHUNK = 64
@@ -63,7 +63,7 @@ class Album:
             items = [(ref_of(file), None) for file in part]
             found = {}
             for at, one in gallery.stream_views(items, views):
-                if isinstance(one, PictureError):
+                if isinstance(one, ImageError):
                     raise DatasetError(f"{part[at]}: {one.reason}") from one
                 found[at] = one
             yield (
@@ -78,7 +78,7 @@ def ref_of(file: Path) -> str:
     return f"{file.resolve()}|{stat.st_mtime_ns}|{stat.st_size}"
 
 
-def open_photo(ref: str, degradation: Degradation | None = None) -> Picture:
+def open_photo(ref: str, degradation: Degradation | None = None) -> FetchedImage:
     """The file's bytes, made poorer and packed without loss where that is asked for."""
     file = Path(ref.rsplit("|", 2)[0])
     try:
@@ -90,5 +90,5 @@ def open_photo(ref: str, degradation: Degradation | None = None) -> Picture:
             poorer.save(buffer, "PNG", compress_level=1)
             data = buffer.getvalue()
     except OSError as error:
-        raise PictureError(f"cannot be read as a picture: {error}") from error
-    return Picture(hashlib.sha256(data).hexdigest(), data)
+        raise ImageError(f"cannot be read as a picture: {error}") from error
+    return FetchedImage(hashlib.sha256(data).hexdigest(), data)

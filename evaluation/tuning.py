@@ -37,9 +37,8 @@ from hierarchy.network import GranularityBlock, ResidualHead
 from hierarchy.rivals.flat import Flat
 from inference.backbone import Backbone, load_backbone
 from inference.features import prepare
-from studio.decoding import decode
-from studio.errors import PictureError
-from studio.pictures import PictureLimits
+from studio.errors import ImageError
+from studio.image_decoder import ImageLimits, decode
 from worker import checkpoints
 from worker.checkpoints import Checkpoints
 from worker.fine_tuning import device_of
@@ -271,8 +270,8 @@ def _log_probabilities(network: Network, aim: Aim, plan: Plan, split: Split) -> 
 
 def _read(file: Path, at_least: int | None) -> Image.Image:
     try:
-        return decode(file.read_bytes(), limits=PictureLimits(), at_least=at_least)
-    except (OSError, PictureError) as error:
+        return decode(file.read_bytes(), limits=ImageLimits(), at_least=at_least)
+    except (OSError, ImageError) as error:
         raise DatasetError(f"{file}: {error}") from error
 
 

@@ -12,7 +12,7 @@ from inference.batching import Together
 from inference.gallery import Gallery, Item, Loaded
 from inference.predictor import BATCH, Answer, Predictor
 from inference.views import PLAIN
-from studio.errors import PictureError
+from studio.errors import ImageError
 
 #: Groups of calls that are answered at once: one's head works while another's backbone does.
 LANES: Final = 2
@@ -20,9 +20,9 @@ LANES: Final = 2
 
 def answers(
     gallery: Gallery, predictor: Predictor, items: Sequence[Item]
-) -> list[Answer | PictureError]:
+) -> list[Answer | ImageError]:
     """One answer a picture, in order; a picture that cannot be had is its own error."""
-    found: dict[int, Answer | PictureError] = {}
+    found: dict[int, Answer | ImageError] = {}
     waiting: list[tuple[int, QuantisedMaps]] = []
 
     def settle() -> None:
@@ -33,7 +33,7 @@ def answers(
         waiting.clear()
 
     for position, result in gallery.stream(items):
-        if isinstance(result, PictureError):
+        if isinstance(result, ImageError):
             found[position] = result
         else:
             waiting.append((position, result))
@@ -65,24 +65,24 @@ class SharedAnswers:
             look, lanes=LANES, join=lambda calls: list(chain.from_iterable(calls))
         )
 
-    def __call__(self, items: Sequence[Item]) -> list[Answer | PictureError]:
+    def __call__(self, items: Sequence[Item]) -> list[Answer | ImageError]:
         """See `answers`."""
         found = self._gallery.load(items)
-        loaded = [one for one in found if not isinstance(one, PictureError)]
+        loaded = [one for one in found if not isinstance(one, ImageError)]
         work = self._together if any(one.pixels for one in loaded) else self._look
         told = iter(work(loaded) if loaded else ())
-        return [one if isinstance(one, PictureError) else next(told) for one in found]
+        return [one if isinstance(one, ImageError) else next(told) for one in found]
 
 
 def maps_of(gallery: Gallery, items: Sequence[Item], *, view: int = PLAIN) -> NDArray[np.float16]:
     """``(n, C, H, W)`` maps of pictures that are known to be readable.
 
     Raises:
-        PictureError: one is not any more.
+        ImageError: one is not any more.
     """
     maps = []
     for result in gallery.maps(items, view=view):
-        if isinstance(result, PictureError):
+        if isinstance(result, ImageError):
             raise result
         maps.append(result)
     return np.stack(maps)

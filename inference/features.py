@@ -25,7 +25,7 @@ from inference import segments
 from inference.backbone import Preparation
 from inference.segments import TOUCH_AFTER, Key, Segments
 from inference.views import PLAIN, name_of
-from studio.decoding import fitted
+from studio.image_decoder import fitted
 
 log = logging.getLogger(__name__)
 

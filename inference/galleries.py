@@ -18,15 +18,16 @@ from inference.features import FeatureCache
 from inference.gallery import MAX_AGE_S, Gallery
 from inference.predictor import Predictor
 from inference.references import ReferenceIndex
-from studio.apart import Decode
-from studio.pictures import Picture, PictureLimits
+from studio.image_decoder import ImageLimits
+from studio.image_fetcher import FetchedImage
+from studio.image_sandbox import ImageDecoder
 
 log = logging.getLogger(__name__)
 
 #: Backbones kept in memory, each with its engine.
 KEPT = 4
 
-Fetch = Callable[[str, int | None], Picture]
+Fetch = Callable[[str, int | None], FetchedImage]
 
 
 def tuned_fingerprint(base: Backbone, module: nn.Module) -> str:
@@ -60,15 +61,15 @@ class Galleries:
         backbone: str,
         weights: Path | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
-        limits: PictureLimits | None = None,
-        decode: Decode | None = None,
+        limits: ImageLimits | None = None,
+        decode: ImageDecoder | None = None,
     ) -> None:
         self._cache = cache
         self._fetch = fetch
         self._name = backbone
         self._weights = weights
         self._device = device
-        self._limits = limits or PictureLimits()
+        self._limits = limits or ImageLimits()
         self._decode = decode
         self._index = ReferenceIndex(cache / "references")
         self._base: Backbone | None = None

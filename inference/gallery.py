@@ -21,9 +21,10 @@ from inference.engine import Engine
 from inference.features import FeatureCache, prepare
 from inference.references import ReferenceIndex
 from inference.views import MIRRORED, PLAIN, crop
-from studio.apart import Decode, Here
-from studio.errors import PictureError
-from studio.pictures import Picture, PictureLimits
+from studio.errors import ImageError
+from studio.image_decoder import ImageLimits
+from studio.image_fetcher import FetchedImage
+from studio.image_sandbox import ImageDecoder, InProcessDecoder
 
 #: A task's picture: what stands in its data, and the task's id, which some storages need.
 Item = tuple[str, int | None]
@@ -64,21 +65,21 @@ class Gallery:
 
     def __init__(  # noqa: PLR0913 - it is where these parts meet
         self,
-        fetch: Callable[[str, int | None], Picture],
+        fetch: Callable[[str, int | None], FetchedImage],
         engine: Engine,
         preparation: Preparation,
         *,
         cache: FeatureCache | None = None,
         index: ReferenceIndex | None = None,
-        limits: PictureLimits | None = None,
-        decode: Decode | None = None,
+        limits: ImageLimits | None = None,
+        decode: ImageDecoder | None = None,
         threads: int = 8,
         max_age_s: float = MAX_AGE_S,
     ) -> None:
         """Nothing is started yet.
 
         Args:
-            fetch: reference and task id -> picture, or `PictureError`; called from many threads.
+            fetch: reference and task id -> picture, or `ImageError`; called from many threads.
             engine: runs the backbone.
             preparation: the backbone's.
             cache: keeps features by picture content, for this backbone.
@@ -93,14 +94,14 @@ class Gallery:
         self._preparation = preparation
         self._cache = cache
         self._index = index
-        self._limits = limits or PictureLimits()
-        self._decode = decode or Here()
+        self._limits = limits or ImageLimits()
+        self._decode = decode or InProcessDecoder()
         self._threads = threads
         self._max_age_s = max_age_s
 
     def maps(
         self, items: Sequence[Item], *, view: int = PLAIN, progress: Progress | None = None
-    ) -> list[FloatMaps | PictureError]:
+    ) -> list[FloatMaps | ImageError]:
         """Feature maps ``(C, h, w)`` float16 in the order of ``items``, or what went wrong.
 
         All of them are held in memory (125 kB each for EfficientNet-lite0); see `stream`.
@@ -110,18 +111,18 @@ class Gallery:
             view: how the picture is looked at, see `inference.views`.
             progress: called with pictures done and pictures in all, from the caller's thread.
         """
-        results: dict[int, FloatMaps | PictureError] = {}
+        results: dict[int, FloatMaps | ImageError] = {}
         for position, result in self.stream(items, view=view):
-            results[position] = result if isinstance(result, PictureError) else result.restored()[0]
+            results[position] = result if isinstance(result, ImageError) else result.restored()[0]
             if progress is not None:
                 progress(len(results), len(items))
         return [results[position] for position in range(len(items))]
 
-    def maps_of_picture(self, picture: Picture) -> QuantisedMaps:
+    def maps_of_picture(self, picture: FetchedImage) -> QuantisedMaps:
         """Feature maps of one picture that is at hand.
 
         Raises:
-            PictureError: it cannot be decoded.
+            ImageError: it cannot be decoded.
         """
         maps = self._cached(picture.digest, (PLAIN,))
         if not maps:
@@ -129,7 +130,7 @@ class Gallery:
             return self.infer([Loaded(picture.digest, pixels, maps)])
         return maps[PLAIN]
 
-    def load(self, items: Sequence[Item]) -> list[Loaded | PictureError]:
+    def load(self, items: Sequence[Item]) -> list[Loaded | ImageError]:
         """Fetch and decode a few pictures, in order; `infer` does the rest."""
         known, views = self._known(items), (PLAIN,)
         if len(items) == 1:
@@ -147,35 +148,35 @@ class Gallery:
         self._infer(loaded)
         return joined([one.maps[PLAIN] for one in loaded])
 
-    def decoded(self, picture: Picture, *, at_least: int) -> Image.Image:
+    def decoded(self, picture: FetchedImage, *, at_least: int) -> Image.Image:
         """The picture as RGB, upright, its shorter side no less than so many pixels if it was.
 
         Raises:
-            PictureError: it cannot be decoded.
+            ImageError: it cannot be decoded.
         """
         return self._decode.decode(picture.data, limits=self._limits, at_least=at_least)
 
     def stream(
         self, items: Sequence[Item], *, view: int = PLAIN
-    ) -> Generator[tuple[int, QuantisedMaps | PictureError], None, None]:
+    ) -> Generator[tuple[int, QuantisedMaps | ImageError], None, None]:
         """Position and maps of each item, as they get ready: in no order, each position once.
 
         Memory stays the same for any number of items. Leaving the loop early is fine: what has
         not been started is dropped.
         """
         for position, result in self.stream_views(items, (view,)):
-            yield position, result if isinstance(result, PictureError) else result[view]
+            yield position, result if isinstance(result, ImageError) else result[view]
 
     def stream_views(
         self, items: Sequence[Item], views: tuple[int, ...]
-    ) -> Generator[tuple[int, dict[int, QuantisedMaps] | PictureError], None, None]:
+    ) -> Generator[tuple[int, dict[int, QuantisedMaps] | ImageError], None, None]:
         """Position and each view's maps of each item, decoded once; see `stream`."""
         for position, found in self._stream(items, views):
-            yield position, found if isinstance(found, PictureError) else found.maps
+            yield position, found if isinstance(found, ImageError) else found.maps
 
     def ensure(
         self, items: Sequence[Item], views: tuple[int, ...]
-    ) -> Generator[tuple[int, str | PictureError], None, None]:
+    ) -> Generator[tuple[int, str | ImageError], None, None]:
         """Position and digest of each item, whose maps are in the cache then; see `stream`.
 
         Those that the cache has are not read, so this is much quicker than `stream_views`.
@@ -191,7 +192,7 @@ class Gallery:
                 if digest is not None and held
             )
         for at, found in self._stream([items[position] for position in todo], views):
-            yield todo[at], found if isinstance(found, PictureError) else found.digest
+            yield todo[at], found if isinstance(found, ImageError) else found.digest
 
     def kept(
         self, items: Sequence[Item], digests: Sequence[str], *, view: int = PLAIN
@@ -199,7 +200,7 @@ class Gallery:
         """``(n, C, h, w)`` maps of pictures that `ensure` went through, read in bulk.
 
         Raises:
-            PictureError: one is not in the cache any more, and cannot be had either.
+            ImageError: one is not in the cache any more, and cannot be had either.
         """
         if self._cache is None:
             return np.stack(self._again(items, view))
@@ -220,7 +221,7 @@ class Gallery:
         """``(n, C)`` means of the same maps over their grid; the maps themselves are not read.
 
         Raises:
-            PictureError: see `kept`.
+            ImageError: see `kept`.
         """
         if self._cache is None:
             return _means(self._again(items, view))
@@ -237,14 +238,14 @@ class Gallery:
     def _again(self, items: Sequence[Item], view: int) -> list[FloatMaps]:
         found = []
         for result in self.maps(items, view=view):
-            if isinstance(result, PictureError):
+            if isinstance(result, ImageError):
                 raise result
             found.append(result)
         return found
 
     def _stream(
         self, items: Sequence[Item], views: tuple[int, ...]
-    ) -> Generator[tuple[int, Loaded | PictureError], None, None]:
+    ) -> Generator[tuple[int, Loaded | ImageError], None, None]:
         waiting: list[tuple[int, Loaded]] = []
         todo = iter(enumerate(items))
         arrived: SimpleQueue[_Arrival] = SimpleQueue()
@@ -325,7 +326,7 @@ class Gallery:
             held[at] = self._cache.holds([str(digests[one]) for one in at.tolist()], view=view)
         return held
 
-    def _remember(self, loaded: Iterable[tuple[Item, Loaded | PictureError]]) -> None:
+    def _remember(self, loaded: Iterable[tuple[Item, Loaded | ImageError]]) -> None:
         """Note where the references led that were followed."""
         fetched = [
             (item[0], one.digest) for item, one in loaded if isinstance(one, Loaded) and one.fetched
@@ -333,7 +334,7 @@ class Gallery:
         if self._index is not None and fetched:
             self._index.remember_all(fetched)
 
-    def _load(self, item: Item, known: str | None, views: tuple[int, ...]) -> Loaded | PictureError:
+    def _load(self, item: Item, known: str | None, views: tuple[int, ...]) -> Loaded | ImageError:
         """What a worker thread does: everything but the inference.
 
         Args:
@@ -353,15 +354,17 @@ class Gallery:
             if not missing:
                 return Loaded(picture.digest, {}, maps, fetched=True)
             pixels = self._looked_at(picture, missing)
-        except PictureError as error:
+        except ImageError as error:
             return error
         return Loaded(picture.digest, pixels, maps, fetched=True)
 
-    def _looked_at(self, picture: Picture, views: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+    def _looked_at(
+        self, picture: FetchedImage, views: Sequence[int]
+    ) -> dict[int, NDArray[np.uint8]]:
         """The network's input for each view.
 
         Raises:
-            PictureError: it cannot be decoded.
+            ImageError: it cannot be decoded.
         """
         fit = self._preparation.fit()
         if max(views) > MIRRORED:
@@ -409,7 +412,7 @@ class Gallery:
         return QuantisedMaps.of(maps) if self._cache is None else self._cache.put(keys, maps)
 
 
-def _taken(arrived: SimpleQueue[_Arrival]) -> Iterator[tuple[int, Loaded | PictureError]]:
+def _taken(arrived: SimpleQueue[_Arrival]) -> Iterator[tuple[int, Loaded | ImageError]]:
     """What has arrived by now; waits for one at least.
 
     A queue and not futures: to wait for one of n of those is n times the work.
@@ -420,13 +423,13 @@ def _taken(arrived: SimpleQueue[_Arrival]) -> Iterator[tuple[int, Loaded | Pictu
             position, found = arrived.get(block=block)
         except Empty:
             return
-        if isinstance(found, BaseException) and not isinstance(found, PictureError):
+        if isinstance(found, BaseException) and not isinstance(found, ImageError):
             raise found
         yield position, found
         block = False
 
 
-def _lacks(found: Loaded | PictureError) -> TypeGuard[Loaded]:
+def _lacks(found: Loaded | ImageError) -> TypeGuard[Loaded]:
     """Is there something to infer?"""
     return isinstance(found, Loaded) and bool(found.pixels)
 

@@ -14,7 +14,7 @@ from inference.gallery import Gallery
 from inference.heatmap import Box, HeatMap, node_heat_maps, seen_part, spread
 from inference.insight import Step, branches, path_of
 from inference.predictor import Answer, Predictor
-from studio.pictures import Picture
+from studio.image_fetcher import FetchedImage
 
 #: Pixels: the square that a shown picture fits into.
 PANEL: Final = 320
@@ -61,7 +61,7 @@ def look(
     predictor: Predictor,
     gallery: Gallery,
     preparation: Preparation,
-    picture: Picture,
+    picture: FetchedImage,
 ) -> Sight:
     """Look at one image as the version does.
 
@@ -72,7 +72,7 @@ def look(
         picture: the file.
 
     Raises:
-        PictureError: the file cannot be decoded.
+        ImageError: the file cannot be decoded.
     """
     image = gallery.decoded(picture, at_least=2 * PANEL)
     maps = gallery.maps_of_picture(picture)

@@ -38,7 +38,7 @@ _SETUP: Final = (
     _TABLE,
 )
 
-#: What no waiting mends: the file is damaged, or it is not ours.
+#: What no waiting fixes: the file is damaged, or it is not ours.
 _LOST: Final = frozenset(
     {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_SCHEMA}
 )

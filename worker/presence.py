@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 
 from inference.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, Project
-from studio.wiring import at_address
+from studio.project_setup import at_address
 from worker.errors import JobError, MisconfiguredError
 from worker.parts import Parts
 

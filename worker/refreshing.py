@@ -27,10 +27,9 @@ from inference.gallery import Gallery, Item
 from inference.predictor import Answer, Predictor
 from inference.store import DISCONNECTED, GONE, UNTRAINED, Project
 from studio.annotations import WAS_SKIPPED, read_task
-from studio.errors import AnnotationError, PictureError
-from studio.labelconfig import LabelConfig, parse_label_config
-from studio.predictions import prediction
-from studio.prelabels import stored_node
+from studio.errors import AnnotationError, ImageError
+from studio.label_config import LabelConfig, parse_label_config
+from studio.predictions import prediction, stored_node
 from worker.asking import (
     FRONT,
     MOST,
@@ -82,7 +81,7 @@ class OpenTask:
     """
 
     task: int
-    picture: str
+    image: str
     stored: Mapping[str, Any] | None
     more: bool = False
     skipped: bool = False
@@ -302,9 +301,9 @@ def _open_tasks(work: Work) -> Iterator[OpenTask]:
         ours = _rows_of(task, {work.version})
         stored = max(ours, key=lambda row: int(row["id"]), default=None)
         more = len(ours) > 1 or bool(_rows_of(task, versions))
-        if read.picture is not None:
+        if read.image is not None:
             skipped = any(one.reason == WAS_SKIPPED for one in read.ignored)
-            yield OpenTask(read.task_id, read.picture, stored, more, skipped)
+            yield OpenTask(read.task_id, read.image, stored, more, skipped)
 
 
 def _rows_of(task: Mapping[str, Any], versions: set[str]) -> list[Mapping[str, Any]]:
@@ -360,7 +359,7 @@ def _looks(work: Work, tasks: Sequence[OpenTask], pool: set[int]) -> tuple[dict[
         for part, maps in zip(parts, read, strict=True):
             work.check()
             for task, look in zip(part, _seen(work, maps), strict=True):
-                if isinstance(look, PictureError):  # nothing is stored: a visit asks for it again
+                if isinstance(look, ImageError):  # nothing is stored: a visit asks for it again
                     log.info("no picture task=%d: %s", task.task, look.reason)
                 else:
                     seen[task.task] = look.apart() if task.task in pool else Look(look.answer)
@@ -373,13 +372,13 @@ def _looks(work: Work, tasks: Sequence[OpenTask], pool: set[int]) -> tuple[dict[
 
 def _read_ahead(
     work: Work, parts: Sequence[Sequence[OpenTask]]
-) -> Generator[list[QuantisedMaps | PictureError], None, None]:
+) -> Generator[list[QuantisedMaps | ImageError], None, None]:
     """Each part's maps, the next part's read meanwhile: the head wants all cores, reading one."""
     over = threading.Event()
 
-    def read(part: Sequence[OpenTask]) -> list[QuantisedMaps | PictureError]:
-        found: dict[int, QuantisedMaps | PictureError] = {}
-        items = [(task.picture, task.task) for task in part]
+    def read(part: Sequence[OpenTask]) -> list[QuantisedMaps | ImageError]:
+        found: dict[int, QuantisedMaps | ImageError] = {}
+        items = [(task.image, task.task) for task in part]
         with closing(work.gallery.stream(items)) as stream:
             for position, result in stream:
                 if over.is_set():
@@ -400,12 +399,12 @@ def _read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _seen(work: Work, maps: Sequence[QuantisedMaps | PictureError]) -> list[Look | PictureError]:
-    found: list[Look | PictureError] = [one for one in maps if isinstance(one, PictureError)]
-    at = [i for i, one in enumerate(maps) if not isinstance(one, PictureError)]
+def _seen(work: Work, maps: Sequence[QuantisedMaps | ImageError]) -> list[Look | ImageError]:
+    found: list[Look | ImageError] = [one for one in maps if isinstance(one, ImageError)]
+    at = [i for i, one in enumerate(maps) if not isinstance(one, ImageError)]
     looks: dict[int, Look] = {}
     if at:
-        together = joined([one for one in maps if not isinstance(one, PictureError)])
+        together = joined([one for one in maps if not isinstance(one, ImageError)])
         if work.predictor is None:
             looks = {i: Look(None, row, None) for i, row in zip(at, together.means, strict=True)}
         else:
@@ -426,12 +425,12 @@ def _choose(
 ) -> Places:
     """What to ask next, written down before Label Studio is told."""
     answered = [
-        (read.picture, read.task_id)
+        (read.image, read.task_id)
         for task in work.parts.studio.tasks(work.project.number, annotated_only=True)
-        if (read := read_task(task, work.config)).labels and read.picture is not None
+        if (read := read_task(task, work.config)).labels and read.image is not None
     ]
     # Like an answered image, a skipped one says that those that look like it are asked later.
-    known = [*answered, *((task.picture, task.task) for task in tasks if task.skipped)]
+    known = [*answered, *((task.image, task.task) for task in tasks if task.skipped)]
     looks = {task: look for task, look in seen.items() if look.pooled is not None}
     features = [look.pooled for look in looks.values() if look.pooled is not None]
     width = len(features[0]) if features else 1
@@ -457,7 +456,7 @@ def _pooled(work: Work, items: Sequence[Item]) -> Iterator[NDArray[np.float32]]:
     for start in range(0, len(items), CHUNK):
         found = dict(work.gallery.stream(items[start : start + CHUNK]))
         for position in sorted(found):
-            if not isinstance(one := found[position], PictureError):
+            if not isinstance(one := found[position], ImageError):
                 yield one.means[0]
 
 

@@ -22,9 +22,8 @@ from inference.predictor import BACKBONE, EVIDENCE, Predictor, evidence_tensors
 from inference.store import Project
 from inference.views import PLAIN
 from studio.annotations import read_task
-from studio.errors import PictureError
-from studio.labelconfig import LabelConfig, parse_label_config
-from studio.pictures import PictureUnavailableError
+from studio.errors import ImageError, ImageUnavailableError
+from studio.label_config import LabelConfig, parse_label_config
 from worker import fine_tuning, trainer
 from worker.asking import asked_at_random
 from worker.choosing import go_live
@@ -209,13 +208,13 @@ def _check_pictures(gathered: Gathered, wanted: int) -> None:
     """An outage must not look like a project with few labels: the training waits for its end.
 
     Raises:
-        PictureError: more than a quarter of the images could not be read, and never will be.
-        PictureUnavailableError: some of them may be had later.
+        ImageError: more than a quarter of the images could not be read, and never will be.
+        ImageUnavailableError: some of them may be had later.
     """
     missing = sum(gathered.skipped.values())
     if missing > wanted * MOST_MISSING:
         reason = max(gathered.skipped, key=lambda reason: gathered.skipped[reason])
-        kind = PictureUnavailableError if gathered.passing else PictureError
+        kind = ImageUnavailableError if gathered.passing else ImageError
         raise kind(f"{missing} of {wanted} images could not be read, mostly: {reason}")
 
 
@@ -380,7 +379,7 @@ def _judged(
     for start in range(0, len(fresh), JUDGED_AT_ONCE):
         part = fresh[start : start + JUDGED_AT_ONCE]
         found = gallery.maps([gathered.refs[at] for at in part])
-        maps = [(at, one) for at, one in enumerate(found) if not isinstance(one, PictureError)]
+        maps = [(at, one) for at, one in enumerate(found) if not isinstance(one, ImageError)]
         judged += [start + at for at, _ in maps]
         if maps:
             rows.append(predictor.log_probabilities(np.stack([one for _, one in maps])))

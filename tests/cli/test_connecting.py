@@ -16,11 +16,11 @@ from cli.connecting import (
 )
 from cli.projects import UsageError
 from inference.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, Project, project_key
-from studio.contract import project_key as studio_key
 from studio.errors import StudioRequestError
+from studio.schemas import project_key as studio_key
 from tests.end_to_end.label_studio import RunningLabelStudio, free_port
 from tests.published import project, publish
-from tests.studio.backend import HEADER, PASSWORD, USER, RecordingBackend, running_backend
+from tests.studio.recording_backend import HEADER, PASSWORD, USER, RecordingBackend, running_backend
 from tests.studio.servers import Reply, serving
 from tests.studio.test_client import CONFIG, fruit
 from worker.errors import MisconfiguredError

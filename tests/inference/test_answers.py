@@ -10,7 +10,7 @@ from inference.gallery import Gallery, Item
 from inference.predictor import BATCH, Answer, Predictor, load_predictor
 from inference.store import ModelStore
 from inference.views import MIRRORED, PLAIN
-from studio.errors import PictureError
+from studio.errors import ImageError
 from tests.inference.small import FROZEN, galleries, head_of, project, publish, weights_file
 
 TREE = LabelTree.from_paths([("Milk",), ("Fruit", "Apple"), ("Fruit", "Pear")])
@@ -51,13 +51,13 @@ def test_each_picture_gets_the_answer_it_would_get_alone(
 def test_a_bad_picture_is_its_own_error(gallery: Gallery, predictor: Predictor) -> None:
     mixed = [("0.png", 0), ("gone.png", 1), ("1.png", 2), ("lost.png", 3)]
     found = answers(gallery, predictor, mixed)
-    assert [isinstance(one, PictureError) for one in found] == [False, True, False, True]
+    assert [isinstance(one, ImageError) for one in found] == [False, True, False, True]
     assert "404" in str(found[1])
 
 
 def test_only_bad_pictures_are_only_errors(gallery: Gallery, predictor: Predictor) -> None:
     found = answers(gallery, predictor, [("gone.png", None)] * 3)
-    assert all(isinstance(one, PictureError) for one in found)
+    assert all(isinstance(one, ImageError) for one in found)
     assert len(found) == 3
 
 
@@ -92,5 +92,5 @@ def test_mirrored_maps_are_others(gallery: Gallery) -> None:
 
 
 def test_a_picture_that_vanished_is_told(gallery: Gallery) -> None:
-    with pytest.raises(PictureError, match="404"):
+    with pytest.raises(ImageError, match="404"):
         maps_of(gallery, [("0.png", 0), ("gone.png", 1)])

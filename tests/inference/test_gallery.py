@@ -26,10 +26,10 @@ from inference.features import FeatureCache, prepare
 from inference.gallery import FloatMaps, Gallery, Item
 from inference.references import ReferenceIndex
 from inference.views import LEARNT_FROM, MIRRORED, PLAIN, crop
-from studio.apart import Here
-from studio.decoding import Fit
-from studio.errors import PictureError
-from studio.pictures import Picture, PictureFetcher, PictureLimits
+from studio.errors import ImageError
+from studio.image_decoder import Fit, ImageLimits
+from studio.image_fetcher import FetchedImage, ImageFetcher
+from studio.image_sandbox import InProcessDecoder
 
 SMALL = Preparation(36, 32)
 
@@ -56,13 +56,13 @@ class Shelf:
         self.fetched: Counter[str] = Counter()
         self.tasks: dict[str, int | None] = {}
 
-    def __call__(self, ref: str, task_id: int | None) -> Picture:
+    def __call__(self, ref: str, task_id: int | None) -> FetchedImage:
         self.fetched[ref] += 1
         self.tasks[ref] = task_id
         if ref not in self.blobs:
-            raise PictureError("HTTP 404: not found")
+            raise ImageError("HTTP 404: not found")
         data = self.blobs[ref]
-        return Picture(hashlib.sha256(data).hexdigest(), data)
+        return FetchedImage(hashlib.sha256(data).hexdigest(), data)
 
 
 def png(seed: int) -> bytes:
@@ -140,7 +140,7 @@ def test_all_views_of_a_picture_cost_one_fetch_and_one_decoding(
 ) -> None:
     decoded: Counter[bytes] = Counter()
 
-    class Counted(Here):
+    class Counted(InProcessDecoder):
         def decode(self, data: bytes, **how: Any) -> Image.Image:
             decoded[data] += 1
             return super().decode(data, **how)
@@ -258,21 +258,21 @@ def test_bad_pictures_cost_themselves_only(tiny: Engine) -> None:
     del source.blobs["10.png"]
     for i, found in enumerate(Gallery(source, tiny, SMALL).maps(items(50))):
         if i in {7, 8, 9, 10}:
-            assert isinstance(found, PictureError)
+            assert isinstance(found, ImageError)
             assert found.reason
         else:
             assert_close(found, expected(tiny, source.blobs[f"{i}.png"]))
 
 
 def test_limits_are_kept(tiny: Engine) -> None:
-    gallery = Gallery(shelf(1), tiny, SMALL, limits=PictureLimits(max_pixels=100))
+    gallery = Gallery(shelf(1), tiny, SMALL, limits=ImageLimits(max_pixels=100))
     (found,) = gallery.maps(items(1))
-    assert isinstance(found, PictureError)
+    assert isinstance(found, ImageError)
     assert "pixels" in found.reason
 
 
 def test_an_error_of_ours_is_not_hidden(tiny: Engine) -> None:
-    def fetch(ref: str, task_id: int | None) -> Picture:
+    def fetch(ref: str, task_id: int | None) -> FetchedImage:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
@@ -290,7 +290,7 @@ def test_progress_counts_up_to_all(tiny: Engine) -> None:
 def test_a_picture_that_is_gone_is_its_own_error_in_all_views(tiny: Engine) -> None:
     found = dict(Gallery(shelf(1), tiny, SMALL).stream_views(items(2), LEARNT_FROM))
     assert isinstance(found[0], dict)
-    assert isinstance(found[1], PictureError)
+    assert isinstance(found[1], ImageError)
 
 
 def test_a_stream_gives_each_position_once(tiny: Engine) -> None:
@@ -319,7 +319,7 @@ def test_fetching_goes_on_while_the_engine_runs(tiny: Engine) -> None:
     source = shelf(100)
     later = threading.Event()
 
-    def fetch(ref: str, task_id: int | None) -> Picture:
+    def fetch(ref: str, task_id: int | None) -> FetchedImage:
         if ref == "90.png":
             later.set()
         return source(ref, task_id)
@@ -342,7 +342,7 @@ def test_one_slow_picture_does_not_hold_up_the_others(tiny: Engine) -> None:
     source = shelf(80)
     release = threading.Event()
 
-    def fetch(ref: str, task_id: int | None) -> Picture:
+    def fetch(ref: str, task_id: int | None) -> FetchedImage:
         if ref == "0.png":
             assert release.wait(timeout=20)
         return source(ref, task_id)
@@ -397,7 +397,7 @@ def test_photos_over_http_with_one_missing(shared: Path, photo_server: str) -> N
     files = [*sorted(folder.glob("Banana/*.jpg"))[:6], *sorted(folder.glob("Lemon/*.jpg"))[:6]]
     refs: list[Item] = [(f"{photo_server}/{f.relative_to(folder)}", None) for f in files]
     refs.insert(5, (f"{photo_server}/Banana/none.jpg", None))
-    with PictureFetcher(None, None, PictureLimits(), allow_private=True) as fetcher:
+    with ImageFetcher(None, None, ImageLimits(), allow_private=True) as fetcher:
         gallery = Gallery(
             lambda ref, task: fetcher.fetch(ref, task_id=task),
             OpenVINOEngine(backbone),
@@ -405,7 +405,7 @@ def test_photos_over_http_with_one_missing(shared: Path, photo_server: str) -> N
         )
         found = gallery.maps(refs)
     missing = found.pop(5)
-    assert isinstance(missing, PictureError)
+    assert isinstance(missing, ImageError)
     assert "404" in missing.reason
     right = TorchEngine(backbone).maps(
         np.stack([prepare(Image.open(file), backbone.preparation) for file in files])
@@ -422,27 +422,27 @@ def test_a_picture_at_hand_has_the_features_it_would_have_by_its_address(
     kept = FeatureCache(tmp_path, "tiny")
     gallery = Gallery(shelf(2), counting, SMALL, cache=kept)
     (known,) = gallery.maps([("0.png", None)])
-    assert not isinstance(known, PictureError)
-    held = [Picture(hashlib.sha256(png(seed)).hexdigest(), png(seed)) for seed in (0, 1)]
+    assert not isinstance(known, ImageError)
+    held = [FetchedImage(hashlib.sha256(png(seed)).hexdigest(), png(seed)) for seed in (0, 1)]
     assert np.array_equal(gallery.maps_of_picture(held[0]).restored()[0], known)
     assert counting.calls == [1]  # the cache had it
     fresh = gallery.maps_of_picture(held[1])
     assert counting.calls == [1, 1]
     (again,) = gallery.maps([("1.png", None)])
-    assert not isinstance(again, PictureError)
+    assert not isinstance(again, ImageError)
     assert np.array_equal(fresh.restored()[0], again)
 
 
 def test_a_file_at_hand_that_is_no_picture_is_told(tiny: Engine) -> None:
     gallery = Gallery(shelf(0), tiny, SMALL)
-    with pytest.raises(PictureError):
-        gallery.maps_of_picture(Picture("0" * 64, b"no picture"))
+    with pytest.raises(ImageError):
+        gallery.maps_of_picture(FetchedImage("0" * 64, b"no picture"))
 
 
 def ensured(gallery: Gallery, count: int, views: tuple[int, ...]) -> list[str]:
     found = dict(gallery.ensure(items(count), views))
     digests = [found[at] for at in range(count)]
-    assert not any(isinstance(digest, PictureError) for digest in digests)
+    assert not any(isinstance(digest, ImageError) for digest in digests)
     return [str(digest) for digest in digests]
 
 
@@ -510,13 +510,13 @@ def test_ensuring_tells_of_what_cannot_be_had(tiny: Engine, tmp_path: Path) -> N
     gallery = Gallery(shelf(1), tiny, SMALL, **caches(tmp_path))
     found = dict(gallery.ensure([("0.png", None), ("gone.png", None)], (PLAIN,)))
     assert isinstance(found[0], str)
-    assert isinstance(found[1], PictureError)
-    with pytest.raises(PictureError):
+    assert isinstance(found[1], ImageError)
+    with pytest.raises(ImageError):
         gallery.kept([("gone.png", None)], ["0" * 64])
 
 
 def test_an_error_that_looks_like_an_empty_queue_is_told(tiny: Engine) -> None:
-    def fetch(ref: str, task_id: int | None) -> Picture:
+    def fetch(ref: str, task_id: int | None) -> FetchedImage:
         raise Empty(ref)
 
     with pytest.raises(Empty):

@@ -21,21 +21,21 @@ from inference.engine import Engine, TorchEngine
 from inference.features import FeatureCache
 from inference.gallery import Gallery
 from inference.predictor import Answer, Predictor, build_head
-from studio.errors import PictureError
-from studio.pictures import Picture
+from studio.errors import ImageError
+from studio.image_fetcher import FetchedImage
 
 SMALL = Preparation(36, 32)
 TREE = LabelTree.from_paths([("a", "x"), ("a", "y"), ("b",)])
 NETWORK = {"kind": "frozen", "channels": 8, "reduced": 4, "width": 6, "hidden": 5}
 
 
-def fetched(ref: str, _task: int | None) -> Picture:
+def fetched(ref: str, _task: int | None) -> FetchedImage:
     if not ref.isdecimal():
-        raise PictureError("no such picture")
+        raise ImageError("no such picture")
     pixels = np.random.default_rng(int(ref)).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "png")
-    return Picture(hashlib.sha256(buffer.getvalue()).hexdigest(), buffer.getvalue())
+    return FetchedImage(hashlib.sha256(buffer.getvalue()).hexdigest(), buffer.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def counted(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def alike(found: list[Answer | PictureError], right: list[Answer | PictureError]) -> bool:
+def alike(found: list[Answer | ImageError], right: list[Answer | ImageError]) -> bool:
     """The same nodes, and errors at the same places."""
     told = [[getattr(one, "leaf", "error") for one in some] for some in (found, right)]
     return told[0] == told[1]
@@ -92,7 +92,7 @@ def test_they_are_those_of_each_call_alone(engine: Engine, predictor: Predictor)
         found = list(pool.map(shared, calls))
     for call, own in zip(calls, found, strict=True):
         assert alike(own, answers(gallery, predictor, call))
-    assert isinstance(found[5][0], PictureError)
+    assert isinstance(found[5][0], ImageError)
     assert isinstance(found[5][1], Answer)
 
 
@@ -154,7 +154,7 @@ def test_pictures_seen_before_do_not_wait_for_the_network(
 def test_nobody_waits_for_anothers_storage(engine: Engine, predictor: Predictor) -> None:
     slow = threading.Event()
 
-    def fetch(ref: str, task: int | None) -> Picture:
+    def fetch(ref: str, task: int | None) -> FetchedImage:
         if ref == "0":
             assert slow.wait(30)
         return fetched(ref, task)

@@ -18,14 +18,14 @@ from tests.backend.conftest import go_live
 from tests.backend.console import trained
 from tests.backend.console.conftest import Post
 from tests.studio.configs import tree_of
-from tests.studio.picture_server import PictureServer
+from tests.studio.image_server import ImageServer
 from worker import training
 from worker.parts import Parts
 from worker.queue import Board
 
 
 @pytest.fixture(scope="module")
-def known(parts: Parts, pictures: PictureServer) -> Project:
+def known(parts: Parts, pictures: ImageServer) -> Project:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "Recipe", lambda: trained.QUICK)
         return trained.train(parts, pictures, 912)
@@ -70,7 +70,7 @@ ROOTED = tree_of(
 
 
 @pytest.fixture(scope="module")
-def rooted(parts: Parts, pictures: PictureServer) -> Project:
+def rooted(parts: Parts, pictures: ImageServer) -> Project:
     """A version that was trained below one root, with a coarse answer for each leaf."""
     named = [("Life", *path) for path in trained.NAMED]
     with pytest.MonkeyPatch.context() as patch:
