@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -267,28 +267,29 @@ def decode(data: bytes, *, limits: ImageLimits, at_least: int | None = None) -> 
 
 def planes(
     data: bytes,
-    fit: Fit,
+    fits: Sequence[Fit],
     *,
     limits: ImageLimits,
     decode: Callable[..., Image.Image] = decode,
-) -> bytes:
-    """Return a network's input: all of the image's red, then its green, then its blue.
+) -> list[bytes]:
+    """Return the inputs of networks: all of the image's red, then its green, then its blue.
 
     Args:
         data: see `decode`.
-        fit: how the image is brought to size.
+        fits: how the image is brought to each network's size; it is decoded once for all of them.
         limits: see `decode`.
         decode: decodes the file.
 
     Returns:
-        ``3 * crop * crop`` bytes.
+        ``3 * crop * crop`` bytes per network.
 
     Raises:
         ImageError: see `decode`.
     """
     # Twice the size that is needed leaves the resizing filter everything it can use.
-    square = fitted(decode(data, limits=limits, at_least=2 * fit.resize), fit)
-    return b"".join(band.tobytes() for band in square.split())
+    image = decode(data, limits=limits, at_least=2 * max(fit.resize for fit in fits))
+    squares = (fitted(image, fit) for fit in fits)
+    return [b"".join(band.tobytes() for band in square.split()) for square in squares]
 
 
 # The format

@@ -20,7 +20,8 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -34,11 +35,14 @@ log = logging.getLogger(__name__)
 
 #: How a decoding process is started; its settings follow.
 COMMAND: Final[list[str]] = [sys.executable, "-m", "studio.image_sandbox"]
-#: Bytes of the file, `ImageLimits.max_pixels`, and ``at_least`` or 0 for `decode`; or, for
-#: `planes`, the fields of `Fit`, the filter by Pillow's number.
-REQUEST: Final = struct.Struct(">QQQIIB")
-#: ``FOUND``, width and height, then ``3 * width * height`` bytes (for `planes` plane by plane); or
-#: ``REFUSED``, the length of the reason and 0, then the reason.
+#: Bytes of the file, `ImageLimits.max_pixels`, ``at_least`` or 0 for `decode`, and the number of
+#: ``FIT`` that follow for `planes`.
+REQUEST: Final = struct.Struct(">QQQB")
+#: The fields of `Fit`, the filter by Pillow's number.
+FIT: Final = struct.Struct(">IIB")
+#: ``FOUND``, width and height, then ``3 * width * height`` bytes; for `planes` the pixels of all
+#: inputs and 1, then the planes of each. Or ``REFUSED``, the length of the reason and 0, then the
+#: reason.
 REPLY: Final = struct.Struct(">BQQ")
 FOUND, REFUSED = 0, 1
 
@@ -72,7 +76,9 @@ class ImageDecoder(Protocol):
         """See `studio.image_decoder.decode`."""
         ...
 
-    def planes(self, data: bytes, fit: Fit, *, limits: ImageLimits) -> bytes | bytearray:
+    def planes(
+        self, data: bytes, fits: Sequence[Fit], *, limits: ImageLimits
+    ) -> Sequence[bytes | bytearray | memoryview]:
         """See `studio.image_decoder.planes`."""
         ...
 
@@ -86,9 +92,9 @@ class InProcessDecoder:
         """See `studio.image_decoder.decode`."""
         return image_decoder.decode(data, limits=limits, at_least=at_least)
 
-    def planes(self, data: bytes, fit: Fit, *, limits: ImageLimits) -> bytes:
+    def planes(self, data: bytes, fits: Sequence[Fit], *, limits: ImageLimits) -> list[bytes]:
         """See `studio.image_decoder.planes`."""
-        return image_decoder.planes(data, fit, limits=limits)
+        return image_decoder.planes(data, fits, limits=limits)
 
 
 class _ProcessEndedError(Exception):
@@ -129,31 +135,24 @@ class _Process:
         self._output = self._process.stdout.fileno()
 
     def run(
-        self, data: bytes, limits: ImageLimits, at_least: int | None, fit: Fit | None
+        self, data: bytes, limits: ImageLimits, at_least: int | None, fits: Sequence[Fit]
     ) -> tuple[tuple[int, int], bytearray]:
-        """Return an image's width and height, and its pixels; in planes if ``fit`` is given.
+        """Return an image's width, height and pixels; the planes of all inputs if ``fits`` are given.
 
         Raises:
             ImageError: with the reason that the process gave.
             _ProcessEndedError: the process is gone.
         """
-        sizes = (0, 0, 0)
-        if fit is not None:
-            number = Image.Resampling[fit.interpolation.upper()].value
-            sizes = (fit.resize, fit.crop, number)
         try:
-            _write(self._input, REQUEST.pack(len(data), limits.max_pixels, at_least or 0, *sizes))
+            head = REQUEST.pack(len(data), limits.max_pixels, at_least or 0, len(fits))
+            _write(self._input, head + b"".join(map(_packed, fits)))
             _write(self._input, data)
         except BrokenPipeError:
             raise _ProcessEndedError(self._process.wait()) from None
         kind, first, second = REPLY.unpack(self._receive(REPLY.size))
         if kind == FOUND:
-            expected = (
-                first * second <= limits.max_pixels
-                if fit is None
-                else (first == second == fit.crop)
-            )
-            if expected:
+            squares = sum(fit.crop**2 for fit in fits)
+            if (first, second) == (squares, 1) if fits else first * second <= limits.max_pixels:
                 return (first, second), self._receive(3 * first * second)
         elif first <= _LONGEST_REASON:
             raise ImageError(self._receive(first).decode("utf-8", "replace"))
@@ -217,16 +216,21 @@ class SandboxedDecoder:
         """
         if at_least is not None and at_least < 1:
             raise ValueError(f"at_least must be above 0, got {at_least}")
-        size, pixels = self._run(data, limits, at_least, None)
+        size, pixels = self._run(data, limits, at_least, ())
         return Image.frombytes("RGB", size, pixels)
 
-    def planes(self, data: bytes, fit: Fit, *, limits: ImageLimits) -> bytearray:
-        """Return the network's input; see `studio.image_decoder.planes`.
+    def planes(
+        self, data: bytes, fits: Sequence[Fit], *, limits: ImageLimits
+    ) -> list[memoryview]:
+        """Return the inputs of networks; see `studio.image_decoder.planes`.
 
         Raises:
             ImageError: see `decode`.
         """
-        return self._run(data, limits, None, fit)[1]
+        _, pixels = self._run(data, limits, None, fits)
+        view = memoryview(pixels)
+        ends = list(accumulate(3 * fit.crop**2 for fit in fits))
+        return [view[start:end] for start, end in pairwise([0, *ends])]
 
     def close(self) -> None:
         """End the processes; the next image starts new ones."""
@@ -246,7 +250,7 @@ class SandboxedDecoder:
         self._finish = weakref.finalize(self, _end_all, self._running, self._owner)
 
     def _run(
-        self, data: bytes, limits: ImageLimits, at_least: int | None, fit: Fit | None
+        self, data: bytes, limits: ImageLimits, at_least: int | None, fits: Sequence[Fit]
     ) -> tuple[tuple[int, int], bytearray]:
         if self._harmful and (reason := self._harmful.get(hashlib.sha256(data).digest())):
             raise ImageError(reason)
@@ -258,12 +262,12 @@ class SandboxedDecoder:
                     process = self._idle.pop()
                 except IndexError:  # not looked up before: another thread may take the last one
                     process = self._start()
-                return self._run_in(process, data, limits, at_least, fit)
+                return self._run_in(process, data, limits, at_least, fits)
             except _ProcessEndedError as ended:
                 if ended.status != -signal.SIGKILL:
                     raise ImageError(self._remember(data, ended.status)) from None
             try:  # an operator or lack of memory may have killed it: the image may be innocent
-                return self._run_in(self._start(), data, limits, at_least, fit)
+                return self._run_in(self._start(), data, limits, at_least, fits)
             except _ProcessEndedError as ended:
                 raise ImageError(self._remember(data, ended.status)) from None
 
@@ -282,10 +286,10 @@ class SandboxedDecoder:
         data: bytes,
         limits: ImageLimits,
         at_least: int | None,
-        fit: Fit | None,
+        fits: Sequence[Fit],
     ) -> tuple[tuple[int, int], bytearray]:
         try:
-            found = process.run(data, limits, at_least, fit)
+            found = process.run(data, limits, at_least, fits)
         except ImageError:
             self._idle.append(process)
             raise
@@ -310,6 +314,15 @@ class SandboxedDecoder:
         while len(self._harmful) > _REMEMBERED:
             self._harmful.popitem(last=False)
         return reason
+
+
+def _packed(fit: Fit) -> bytes:
+    return FIT.pack(fit.resize, fit.crop, Image.Resampling[fit.interpolation.upper()].value)
+
+
+def _unpacked(data: bytes | bytearray) -> Fit:
+    resize, crop, number = FIT.unpack(data)
+    return Fit(resize, crop, Image.Resampling(number).name.lower())
 
 
 def _end_all(processes: list[_Process], owner: int) -> None:
@@ -372,15 +385,16 @@ def _serve(decode: Callable[..., Image.Image], cpu_seconds: float, seconds: floa
     replies = os.dup(1)
     os.dup2(2, 1)  # a library that prints must not be taken for a reply
     while len(head := _read(0, REQUEST.size)) == REQUEST.size:
-        length, max_pixels, at_least, resize, crop, number = REQUEST.unpack(head)
+        length, max_pixels, at_least, count = REQUEST.unpack(head)
+        fits = [_unpacked(_read(0, FIT.size)) for _ in range(count)]
         data, limits = bytes(_read(0, length)), ImageLimits(max_pixels=max_pixels)
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
-            if resize:
-                fit = Fit(resize, crop, Image.Resampling(number).name.lower())
-                body = image_decoder.planes(data, fit, limits=limits, decode=decode)
-                reply = REPLY.pack(FOUND, crop, crop)
+            if fits:
+                inputs = image_decoder.planes(data, fits, limits=limits, decode=decode)
+                body = b"".join(inputs)
+                reply = REPLY.pack(FOUND, len(body) // 3, 1)
             else:
                 image = decode(data, limits=limits, at_least=at_least or None)
                 reply, body = REPLY.pack(FOUND, *image.size), image.tobytes()

@@ -204,7 +204,8 @@ def test_a_scan_of_a_hundred_megapixels_is_read_as_a_network_is_shown_it() -> No
     fit = Fit(256, 224, "bicubic")
     decoders = SandboxedDecoder(1)
     try:
-        assert len(decoders.planes(data, fit, limits=LIMITS)) == 3 * 224 * 224
+        (planes,) = decoders.planes(data, [fit], limits=LIMITS)
+        assert len(planes) == 3 * 224 * 224
     finally:
         decoders.close()
 

@@ -58,11 +58,12 @@ def test_images_are_those_of_decode(
 def test_what_a_network_is_shown_is_that_of_decode(
     decoders: SandboxedDecoder, size: tuple[int, int], filter_: str
 ) -> None:
-    data, fit = saved(corners().resize(size), "PNG"), Fit(64, 56, filter_)
-    there = decoders.planes(data, fit, limits=LIMITS)
-    assert there == InProcessDecoder().planes(data, fit, limits=LIMITS)
-    whole = np.asarray(fitted(decode(data, limits=LIMITS), fit)).transpose(2, 0, 1)
-    assert there == whole.tobytes()
+    data, fits = saved(corners().resize(size), "PNG"), [Fit(64, 56, filter_), Fit(40, 32, filter_)]
+    there = decoders.planes(data, fits, limits=LIMITS)
+    assert there == InProcessDecoder().planes(data, fits, limits=LIMITS)
+    for planes, fit in zip(there, fits, strict=True):
+        whole = np.asarray(fitted(decode(data, limits=LIMITS), fit)).transpose(2, 0, 1)
+        assert planes == whole.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -281,8 +282,8 @@ def test_what_a_network_is_shown_may_be_larger_than_the_image(decoders: Sandboxe
     few = ImageLimits(max_pixels=40_000)
     data, fit = saved(corners().resize((100, 80)), "PNG"), Fit(256, 224, "bicubic")
     before = decoders.processes
-    assert decoders.planes(data, fit, limits=few) == InProcessDecoder().planes(
-        data, fit, limits=few
+    assert decoders.planes(data, [fit], limits=few) == InProcessDecoder().planes(
+        data, [fit], limits=few
     )
     assert decoders.processes[: len(before)] == before
 
@@ -297,5 +298,5 @@ def test_a_process_that_gives_another_size_goes(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(image_sandbox._Process, "_receive", other)
     with pytest.raises(ImageError):
-        decoders.planes(GOOD, Fit(64, 56, "bicubic"), limits=LIMITS)
+        decoders.planes(GOOD, [Fit(64, 56, "bicubic")], limits=LIMITS)
     assert decoders.processes == []
