@@ -254,7 +254,8 @@ def decode(data: bytes, *, limits: ImageLimits, at_least: int | None = None) -> 
             _check_scans(image, data, whole, limits)
             image.load()
             upright = _as_rgb(image)
-            if turn := _UPRIGHT.get(_orientation(image)):
+            turn = _UPRIGHT.get(_orientation(image))
+            if turn is not None:  # one of the turns is 0
                 upright = upright.transpose(turn)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"the {name} file has too many pixels: {error}") from error
