@@ -22,10 +22,13 @@ from studio.errors import (
     StudioUnavailableError,
 )
 from studio.http_client import OUR_REALM, Call, HttpClient, RetryLimits
+from studio.tls import ssl_context
 from tests.end_to_end.label_studio import free_port
 from tests.studio.servers import Reply, Request, script, serving
 
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
+#: Made once: reading the certificates of all authorities takes a while.
+TRUST = ssl_context()
 QUICK = RetryLimits(timeout=5, retries=3, backoff=0.01)
 WHO = Call("GET", "/api/current-user/whoami")
 IMPORT = Call("POST", "/api/projects/1/import", body=[1])
@@ -66,7 +69,7 @@ class Studio:
 def fails(answer: Callable[[Request], Reply], call: Call = WHO, token: str = LEGACY) -> Exception:
     """The error of a call that is answered so."""
     with serving(answer) as server, pytest.raises(Exception) as caught:  # noqa: PT011
-        HttpClient(server.url, token, QUICK).send(call)
+        HttpClient(server.url, token, QUICK, TRUST).send(call)
     return caught.value
 
 
@@ -75,14 +78,16 @@ def fails(answer: Callable[[Request], Reply], call: Call = WHO, token: str = LEG
 
 def test_a_legacy_token_is_sent_as_it_is() -> None:
     with serving(script(Reply({"email": "a@b"}))) as server:
-        assert HttpClient(server.url + "/", f" {LEGACY}\n", QUICK).send(WHO) == {"email": "a@b"}
+        assert HttpClient(server.url + "/", f" {LEGACY}\n", QUICK, TRUST).send(WHO) == {
+            "email": "a@b"
+        }
     assert [request.token for request in server.requests] == [f"Token {LEGACY}"]
 
 
 def test_a_personal_token_is_traded_once_for_many_calls() -> None:
     studio = Studio()
     with serving(studio) as server:
-        http = HttpClient(server.url, PERSONAL, QUICK)
+        http = HttpClient(server.url, PERSONAL, QUICK, TRUST)
         replies = [http.send(WHO) for _ in range(3)]
     assert replies == [{"email": "a@b"}] * 3
     assert studio.traded == 1
@@ -93,7 +98,7 @@ def test_an_access_token_is_renewed_before_its_end() -> None:
     """It lives 0.4 s and is renewed a quarter of that before."""
     studio = Studio(life=0.4)
     with serving(studio) as server:
-        http = HttpClient(server.url, PERSONAL, QUICK)
+        http = HttpClient(server.url, PERSONAL, QUICK, TRUST)
         http.send(WHO)
         time.sleep(0.32)
         http.send(WHO)
@@ -103,7 +108,7 @@ def test_an_access_token_is_renewed_before_its_end() -> None:
 def test_a_refused_access_token_is_renewed_once() -> None:
     studio = Studio(forget=1)
     with serving(studio) as server:
-        assert HttpClient(server.url, PERSONAL, QUICK).send(WHO) == {"email": "a@b"}
+        assert HttpClient(server.url, PERSONAL, QUICK, TRUST).send(WHO) == {"email": "a@b"}
     assert studio.traded == 2
 
 
@@ -125,7 +130,7 @@ def test_a_revoked_personal_token_is_named_as_such() -> None:
 def test_an_access_token_that_does_not_tell_its_end_is_used() -> None:
     """Then it is taken to live as long as Label Studio's do."""
     with serving(script(Reply({"access": "opaque"}), Reply([1]))) as server:
-        http = HttpClient(server.url, PERSONAL, QUICK)
+        http = HttpClient(server.url, PERSONAL, QUICK, TRUST)
         assert [http.send(WHO), http.send(WHO)] == [[1], [1]]
     assert [request.token for request in server.requests[1:]] == ["Bearer opaque"] * 2
 
@@ -140,7 +145,7 @@ def test_a_trade_without_an_access_token_is_told(reply: object) -> None:
 def test_threads_share_one_access_token() -> None:
     studio = Studio()
     with serving(studio) as server:
-        http = HttpClient(server.url, PERSONAL, QUICK)
+        http = HttpClient(server.url, PERSONAL, QUICK, TRUST)
         threads = [threading.Thread(target=http.send, args=[WHO]) for _ in range(8)]
         for thread in threads:
             thread.start()
@@ -160,7 +165,7 @@ def test_threads_that_are_refused_together_renew_once() -> None:
         return reply
 
     with serving(answer) as server:
-        http = HttpClient(server.url, PERSONAL, QUICK)
+        http = HttpClient(server.url, PERSONAL, QUICK, TRUST)
         threads = [threading.Thread(target=http.send, args=[WHO]) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -173,13 +178,13 @@ def test_threads_that_are_refused_together_renew_once() -> None:
 def test_authorization_is_what_calls_carry() -> None:
     studio = Studio()
     with serving(studio) as server:
-        http = HttpClient(server.url, PERSONAL, QUICK)
+        http = HttpClient(server.url, PERSONAL, QUICK, TRUST)
         assert http.authorization() == {"Authorization": f"Bearer {studio.access}"}
 
 
 def test_no_token_is_printed() -> None:
     for token in (LEGACY, PERSONAL):
-        assert token not in repr(HttpClient("http://studio", token, QUICK))
+        assert token not in repr(HttpClient("http://studio", token, QUICK, TRUST))
     assert PERSONAL not in repr(Call("POST", "/", body={"refresh": PERSONAL}))
 
 
@@ -191,13 +196,13 @@ def test_a_netrc_does_not_replace_the_token(
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     with serving(script(Reply())) as server:
-        HttpClient(server.url, LEGACY, QUICK).send(WHO)
+        HttpClient(server.url, LEGACY, QUICK, TRUST).send(WHO)
     assert server.requests[0].token == f"Token {LEGACY}"
 
 
 def test_cookies_are_not_kept() -> None:
     with serving(script(Reply(headers={"Set-Cookie": "sessionid=1; Path=/"}))) as server:
-        http = HttpClient(server.url, LEGACY, QUICK)
+        http = HttpClient(server.url, LEGACY, QUICK, TRUST)
         http.send(WHO)
         http.send(WHO)
     assert "Cookie" not in server.requests[1].headers
@@ -206,7 +211,7 @@ def test_cookies_are_not_kept() -> None:
 @pytest.mark.parametrize("page", ["/projects/22", "/projects/22/data?tab=3", "/user/login/"])
 def test_a_page_of_label_studio_s_is_refused_with_its_root(page: str) -> None:
     with pytest.raises(ValueError, match=r"give the address without it, http://ls/a$"):
-        HttpClient(f"http://ls/a{page}", LEGACY, QUICK)
+        HttpClient(f"http://ls/a{page}", LEGACY, QUICK, TRUST)
 
 
 def test_our_own_backend_is_not_taken_for_label_studio() -> None:
@@ -214,7 +219,7 @@ def test_our_own_backend_is_not_taken_for_label_studio() -> None:
     with serving(script(refused)) as server:
         for token in (PERSONAL, LEGACY):
             with pytest.raises(StudioRequestError, match="set LABEL_STUDIO_URL"):
-                HttpClient(server.url, token, QUICK).send(WHO)
+                HttpClient(server.url, token, QUICK, TRUST).send(WHO)
 
 
 def test_a_page_in_place_of_the_api_says_what_to_correct() -> None:
@@ -223,7 +228,7 @@ def test_a_page_in_place_of_the_api_says_what_to_correct() -> None:
         serving(script(page)) as server,
         pytest.raises(StudioRequestError, match="set LABEL_STUDIO_URL to Label Studio's own"),
     ):
-        HttpClient(server.url, LEGACY, QUICK).send(WHO)
+        HttpClient(server.url, LEGACY, QUICK, TRUST).send(WHO)
 
 
 @pytest.mark.parametrize(
@@ -231,12 +236,12 @@ def test_a_page_in_place_of_the_api_says_what_to_correct() -> None:
 )
 def test_an_address_that_cannot_be_one_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="address must"):
-        HttpClient(url, LEGACY, QUICK)
+        HttpClient(url, LEGACY, QUICK, TRUST)
 
 
 def test_an_empty_token_is_refused() -> None:
     with pytest.raises(ValueError, match="token is empty"):
-        HttpClient("http://studio", " ", QUICK)
+        HttpClient("http://studio", " ", QUICK, TRUST)
 
 
 # --- trying again ---
@@ -244,7 +249,7 @@ def test_an_empty_token_is_refused() -> None:
 
 def test_a_server_error_is_tried_again() -> None:
     with serving(script(Reply(status=502), Reply(status=500), Reply([1]))) as server:
-        assert HttpClient(server.url, LEGACY, QUICK).send(WHO) == [1]
+        assert HttpClient(server.url, LEGACY, QUICK, TRUST).send(WHO) == [1]
     assert len(server.requests) == 3
 
 
@@ -253,23 +258,23 @@ def test_tries_end() -> None:
         serving(script(Reply({"detail": "busy"}, 503))) as server,
         pytest.raises(StudioUnavailableError, match=r"503: busy \(GET .*, 4 tries\)"),
     ):
-        HttpClient(server.url, LEGACY, QUICK).send(WHO)
+        HttpClient(server.url, LEGACY, QUICK, TRUST).send(WHO)
     assert len(server.requests) == 4
 
 
 def test_tries_end_in_time() -> None:
-    limits = RetryLimits(timeout=5, retries=9, backoff=0.2, total=0.3)
+    limits = RetryLimits(timeout=5, retries=9, backoff=1.0, total=2.5)
     with serving(script(Reply(status=503))) as server:
         with pytest.raises(StudioUnavailableError):
-            HttpClient(server.url, LEGACY, limits).send(WHO)
-        assert len(server.requests) == 2  # the third would begin 0.6 s after the first
+            HttpClient(server.url, LEGACY, limits, TRUST).send(WHO)
+        assert len(server.requests) == 2  # the third would begin 3 s after the first
 
 
 def test_what_is_not_repeatable_is_sent_once() -> None:
     for trouble in (Reply(status=500), Reply(status=0)):
         with serving(script(trouble, Reply())) as server:
             with pytest.raises(StudioUnavailableError):
-                HttpClient(server.url, LEGACY, QUICK).send(IMPORT)
+                HttpClient(server.url, LEGACY, QUICK, TRUST).send(IMPORT)
             assert len(server.requests) == 1
 
 
@@ -277,7 +282,7 @@ def test_too_many_requests_waits_as_asked_for_any_method() -> None:
     busy = Reply(status=429, headers={"Retry-After": "1"})
     with serving(script(busy, Reply([2]))) as server:
         began = time.monotonic()
-        assert HttpClient(server.url, LEGACY, QUICK).send(IMPORT) == [2]
+        assert HttpClient(server.url, LEGACY, QUICK, TRUST).send(IMPORT) == [2]
         assert 1 <= time.monotonic() - began < 3
 
 
@@ -286,7 +291,7 @@ def test_a_date_may_say_when() -> None:
     busy = Reply(status=429, headers={"Retry-After": date})
     with serving(script(busy, Reply([2]))) as server:
         began = time.monotonic()
-        HttpClient(server.url, LEGACY, QUICK).send(WHO)
+        HttpClient(server.url, LEGACY, QUICK, TRUST).send(WHO)
         assert 0.9 <= time.monotonic() - began < 4
 
 
@@ -296,7 +301,7 @@ def test_no_wait_is_longer_than_the_limit(asked: str) -> None:
     limits = RetryLimits(timeout=5, retries=1, backoff=0.01, longest_wait=0.05)
     with serving(script(busy, Reply([2]))) as server:
         began = time.monotonic()
-        assert HttpClient(server.url, LEGACY, limits).send(WHO) == [2]
+        assert HttpClient(server.url, LEGACY, limits, TRUST).send(WHO) == [2]
         assert time.monotonic() - began < 2
 
 
@@ -305,12 +310,12 @@ def test_a_server_that_goes_on_asking_for_patience_is_given_up() -> None:
         serving(script(Reply(status=429))) as server,
         pytest.raises(StudioUnavailableError, match="slow down"),
     ):
-        HttpClient(server.url, LEGACY, QUICK).send(WHO)
+        HttpClient(server.url, LEGACY, QUICK, TRUST).send(WHO)
 
 
 def test_a_dropped_connection_is_tried_again() -> None:
     with serving(script(Reply(status=0), Reply([3]))) as server:
-        assert HttpClient(server.url, LEGACY, QUICK).send(WHO) == [3]
+        assert HttpClient(server.url, LEGACY, QUICK, TRUST).send(WHO) == [3]
 
 
 def test_a_slow_answer_is_given_up() -> None:
@@ -322,7 +327,7 @@ def test_a_slow_answer_is_given_up() -> None:
         serving(slow) as server,
         pytest.raises(StudioUnavailableError, match="no complete answer came in time"),
     ):
-        HttpClient(server.url, LEGACY, RetryLimits(timeout=0.1, retries=0)).send(WHO)
+        HttpClient(server.url, LEGACY, RetryLimits(timeout=0.1, retries=0), TRUST).send(WHO)
 
 
 def test_an_answer_that_drips_is_given_up() -> None:
@@ -332,24 +337,26 @@ def test_an_answer_that_drips_is_given_up() -> None:
         serving(script(reply)) as server,
         pytest.raises(StudioUnavailableError, match="no complete answer came in time"),
     ):
-        HttpClient(server.url, LEGACY, RetryLimits(timeout=0.3, retries=0)).send(WHO)
+        HttpClient(server.url, LEGACY, RetryLimits(timeout=0.3, retries=0), TRUST).send(WHO)
 
 
 def test_a_port_nobody_listens_on_is_tried_again_even_for_a_post() -> None:
-    http = HttpClient(f"http://127.0.0.1:{free_port()}", LEGACY, QUICK)
+    http = HttpClient(f"http://127.0.0.1:{free_port()}", LEGACY, QUICK, TRUST)
     with pytest.raises(StudioUnavailableError, match=r"nothing listens there.* 4 tries"):
         http.send(IMPORT)
 
 
 def test_an_unknown_host_is_said_to_be_unknown() -> None:
-    http = HttpClient("http://studio.invalid", LEGACY, RetryLimits(retries=0))
+    http = HttpClient("http://studio.invalid", LEGACY, RetryLimits(retries=0), TRUST)
     with pytest.raises(StudioUnavailableError, match="host name is not known"):
         http.send(WHO)
 
 
 def test_https_to_a_plain_server_is_told_apart() -> None:
     with serving(script(Reply())) as server:
-        http = HttpClient(server.url.replace("http:", "https:"), LEGACY, RetryLimits(retries=0))
+        http = HttpClient(
+            server.url.replace("http:", "https:"), LEGACY, RetryLimits(retries=0), TRUST
+        )
         with pytest.raises(StudioUnavailableError, match="https or http"):
             http.send(WHO)
 
@@ -359,7 +366,7 @@ def test_https_to_a_plain_server_is_told_apart() -> None:
 
 def test_an_empty_answer_is_none() -> None:
     with serving(script(Reply(b"", 204))) as server:
-        assert HttpClient(server.url, LEGACY, QUICK).send(IMPORT) is None
+        assert HttpClient(server.url, LEGACY, QUICK, TRUST).send(IMPORT) is None
 
 
 def test_a_web_page_is_no_answer() -> None:
@@ -384,7 +391,7 @@ def test_an_answer_beyond_the_limit_is_cut_off() -> None:
         serving(script(Reply(["x" * 2000]))) as server,
         pytest.raises(StudioRequestError, match="more than 1000 bytes"),
     ):
-        HttpClient(server.url, LEGACY, limits).send(WHO)
+        HttpClient(server.url, LEGACY, limits, TRUST).send(WHO)
 
 
 def test_an_unknown_legacy_token() -> None:
@@ -460,7 +467,7 @@ def test_a_proxy_that_leads_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("no_proxy", raising=False)
     with serving(lambda _: Reply()) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-        http = HttpClient("https://studio.example", LEGACY, RetryLimits(retries=0))
+        http = HttpClient("https://studio.example", LEGACY, RetryLimits(retries=0), TRUST)
         with pytest.raises(StudioUnavailableError) as raised:
             http.send(WHO)
     words = str(raised.value)

@@ -36,6 +36,8 @@ LIMITS = ImageLimits(
     total_timeout=5,
     retry_pauses=(0, 0),
 )
+#: Made once: reading the certificates of all authorities takes a while.
+TRUST = ssl_context()
 TOKEN = "Token of-label-studio"
 UPLOAD = "/data/upload/1/cat.jpg"
 CAT = b"the bytes of a cat"
@@ -67,6 +69,7 @@ def make(studio: ImageServer) -> Iterator[Make]:
     def fetcher(
         url: str | None = studio.url, limits: ImageLimits = LIMITS, **settings: Any
     ) -> ImageFetcher:
+        settings.setdefault("trust", TRUST)
         made.append(ImageFetcher(url, lambda: {"Authorization": TOKEN}, limits, **settings))
         return made[-1]
 
@@ -579,7 +582,7 @@ def test_an_unknown_host_may_be_known_later(make: Make) -> None:
 def tls_fetcher(make: Make, monkeypatch: pytest.MonkeyPatch) -> ImageFetcher:
     """Trusts the test's certificate, and finds every host on this machine."""
     monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
-    return make(allow_private=True, resolve=lambda host, port: ["127.0.0.1"])
+    return make(allow_private=True, trust=ssl_context(), resolve=lambda host, port: ["127.0.0.1"])
 
 
 def test_a_certificate_of_a_named_authority_is_accepted(make: Make) -> None:
@@ -620,7 +623,12 @@ def test_the_total_time_limit_cuts_tls_too(make: Make, monkeypatch: pytest.Monke
     with serving(tls=True) as server:
         server.answers["/cat.jpg"] = drip(b"x", 50)
         limits = ImageLimits(total_timeout=0.5)
-        fetcher = make(limits=limits, allow_private=True, resolve=lambda host, port: ["127.0.0.1"])
+        fetcher = make(
+            limits=limits,
+            allow_private=True,
+            trust=ssl_context(),
+            resolve=lambda host, port: ["127.0.0.1"],
+        )
         started = time.monotonic()
         words = passing_reason(fetcher, f"https://images.example:{server.port}/cat.jpg")
     assert "took longer than 0.5 seconds" in words
