@@ -137,7 +137,7 @@ class _Process:
     def run(
         self, data: bytes, limits: ImageLimits, at_least: int | None, fits: Sequence[Fit]
     ) -> tuple[tuple[int, int], bytearray]:
-        """Return an image's width, height and pixels; the planes of all inputs if ``fits`` are given.
+        """Return an image's width, height and pixels; the inputs where ``fits`` are given.
 
         Raises:
             ImageError: with the reason that the process gave.
