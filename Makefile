@@ -92,7 +92,7 @@ redis:
 lock: .venv-uv/.done ## renew requirements/*.txt (versions and hashes, no addresses)
 	scripts/lock
 
-format: .venv/.done ## mend what the formatter and some of the linter's rules ask for
+format: .venv/.done ## fix what the formatter and some of the linter's rules ask for
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 

@@ -25,11 +25,11 @@ from inference.predictor import Answer
 from inference.store import Project
 from inference.store import project_key as store_key
 from studio.annotations import read_task
-from studio.contract import Event, project_key
-from studio.errors import ContractError, PictureError, StudioError
-from studio.fields import as_id, as_text
-from studio.labelconfig import LabelConfig, parse_label_config
+from studio.errors import ContractError, ImageError, StudioError
+from studio.json_fields import as_id, as_text
+from studio.label_config import LabelConfig, parse_label_config
 from studio.predictions import prediction
+from studio.schemas import Event, project_key
 from worker.asking import entry_of, places_of
 from worker.errors import JobError, redis_in_words
 from worker.order import Order
@@ -323,7 +323,7 @@ def _predictions(
             yield prediction(config, None, score=place, version=version)
         return
     extractor = parts.extractors.of(predictor)
-    refs = [config.picture(row.get("data") or {}) for row in rows]
+    refs = [config.image_address(row.get("data") or {}) for row in rows]
     items = [
         (ref, as_id(row.get("id")) or 0)
         for ref, row in zip(refs, rows, strict=True)
@@ -332,7 +332,7 @@ def _predictions(
     found = iter(answers(extractor, predictor, items))
     for ref, row in zip(refs, rows, strict=True):
         answer = (
-            PictureError(f"its data has no image address in {config.image_key!r}")
+            ImageError(f"its data has no image address in {config.image_key!r}")
             if ref is None
             else next(found)
         )

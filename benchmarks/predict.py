@@ -219,7 +219,7 @@ class Bench:
     def __init__(self, folder: Path, home: Path, port: int) -> None:
         from hierarchy import LabelTree
         from inference.store import ModelStore, Project, project_key
-        from studio.configwriter import taxonomy_config
+        from studio.label_config_writer import taxonomy_config
 
         self.files = sorted(folder.rglob("*.jpg"))
         paths = {file.relative_to(folder).parts[:-1] for file in self.files}
@@ -276,15 +276,14 @@ class Bench:
 def limit(bench: Bench, networks: Any, numbers: Sequence[int]) -> dict[str, float]:  # noqa: ANN401
     """Return the seconds of decode and resize, and of both networks' forward, of these images."""
     from inference.augmentation import prepare
-    from studio.decoding import decode
-    from studio.limits import PictureLimits
+    from studio.image_decoder import ImageLimits, decode
 
     data = [bench.files[number].read_bytes() for number in numbers]
     preparations = [backbone.preparation for backbone, _ in networks]
     enough = 2 * max(one.resize for one in preparations)
 
     def one(file: bytes) -> Any:  # noqa: ANN401 - pixels for each network
-        image = decode(file, limits=PictureLimits(), at_least=enough)
+        image = decode(file, limits=ImageLimits(), at_least=enough)
         return [prepare(image, preparation) for preparation in preparations]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -8,15 +8,15 @@ import requests
 
 from cli.projects import UsageError, find
 from inference.store import CONNECTED, UNTRAINED, project_key
-from studio import connection
+from studio import project_setup
 from studio.annotations import read_task
 from studio.client import BasicAuth
-from studio.connection import Connected, Foreign, visible_projects, would_hide
-from studio.contract import project_key as studio_key
 from studio.errors import ProjectMissingError
-from studio.labelconfig import parse_label_config
-from studio.transport import TrustAdapter
-from studio.wiring import authorization
+from studio.label_config import parse_label_config
+from studio.project_checks import visible_projects
+from studio.project_setup import Connected, Foreign, authorization, would_hide
+from studio.schemas import project_key as studio_key
+from studio.tls import TrustAdapter
 from worker import presence
 from worker.errors import MisconfiguredError
 from worker.parts import Parts
@@ -55,7 +55,7 @@ def connect_project(parts: Parts, number: int, *, take_over: bool, ask: Ask) -> 
     if not take_over and _shows_something(parts, key, version):
         theirs = would_hide(parts.studio, number, url, ours)
         take_over = theirs is not None and ask(_question(theirs, version))
-    done = connection.connect(
+    done = project_setup.connect(
         parts.studio,
         number,
         backend_url=url,

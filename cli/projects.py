@@ -13,8 +13,8 @@ from inference.errors import ModelError
 from inference.extractors import FeatureExtractors
 from inference.predictor import Answer, check_runs
 from inference.store import CONNECTED, DISCONNECTED, GONE, Project
-from studio.errors import PictureError
-from studio.pictures import Picture
+from studio.errors import ImageError
+from studio.image_fetcher import FetchedImage
 from worker import choosing, presence
 from worker.choosing import ChoiceError, promote
 from worker.errors import MisconfiguredError
@@ -374,17 +374,17 @@ def _reference(file: Path) -> str:
     return f"file:{file}?{stat.st_size}-{stat.st_mtime_ns}"
 
 
-def _read(ref: str, _task: int | None) -> Picture:
+def _read(ref: str, _task: int | None) -> FetchedImage:
     path = Path(ref.removeprefix("file:").rpartition("?")[0] or ref.removeprefix("file:"))
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise PictureError(f"{path} cannot be read: {error.strerror}") from error
-    return Picture(hashlib.sha256(data).hexdigest(), data)
+        raise ImageError(f"{path} cannot be read: {error.strerror}") from error
+    return FetchedImage(hashlib.sha256(data).hexdigest(), data)
 
 
-def _told(file: Path, found: Answer | PictureError, version: str) -> dict[str, Any]:
-    if isinstance(found, PictureError):
+def _told(file: Path, found: Answer | ImageError, version: str) -> dict[str, Any]:
+    if isinstance(found, ImageError):
         return {"file": str(file), "problem": found.reason}
     return {
         "file": str(file),

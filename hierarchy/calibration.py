@@ -53,7 +53,7 @@ CONTRADICTION = 0.05
 LOOSEN = 0.5
 
 #: An image less like the labelled ones than all but this share of those held out is shown nothing:
-#: too few of them were as far to say how right a label would be (docs/decisions/0023).
+#: too few of them were as far to say how right a label would be (docs/decisions/0024).
 LEAST_LIKE = 0.02
 
 #: A level's weights add up to at least this; less would turn the order of pictures around.

@@ -5,7 +5,7 @@ images. It is read against the same distance of labelled images that were held o
 those that are at least as far is the image's likeness, a conformal p-value (Bates et al., "Testing
 for outliers with conformal p-values", 2023). Vectors are taken as they are: things that were never
 labelled show in channels that labelled images leave near zero, which centring, standardising and
-PCA hide (docs/decisions/0023). Letters: P labelled images, m held-out ones, n images, K centres,
+PCA hide (docs/decisions/0024). Letters: P labelled images, m held-out ones, n images, K centres,
 C channels.
 """
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from inference.errors import BackboneError
 from inference.torchfile import read_state_dict
-from studio.decoding import Fit
+from studio.image_decoder import Fit
 
 log = logging.getLogger(__name__)
 

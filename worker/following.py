@@ -26,9 +26,9 @@ from inference.errors import ModelStoreError
 from inference.feature_extractor import FeatureExtractor, Item
 from inference.predictor import EVIDENCE, Predictor
 from inference.store import Project
-from studio.errors import PictureError
-from studio.labelconfig import LabelConfig, parse_label_config
-from studio.prelabels import LeftOut, Submission, submissions
+from studio.errors import ImageError
+from studio.label_config import LabelConfig, parse_label_config
+from studio.predictions import LeftOut, Submission, submissions
 from worker.gathering import mark
 from worker.parts import Parts
 
@@ -271,7 +271,7 @@ def _earlier(stamp: str) -> str | None:
 
 
 def _said(one: Submission) -> str:
-    text = repr((one.picture, one.shown, one.label.nodes))
+    text = repr((one.image, one.shown, one.label.nodes))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -291,7 +291,7 @@ def _scored(
     rows, left_out = dict(notes.rows), dict(notes.left_out)
     todo = []
     for one in fresh:
-        if mark(one.picture) in numbers:
+        if mark(one.image) in numbers:
             why = "the version has learnt from this picture"
             left_out[one.label.annotation_id] = (one.label.task_id, why)
         else:
@@ -312,15 +312,15 @@ def _rows(
     extractor: FeatureExtractor, predictor: Predictor, part: Sequence[Submission]
 ) -> list[Row | str]:
     """A row for each, or why its picture cannot be had."""
-    items: list[Item] = [(one.picture, one.label.task_id) for one in part]
+    items: list[Item] = [(one.image, one.label.task_id) for one in part]
     vectors = extractor.vectors(items)
-    at = [i for i, one in enumerate(vectors) if not isinstance(one, PictureError)]
+    at = [i for i, one in enumerate(vectors) if not isinstance(one, ImageError)]
     rows: list[Row | str] = [
-        f"its picture: {one.reason}" if isinstance(one, PictureError) else "" for one in vectors
+        f"its picture: {one.reason}" if isinstance(one, ImageError) else "" for one in vectors
     ]
     if not at:
         return rows
-    readable = [one for one in vectors if not isinstance(one, PictureError)]
+    readable = [one for one in vectors if not isinstance(one, ImageError)]
     stacked = np.stack(readable)
     found = predictor.guesses(stacked)
     seen = _seen(found, [part[i].label.nodes for i in at], predictor.tree)

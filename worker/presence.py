@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import replace
 
 from inference.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, UNTRAINED, Project
-from studio import connection
+from studio import project_setup
 from studio.errors import ProjectMissingError, StudioError
-from studio.wiring import at_address
+from studio.project_setup import at_address
 from worker.errors import JobError, MisconfiguredError
 from worker.identity import OtherProjectError, check_same, is_ours
 from worker.parts import Parts
@@ -108,7 +108,7 @@ def disconnect(parts: Parts, number: int, key: str) -> list[str]:
     changes: list[str] = []
     for address in dict.fromkeys([known.backend if known else "", ours]):
         if address:
-            changes += connection.disconnect(
+            changes += project_setup.disconnect(
                 parts.studio,
                 number,
                 backend_url=address,

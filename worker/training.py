@@ -29,9 +29,8 @@ from inference.predictor import (
 )
 from inference.store import Project
 from studio.annotations import read_task
-from studio.errors import PictureError
-from studio.labelconfig import LabelConfig, parse_label_config
-from studio.pictures import PictureUnavailableError
+from studio.errors import ImageError, ImageUnavailableError
+from studio.label_config import LabelConfig, parse_label_config
 from worker import fine_tuning, trainer
 from worker.asking import asked_at_random
 from worker.choosing import go_live
@@ -216,13 +215,13 @@ def _check_pictures(gathered: Gathered, wanted: int) -> None:
     """An outage must not look like a project with few labels: the training waits for its end.
 
     Raises:
-        PictureError: more than a quarter of the images could not be read, and never will be.
-        PictureUnavailableError: some of them may be had later.
+        ImageError: more than a quarter of the images could not be read, and never will be.
+        ImageUnavailableError: some of them may be had later.
     """
     missing = sum(gathered.skipped.values())
     if missing > wanted * MOST_MISSING:
         reason = max(gathered.skipped, key=lambda reason: gathered.skipped[reason])
-        kind = PictureUnavailableError if gathered.passing else PictureError
+        kind = ImageUnavailableError if gathered.passing else ImageError
         raise kind(f"{missing} of {wanted} images could not be read, mostly: {reason}")
 
 
@@ -379,7 +378,7 @@ def _judged(
     An image that vanished since it was gathered is left out.
     """
     found = extractor.vectors([gathered.refs[at] for at in fresh])
-    kept = [(at, one) for at, one in enumerate(found) if not isinstance(one, PictureError)]
+    kept = [(at, one) for at, one in enumerate(found) if not isinstance(one, ImageError)]
     if not kept:
         return np.empty((0, len(predictor.tree))), []
     vectors = np.stack([one for _, one in kept])

@@ -101,19 +101,19 @@ class Unlike:
     def words(self) -> str:
         """What to tell people, a sentence without its full stop; empty where all is as usual."""
         usual = f"({self.usual:.0%} would be usual)"
-        mend = "label some of them; the stated accuracy does not hold there"
+        fix = "label some of them; the stated accuracy does not hold there"
         if self.more:
             most = f", most under {' > '.join(self.most)}" if self.most else ""
             share = self.unlike / self.open
             return (
                 f"{share:.0%} of the open images look unlike those that were labelled {usual}"
-                f"{most}: {mend}"
+                f"{most}: {fix}"
             )
         if self.nodes:
             worst = self.nodes[0]
             return (
                 f"{worst.unlike / worst.open:.0%} of the open images taken for "
-                f"{' > '.join(worst.path)} look unlike those that were labelled {usual}: {mend}"
+                f"{' > '.join(worst.path)} look unlike those that were labelled {usual}: {fix}"
             )
         return ""
 

@@ -129,7 +129,7 @@ class Standing:
             right there, and how many reach it.
         coverage: share of pictures that get a label.
         training: what Redis knows.
-        problems: what is wrong, each with its mend.
+        problems: what is wrong, each with its fix.
         left_out: what answers are not learnt as they were given, a sentence each.
         missing: what the live version needs before it shows a label; None where it shows some.
         unlike: what to say of open images unlike the labelled ones, "" where all is as usual.
@@ -187,8 +187,8 @@ def standing(parts: Parts, project: Project) -> Standing:
             missing = nothing_shown(parts, project, version)
             check_runs(manifest, version)
     except ModelError as error:
-        mend = "Promote another version under Versions, or train anew."
-        problems.append((plain(str(error)), mend))
+        fix = "Promote another version under Versions, or train anew."
+        problems.append((plain(str(error)), fix))
     training = Training.of(parts, project, version, Read.of_version(manifest))
     if not training.known:
         what = "Redis cannot be reached: predictions go on, trainings wait."
@@ -197,8 +197,8 @@ def standing(parts: Parts, project: Project) -> Standing:
         problems.append(_put_off(training))
     elif training.runs and training.runs[0].get("state") == "failed":
         what = f"The last training failed: {plain(training.runs[0].get('why', ''))}"
-        mend = "Start it again under Training; should it fail anew, the worker's log says more."
-        problems.append((what, mend))
+        fix = "Start it again under Training; should it fail anew, the worker's log says more."
+        problems.append((what, fix))
     return Standing(
         project,
         version,

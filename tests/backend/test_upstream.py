@@ -28,7 +28,7 @@ from hierarchy import LabelTree
 from inference.answers import answers
 from inference.predictor import Answer
 from inference.store import ModelStore, Project, project_key
-from studio.labelconfig import parse_label_config
+from studio.label_config import parse_label_config
 from tests.end_to_end.label_studio import free_port
 from tests.processes import end, running
 from tests.studio.configs import taxonomy_xml

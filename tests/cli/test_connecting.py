@@ -25,13 +25,13 @@ from inference.store import (
     Project,
     project_key,
 )
-from studio.contract import project_key as studio_key
 from studio.errors import StudioRequestError
+from studio.schemas import project_key as studio_key
 from tests.end_to_end.label_studio import RunningLabelStudio, free_port
 from tests.inference.small import head_of, seen
 from tests.inference.small import publish as publish_with_evidence
 from tests.published import TREE, project, publish
-from tests.studio.backend import HEADER, PASSWORD, USER, RecordingBackend, running_backend
+from tests.studio.recording_backend import HEADER, PASSWORD, USER, RecordingBackend, running_backend
 from tests.studio.servers import Reply, serving
 from tests.studio.test_client import CONFIG, fruit
 from worker.errors import MisconfiguredError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hierarchy import LabelTree
-from studio.configwriter import taxonomy_config
+from studio.label_config_writer import taxonomy_config
 from tests.end_to_end.backend import RunningBackend
 from tests.end_to_end.label_studio import RunningLabelStudio
 

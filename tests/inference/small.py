@@ -26,8 +26,8 @@ from inference.predictor import (
     familiarity_tensors,
 )
 from inference.store import ModelStore, Project
-from studio.errors import PictureError
-from studio.pictures import Picture
+from studio.errors import ImageError
+from studio.image_fetcher import FetchedImage
 
 #: timm's own network for tests: 0.4 million weights, 256 channels, maps of 5 x 5.
 NAME = "test_efficientnet"
@@ -58,13 +58,13 @@ def png(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def fetch(ref: str, _task: int | None) -> Picture:
+def fetch(ref: str, _task: int | None) -> FetchedImage:
     """``<seed>.png``; anything else is not there."""
     name = ref.removesuffix(".png")
     if not name.isdigit():
-        raise PictureError("HTTP 404: not found")
+        raise ImageError("HTTP 404: not found")
     data = png(int(name))
-    return Picture(hashlib.sha256(data).hexdigest(), data)
+    return FetchedImage(hashlib.sha256(data).hexdigest(), data)
 
 
 def extractors(cache: Path, weights: Path) -> FeatureExtractors:

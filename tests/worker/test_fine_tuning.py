@@ -13,7 +13,7 @@ from PIL import Image
 from inference.predictor import load_predictor, read_evidence
 from inference.store import Project
 from studio.annotations import Label, TaskLabels
-from studio.labelconfig import LabelConfig, parse_label_config
+from studio.label_config import LabelConfig, parse_label_config
 from tests.inference.small import NAME, png, weights_file
 from tests.studio.configs import taxonomy_xml, tree_of
 from worker import fine_tuning, gate, trainer, training

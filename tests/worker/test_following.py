@@ -20,7 +20,7 @@ from inference.extractors import FeatureExtractors
 from inference.predictor import Answer
 from inference.store import Project
 from studio.client import LabelStudio
-from studio.errors import PictureError, StudioUnavailableError
+from studio.errors import ImageError, StudioUnavailableError
 from tests.inference import small
 from tests.published import TREE
 from tests.studio.configs import taxonomy_xml
@@ -270,7 +270,7 @@ def test_rows_hold_the_probabilities_of_the_version(
     (row,) = kept(served, known)["rows"]
     predictor = served.predictors.get(known, "v1", TREE)
     (vector,) = served.extractors.of(predictor).vectors([("1.png", 1)])
-    assert not isinstance(vector, PictureError)
+    assert not isinstance(vector, ImageError)
     found = candidates(predictor.log_probabilities(vector[None]), TREE)
     assert row["probability"] == pytest.approx(found.probability[0].tolist(), abs=1e-5)
     nodes = found.nodes[0].tolist()

@@ -22,14 +22,14 @@ from tests.inference.small import head_of, seen
 from tests.inference.small import publish as publish_with_evidence
 from tests.published import TREE
 from tests.studio.configs import tree_of
-from tests.studio.picture_server import PictureServer
+from tests.studio.image_server import ImageServer
 from worker.parts import Parts
 from worker.queue import Board
 from worker.training_config import TrainingConfig
 
 
 @pytest.fixture(scope="module")
-def known(parts: Parts, pictures: PictureServer) -> Project:
+def known(parts: Parts, pictures: ImageServer) -> Project:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
         return trained.train(parts, pictures, 912)
@@ -118,7 +118,7 @@ ROOTED = tree_of(
 
 
 @pytest.fixture(scope="module")
-def rooted(parts: Parts, pictures: PictureServer) -> Project:
+def rooted(parts: Parts, pictures: ImageServer) -> Project:
     """A version that was trained below one root, with a coarse answer for each leaf."""
     named = [("Life", *path) for path in trained.NAMED]
     with pytest.MonkeyPatch.context() as patch:
