@@ -106,9 +106,9 @@ def read(
     return np.concatenate(vectors), targets, tree, extraction.channels
 
 
-def config_of(arguments: argparse.Namespace, labels: int, tree: LabelTree) -> TrainingConfig:
+def config_of(arguments: argparse.Namespace) -> TrainingConfig:
     """Return the product's training config, or a quicker one."""
-    config = TrainingConfig.suited(labels, tree, arguments.channels)
+    config = TrainingConfig.for_networks(arguments.channels)
     config = replace(config, augmentations=(PLAIN,))
     if arguments.full:
         return config
@@ -161,7 +161,7 @@ def replay(
             drawn=drawn[asked] if arguments.drawn == "yes" else None,
             before=None if arguments.afresh else folds[asked],
         )
-        config = config_of(arguments, len(asked), tree)
+        config = config_of(arguments)
         trained = trainer.train(
             tree, examples, config, target=arguments.target, former=former, report=_silent
         )

@@ -65,9 +65,7 @@ def study(
             folds = assign_folds(plain, features.targets, nobody, folds=4, seed=0)
             stays, out = (np.flatnonzero(one) for one in (folds != seed % 4, folds == seed % 4))
             images, targets = protocol.labels(features.targets[stays], features.tree, seed)
-            config = TrainingConfig.suited(
-                len(targets), features.tree, features.networks, seed=seed
-            )
+            config = TrainingConfig.for_networks(features.networks, seed=seed)
             held_out = Judged(features.train[out, PLAIN], features.targets[out])
             known = replace(features, judged={**features.judged, "held out": held_out})
             vectors = torch.from_numpy(features.train[stays[images]])

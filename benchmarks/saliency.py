@@ -27,7 +27,7 @@ from PIL import Image
 from evaluation.data import load
 from evaluation.features import Extraction, extract, open_image, reference_of
 from evaluation.harness import machine
-from evaluation.methods import configure, fit_hrn
+from evaluation.methods import fit_hrn
 from evaluation.protocols import Degradation
 from hierarchy import LabelTree
 from hierarchy.choice import DepthRule
@@ -39,6 +39,7 @@ from inference.saliency import last_maps, node_heats, seen_part, spread
 from studio.image_fetcher import FetchedImage
 from worker.fitting import Rows
 from worker.settings import Settings
+from worker.training_config import TrainingConfig
 
 Floats = NDArray[np.float64]
 
@@ -151,7 +152,7 @@ def main() -> None:
     features = extract(dataset, extraction, tests=(), tell=lambda *_: None)
     targets = torch.from_numpy(features.targets)
     rows = Rows(torch.arange(len(targets)), targets, torch.ones(len(targets)))
-    config = configure(len(targets), features, asked.seed)
+    config = TrainingConfig.for_networks(features.networks, seed=asked.seed)
     head = fit_hrn(dataset.tree, torch.from_numpy(features.train), rows, config)
     predictor = predictor_of(head, dataset.tree)
     extractor = FeatureExtractor(lambda ref, _: open_image(ref, Degradation()), extraction.networks)

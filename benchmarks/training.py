@@ -85,7 +85,7 @@ def measure(
 ) -> dict[str, tuple[float, float]]:
     """Return wall and processor seconds of each stage, and of the whole to the first new answer."""
     extractor = parts.extractors.base()
-    augmentations = TrainingConfig.suited(len(snapshot.labels), config.tree).augmentations
+    augmentations = TrainingConfig().augmentations
     gather(snapshot, extractor, "", lambda *_, **__: None, augmentations)  # untimed
     project = parts.store.register(Project(KEY, 1, "1.0", "http://localhost", ""))
     clock, started = Clock(), now()

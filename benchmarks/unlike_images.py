@@ -171,7 +171,7 @@ def main() -> None:
         vectors,
         targets,
         others,
-        TrainingConfig.suited(len(targets), tree, extraction.channels),
+        TrainingConfig.for_networks(extraction.channels),
     )
 
 

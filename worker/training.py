@@ -125,7 +125,7 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
         return Ended("nothing new", f"{live} has learnt from all {len(snapshot.labels)} labels")
     extractor = parts.extractors.base()
     networks = [one.backbone.channels for one in extractor.networks]
-    settings = TrainingConfig.suited(len(snapshot.labels), config.tree, networks)
+    settings = TrainingConfig.for_networks(networks)
     tune = fine_tuning.wanted(order.fine_tune, parts.settings)
     # A backbone that learns sees images, not features.
     augmentations = (PLAIN,) if tune else settings.augmentations

@@ -158,7 +158,7 @@ def main(role: str) -> int:
     vars(progress).update(HEARTBEAT=BEAT, INTERVAL=0.05)
     vars(refreshing)["BEAT"] = BEAT
     vars(reconcile).update(LOOK=LOOK, GLANCE=0.2)
-    TrainingConfig.suited = lambda *_, **__: tiny()  # type: ignore[method-assign]
+    TrainingConfig.for_networks = lambda *_, **__: tiny()  # type: ignore[method-assign]
     before(jobs, "fine_tune", "taken")
     before(ModelStore, "point", "before the pointer")
     before(training, "go_live", "after the pointer")

@@ -86,7 +86,7 @@ def test_maps_and_bars_are_of_the_way_down_and_of_nothing_else(
     admin: FlaskClient, parts: Parts, pictures: ImageServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A leaf on level 1 has one map; what fits no label has a bar, and bars make up the whole."""
-    monkeypatch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
+    monkeypatch.setattr(TrainingConfig, "for_networks", lambda *_, **__: trained.QUICK)
     known = trained.train(parts, pictures, 914, named=[("Milk",), ("Fruit", "Apple")])
     ways = set()
     for seed in range(12):

@@ -26,7 +26,7 @@ from worker.training_config import TrainingConfig
 @pytest.fixture(scope="module")
 def known(parts: Parts, pictures: ImageServer) -> Project:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
+        patch.setattr(TrainingConfig, "for_networks", lambda *_, **__: trained.QUICK)
         return trained.train(parts, pictures, 911)
 
 

@@ -31,7 +31,7 @@ from worker.training_config import TrainingConfig
 @pytest.fixture(scope="module")
 def known(parts: Parts, pictures: ImageServer) -> Project:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
+        patch.setattr(TrainingConfig, "for_networks", lambda *_, **__: trained.QUICK)
         return trained.train(parts, pictures, 912)
 
 
@@ -122,7 +122,7 @@ def rooted(parts: Parts, pictures: ImageServer) -> Project:
     """A version that was trained below one root, with a coarse answer for each leaf."""
     named = [("Life", *path) for path in trained.NAMED]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
+        patch.setattr(TrainingConfig, "for_networks", lambda *_, **__: trained.QUICK)
         return trained.train(parts, pictures, 913, tree=ROOTED, named=[*named, ("Life",)])
 
 
