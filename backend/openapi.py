@@ -137,6 +137,9 @@ _WORDS: Final = {
 _CONSOLE: Final = {
     "/console": "get",
     "/console/checkup": "post",
+    "/console/projects/{key}/connection": "get",
+    "/console/projects/{key}/connection/disconnect": "post",
+    "/console/projects/{key}/connection/forget": "get post",
     "/console/projects/{key}/look": "get post",
     "/console/projects/{key}/training": "get",
     "/console/projects/{key}/training/cancel": "post",

@@ -126,6 +126,8 @@ def publish(  # noqa: D417 - the rest is what its name says
         kept = evidence_tensors(known)
         if known.depth is None:  # as releases wrote it that counted each level of the tree
             del kept[f"{EVIDENCE}depth"]
+        if known.drawn is not None:
+            kept[f"{EVIDENCE}drawn"] = torch.from_numpy(known.drawn)
         tensors |= kept
     tensors |= familiarity_tensors(familiarity)
     return store.publish(owner.key, manifest, tensors)
