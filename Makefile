@@ -12,6 +12,8 @@ UV := .venv-uv/bin/uv
 export UV_LINK_MODE ?= hardlink
 # Locks carry versions and hashes; where packages come from is the machine's own setting.
 SYNC = $(UV) pip sync -q --require-hashes
+# What CI prints of the time that it takes.
+SLOWEST := --durations=40 --durations-min=2
 
 .PHONY: help install demo test image coverage chaos check unit chromium axe redis lock format clean
 .DEFAULT_GOAL := help
@@ -55,11 +57,13 @@ check: .venv/.done ## style, types and import contracts
 	.venv/bin/lint-imports
 
 unit: .venv/.done ## the fast tests, on all cores
-	.venv/bin/python -m pytest -n auto --dist loadfile -m "not slow and not label_studio and not browser and not chaos and not image"
+	.venv/bin/python -m pytest -n auto --dist loadfile $(SLOWEST) -m "not slow and not label_studio and not browser and not chaos and not image"
 
-# The slow ones run one after the other: they start servers and trainings that want the cores for themselves.
+# The slow ones mostly wait, for servers, trainings and the next look: two go side by side. Those that
+# measure go alone. tests/conftest.py says which share a Label Studio.
 test: chromium axe redis install .venv-upstream/.done check unit ## the checks and all tests, on a real Label Studio, Redis, worker and browser
-	.venv/bin/python -m pytest -m "(slow or label_studio or browser) and not chaos and not image"
+	.venv/bin/python -m pytest -n 2 --dist loadgroup $(SLOWEST) -m "(slow or label_studio or browser) and not chaos and not image and not alone" tests
+	.venv/bin/python -m pytest $(SLOWEST) -m "(slow or label_studio or browser) and not chaos and not image and alone" tests/chaos
 
 image: .venv/.done ## build the container image and run it, as root; some minutes and 20 GB, of which nothing stays
 	@scripts/install-buildah
@@ -88,9 +92,9 @@ redis:
 lock: .venv-uv/.done ## renew requirements/*.txt (versions and hashes, no addresses)
 	scripts/lock
 
-format: .venv/.done ## mend what the formatter and some of the linter's rules ask for
+format: .venv/.done ## fix what the formatter and some of the linter's rules ask for
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
 clean: ## remove environments, caches and var/: the demo's data, and any models in it
-	rm -rf .venv .venv-uv .venv-label-studio .venv-upstream .mypy_cache .ruff_cache .pytest_cache var artefacts .cache/axe-core
+	rm -rf .venv .venv-uv .venv-label-studio .venv-upstream .mypy_cache .ruff_cache .pytest_cache var artefacts .cache

@@ -12,6 +12,7 @@ from backend.versions import shown_since
 from inference.errors import ModelStoreError
 from worker.errors import MisconfiguredError
 from worker.queue import RedisError
+from worker.unlike import unlike
 
 log = logging.getLogger(__name__)
 bp = Blueprint("operations", __name__)
@@ -27,6 +28,9 @@ DEPTH = Gauge("hrn_queue_depth", "Jobs that wait")
 WORKERS = Gauge("hrn_workers", "Workers that serve the queue")
 OF_LEVEL = ["project", "version", "level"]
 ACCURACY = Gauge("hrn_shown_accuracy", "Share of shown labels that annotators confirmed", OF_LEVEL)
+OF_VERSION = ["project", "version"]
+OPEN = Gauge("hrn_open_images", "Open images that the live version has looked at", OF_VERSION)
+UNLIKE = Gauge("hrn_open_images_unlike", "Open images unlike the labelled ones", OF_VERSION)
 CHECKED = Gauge("hrn_shown_checked", "Shown labels that annotators' answers could check", OF_LEVEL)
 
 
@@ -93,7 +97,7 @@ def metrics() -> ResponseReturnValue:
 def _tell_accuracy() -> None:
     """Set the figures of every live version; those of versions that were live before go."""
     store = services().parts.store
-    for gauge in (ACCURACY, CHECKED):
+    for gauge in (ACCURACY, CHECKED, OPEN, UNLIKE):
         gauge.clear()
     for project in store.projects():
         try:
@@ -101,9 +105,21 @@ def _tell_accuracy() -> None:
         except ModelStoreError as error:  # /ready and doctor tell of it; the other figures stand
             log.warning("no figures project=%s: %s", project.key, error)
             continue
+        _tell_unlike(project.key, version)
         told = None if version is None else shown_since(store, project.key, version)
         for row in [] if told is None else told["levels"]:
             labels = (project.key, version, row["level"])
             CHECKED.labels(*labels).set(row["checked"])
             if row["accuracy"] is not None:
                 ACCURACY.labels(*labels).set(row["accuracy"])
+
+
+def _tell_unlike(key: str, version: str | None) -> None:
+    """Set how many open images look unlike the labelled ones; nothing while Redis is away."""
+    try:
+        told = unlike(services().parts, key, version)
+    except (RedisError, MisconfiguredError):
+        return
+    if told is not None:
+        OPEN.labels(key, version).set(told["open"])
+        UNLIKE.labels(key, version).set(told["unlike"])

@@ -12,10 +12,10 @@ from backend.services import Services, services
 from inference.errors import EarlierReleaseError
 from inference.predictor import Answer
 from inference.store import UNTRAINED, Project
-from studio.contract import PredictCall, TaskRef
-from studio.errors import PictureError
-from studio.labelconfig import LabelConfig
+from studio.errors import ImageError
+from studio.label_config import LabelConfig
 from studio.predictions import prediction
+from studio.schemas import PredictCall, TaskRef
 from worker.asking import Places, entry_of
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def predict() -> ResponseReturnValue:
 
 def _answers(
     own: Services, project: Project, config: LabelConfig, version: str, tasks: tuple[TaskRef, ...]
-) -> list[Answer | PictureError | None]:
+) -> list[Answer | ImageError | None]:
     """An answer, what went wrong, or None where no version can answer; one per task."""
     if version == UNTRAINED:
         return [None] * len(tasks)
@@ -57,16 +57,16 @@ def _answers(
     except EarlierReleaseError as error:  # a training is asked for; what is stored stays
         log.warning("no answers project=%s: %s", project.key, error)
         return [None] * len(tasks)
-    refs = [config.picture(task.data) for task in tasks]
+    refs = [config.image_address(task.data) for task in tasks]
     extractor = own.parts.extractors.of(predictor)
     items = [(ref, task.id) for ref, task in zip(refs, tasks, strict=True) if ref is not None]
     got = iter(own.answers(extractor, predictor, items))
-    missing = PictureError(f"the task's data has no image address in {config.image_key!r}")
+    missing = ImageError(f"the task's data has no image address in {config.image_key!r}")
     return [missing if ref is None else next(got) for ref in refs]
 
 
 def _entry(
-    task: TaskRef, answer: Answer | PictureError | None, config: LabelConfig, places: Places
+    task: TaskRef, answer: Answer | ImageError | None, config: LabelConfig, places: Places
 ) -> dict[str, Any]:
     if isinstance(answer, Answer):
         PICTURES.labels(outcome="answered" if answer.path else "nothing certain").inc()

@@ -13,7 +13,7 @@ from werkzeug.exceptions import Unauthorized
 
 from backend.console.blueprint import is_console
 from backend.services import services
-from studio.transport import OUR_REALM
+from studio.http_client import OUR_REALM
 
 #: For load balancers and probes. Label Studio's own probe sends credentials, which are checked.
 OPEN = frozenset({"health.health", "health.root", "operations.ready"})

@@ -24,9 +24,9 @@ from inference.store import (
     Project,
     project_key,
 )
-from studio.contract import SetupCall
-from studio.errors import PictureError
-from studio.labelconfig import LabelConfig, parse_label_config
+from studio.errors import ImageError
+from studio.label_config import LabelConfig, parse_label_config
+from studio.schemas import SetupCall
 from worker.asking import Places, places_of
 from worker.errors import MisconfiguredError
 from worker.parts import Parts
@@ -40,7 +40,7 @@ AWAY: Final = 5.0
 #: Calls with many images at once: each may hold 45 MB of images that are under way.
 BATCHES: Final = 8
 
-Answers = list[Answer | PictureError]
+Answers = list[Answer | ImageError]
 
 
 class Services:

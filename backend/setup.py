@@ -5,7 +5,7 @@ from flask.typing import ResponseReturnValue
 
 from backend.body import read_json
 from backend.services import services
-from studio.contract import SetupCall
+from studio.schemas import SetupCall
 
 bp = Blueprint("setup", __name__)
 

@@ -25,13 +25,13 @@ from inference.predictor import Answer
 from inference.store import Project
 from inference.store import project_key as store_key
 from studio.annotations import read_task
-from studio.contract import Event, project_key
-from studio.errors import ContractError, PictureError, StudioError
-from studio.fields import as_id, as_text
-from studio.labelconfig import LabelConfig, parse_label_config
+from studio.errors import ContractError, ImageError, StudioError
+from studio.json_fields import as_id, as_text
+from studio.label_config import LabelConfig, parse_label_config
 from studio.predictions import prediction
+from studio.schemas import Event, project_key
 from worker.asking import entry_of, places_of
-from worker.errors import JobError
+from worker.errors import JobError, redis_in_words
 from worker.order import Order
 from worker.parts import Parts
 from worker.settings import Settings
@@ -323,7 +323,7 @@ def _predictions(
             yield prediction(config, None, score=place, version=version)
         return
     extractor = parts.extractors.of(predictor)
-    refs = [config.picture(row.get("data") or {}) for row in rows]
+    refs = [config.image_address(row.get("data") or {}) for row in rows]
     items = [
         (ref, as_id(row.get("id")) or 0)
         for ref, row in zip(refs, rows, strict=True)
@@ -332,7 +332,7 @@ def _predictions(
     found = iter(answers(extractor, predictor, items))
     for ref, row in zip(refs, rows, strict=True):
         answer = (
-            PictureError(f"its data has no image address in {config.image_key!r}")
+            ImageError(f"its data has no image address in {config.image_key!r}")
             if ref is None
             else next(found)
         )
@@ -365,7 +365,7 @@ def _fit(parts: Parts, named: Named, call: FitCall) -> Ended:
 def _hand_over(parts: Parts, project: Project, kind: Event) -> Ended | None:
     """Ask our worker and return at once; None where its queue is not installed."""
     try:
-        from worker.queue import RedisError, in_words  # an upstream server may do without RQ
+        from worker.queue import RedisError  # an upstream server may do without RQ
     except ImportError as error:
         log.warning("REDIS_URL is set, but %s is not installed: training here", error.name)
         return None
@@ -375,7 +375,7 @@ def _hand_over(parts: Parts, project: Project, kind: Event) -> Ended | None:
             return Ended(asked.state, f"our worker has it as {asked.job}")
         parts.board.note_event(project.key)
     except RedisError as error:
-        return Ended("failed", f"Redis cannot be reached: {in_words(error)}")
+        return Ended("failed", f"Redis cannot be reached: {redis_in_words(error)}")
     return Ended("noted", "our worker trains when its policy says so")
 
 

@@ -9,7 +9,7 @@ from backend.body import read_json
 from backend.errors import answer
 from backend.services import services
 from inference.store import DISCONNECTED, GONE
-from studio.contract import Event, WebhookCall
+from studio.schemas import Event, WebhookCall
 from worker.order import Order
 from worker.presence import sentence
 

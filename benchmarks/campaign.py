@@ -119,12 +119,11 @@ def reduced(vectors: Vectors) -> Vectors:
     return found
 
 
-def config_of(arguments: argparse.Namespace, labels: int, tree: LabelTree) -> TrainingConfig:
+def config_of(arguments: argparse.Namespace) -> TrainingConfig:
     """Return the product's training config, or a quicker one."""
     if arguments.full:
-        config = TrainingConfig.suited(labels, tree, arguments.channels)
-        return replace(config, augmentations=(PLAIN,))
-    config = replace(TrainingConfig.suited(labels, tree), augmentations=(PLAIN,))
+        return replace(TrainingConfig.for_networks(arguments.channels), augmentations=(PLAIN,))
+    config = replace(TrainingConfig(), augmentations=(PLAIN,))
     return replace(config, hidden=64, epochs=1, least_shown=6_400)
 
 
@@ -174,7 +173,7 @@ def replay(
             drawn=drawn[asked] if arguments.drawn == "yes" else None,
             before=None if arguments.afresh else folds[asked],
         )
-        config = config_of(arguments, len(asked), tree)
+        config = config_of(arguments)
         trained = trainer.train(
             tree, examples, config, target=arguments.target, former=former, report=_silent
         )

@@ -168,7 +168,7 @@ def running(
         with suppress(subprocess.TimeoutExpired):
             process.wait(20)
         process.kill()
-        process.wait()
+        process.wait(20)
 
 
 def free_port() -> int:
@@ -219,7 +219,7 @@ class Bench:
     def __init__(self, folder: Path, home: Path, port: int) -> None:
         from hierarchy import LabelTree
         from inference.store import ModelStore, Project, project_key
-        from studio.configwriter import taxonomy_config
+        from studio.label_config_writer import taxonomy_config
 
         self.files = sorted(folder.rglob("*.jpg"))
         paths = {file.relative_to(folder).parts[:-1] for file in self.files}
@@ -276,15 +276,14 @@ class Bench:
 def limit(bench: Bench, networks: Any, numbers: Sequence[int]) -> dict[str, float]:  # noqa: ANN401
     """Return the seconds of decode and resize, and of both networks' forward, of these images."""
     from inference.augmentation import prepare
-    from studio.decoding import decode
-    from studio.limits import PictureLimits
+    from studio.image_decoder import ImageLimits, decode
 
     data = [bench.files[number].read_bytes() for number in numbers]
     preparations = [backbone.preparation for backbone, _ in networks]
     enough = 2 * max(one.resize for one in preparations)
 
     def one(file: bytes) -> Any:  # noqa: ANN401 - pixels for each network
-        image = decode(file, limits=PictureLimits(), at_least=enough)
+        image = decode(file, limits=ImageLimits(), at_least=enough)
         return [prepare(image, preparation) for preparation in preparations]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -317,7 +316,7 @@ def together(ports: int, asks: Sequence[dict[str, Any]]) -> dict[str, float]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     spent = time.perf_counter() - began
     assert len(seconds) == len(asks)
     return {"a second": len(asks) / spent, "p95 s": float(np.quantile(seconds, 0.95))}
@@ -399,7 +398,7 @@ def busy(bench: Bench, port: int, log: Path, seconds: float) -> dict[str, float]
                 time.sleep(0.01)
             over.set()
             for thread in threads:
-                thread.join()
+                thread.join(60)
         found |= {f"{k} p99, {what}": float(np.quantile(v, 0.99)) for k, v in told.items()}
     return found
 

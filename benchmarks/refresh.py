@@ -35,10 +35,10 @@ from hierarchy.choice import DepthRule
 from inference.extractors import FeatureExtractors
 from inference.predictor import build_head
 from inference.store import UNTRAINED, Project, project_key
-from studio.configwriter import taxonomy_config
-from studio.contract import project_key as project_name
-from studio.labelconfig import parse_label_config
-from studio.pictures import Picture
+from studio.image_fetcher import FetchedImage
+from studio.label_config import parse_label_config
+from studio.label_config_writer import taxonomy_config
+from studio.schemas import project_key as project_name
 from tests.studio.servers import serving
 from tests.worker.stand import LEGACY, Stand
 from worker.__main__ import load
@@ -91,10 +91,10 @@ def prepare(parts: Parts, folder: Path, count: int, *, real: bool) -> tuple[Proj
     key = project_key(parts.settings.label_studio_url, name)
     known = Project(key, number, name, parts.settings.label_studio_url, config)
 
-    def fetch(ref: str, _task: int | None) -> Picture:
+    def fetch(ref: str, _task: int | None) -> FetchedImage:
         number = int(Path(ref).stem)
         data = files[number % len(files)].read_bytes() + str(number).encode()
-        return Picture(hashlib.sha256(data).hexdigest(), data)
+        return FetchedImage(hashlib.sha256(data).hexdigest(), data)
 
     ours = parts.settings
     extractors = FeatureExtractors(
@@ -152,7 +152,7 @@ def redis(home: Path) -> Iterator[str]:
         yield redis_server.url(home)
     finally:
         process.terminate()
-        process.wait()
+        process.wait(20)
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def label_studio(given: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield process.stdout.readline().decode().strip(), LEGACY
     finally:
         process.terminate()
-        process.wait()
+        process.wait(20)
 
 
 def stand_in(folder: Path, count: int) -> None:

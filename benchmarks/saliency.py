@@ -27,7 +27,7 @@ from PIL import Image
 from evaluation.data import load
 from evaluation.features import Extraction, extract, open_image, reference_of
 from evaluation.harness import machine
-from evaluation.methods import configure, fit_hrn
+from evaluation.methods import fit_hrn
 from evaluation.protocols import Degradation
 from hierarchy import LabelTree
 from hierarchy.choice import DepthRule
@@ -36,9 +36,10 @@ from inference.feature_extractor import FeatureExtractor
 from inference.insight import path_of
 from inference.predictor import Predictor
 from inference.saliency import last_maps, node_heats, seen_part, spread
-from studio.pictures import Picture
+from studio.image_fetcher import FetchedImage
 from worker.fitting import Rows
 from worker.settings import Settings
+from worker.training_config import TrainingConfig
 
 Floats = NDArray[np.float64]
 
@@ -64,14 +65,14 @@ def predictor_of(head: HRNHead, tree: LabelTree) -> Predictor:
     )
 
 
-def as_picture(pixels: NDArray[np.uint8]) -> Picture:
+def as_picture(pixels: NDArray[np.uint8]) -> FetchedImage:
     """Pack ``(S, S, 3)`` pixels without loss."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return Picture(hashlib.sha256(file.getvalue()).hexdigest(), file.getvalue())
+    return FetchedImage(hashlib.sha256(file.getvalue()).hexdigest(), file.getvalue())
 
 
-def square(picture: Picture, extractor: FeatureExtractor) -> NDArray[np.uint8]:
+def square(picture: FetchedImage, extractor: FeatureExtractor) -> NDArray[np.uint8]:
     """Decode the middle of an image, ``(S, S, 3)`` with S = SIDE x SQUARE."""
     side = SIDE * SQUARE
     image = extractor.decoded(picture, at_least=side)
@@ -80,7 +81,7 @@ def square(picture: Picture, extractor: FeatureExtractor) -> NDArray[np.uint8]:
     return np.asarray(middle.resize((side, side)))
 
 
-def heat_of(predictor: Predictor, extractor: FeatureExtractor, picture: Picture) -> Floats:
+def heat_of(predictor: Predictor, extractor: FeatureExtractor, picture: FetchedImage) -> Floats:
     """Return the heat of each square for each node on the way to the best leaf, ``(L, SIDE^2)``."""
     vector = extractor.vectors_of_image(picture)
     log_p = predictor.log_probabilities(vector[None])
@@ -105,7 +106,7 @@ def log_odds(predictor: Predictor, vectors: NDArray[np.float16], nodes: list[int
 
 
 def falls(
-    predictor: Predictor, extractor: FeatureExtractor, picture: Picture, places: int, seed: int
+    predictor: Predictor, extractor: FeatureExtractor, picture: FetchedImage, places: int, seed: int
 ) -> dict[str, Floats]:
     """Return the fall of the log-odds of each level's best node, ``(L,)``, by choice of places."""
     pixels = square(picture, extractor)
@@ -151,7 +152,7 @@ def main() -> None:
     features = extract(dataset, extraction, tests=(), tell=lambda *_: None)
     targets = torch.from_numpy(features.targets)
     rows = Rows(torch.arange(len(targets)), targets, torch.ones(len(targets)))
-    config = configure(len(targets), features, asked.seed)
+    config = TrainingConfig.for_networks(features.networks, seed=asked.seed)
     head = fit_hrn(dataset.tree, torch.from_numpy(features.train), rows, config)
     predictor = predictor_of(head, dataset.tree)
     extractor = FeatureExtractor(lambda ref, _: open_image(ref, Degradation()), extraction.networks)

@@ -37,8 +37,8 @@ from inference.extractors import FeatureExtractors
 from inference.feature_cache import FeatureCache
 from inference.predictor import KIND, Predictor, build_head
 from inference.store import Project, project_key
-from studio.configwriter import taxonomy_config
-from studio.pictures import Picture
+from studio.image_fetcher import FetchedImage
+from studio.label_config_writer import taxonomy_config
 from tests.studio.servers import serving
 from tests.worker.stand import LEGACY, Stand
 from worker.parts import Parts
@@ -129,11 +129,11 @@ def of_pictures(parts: Parts, known: Project, folder: Path) -> dict[str, float]:
     """A new picture, one seen before, and what is kept of each."""
     files = sorted(folder.rglob("*.jpg"))[:512]
 
-    def fetch(ref: str, _task: int | None) -> Picture:
+    def fetch(ref: str, _task: int | None) -> FetchedImage:
         import hashlib
 
         data = files[int(ref)].read_bytes()
-        return Picture(hashlib.sha256(data).hexdigest(), data)
+        return FetchedImage(hashlib.sha256(data).hexdigest(), data)
 
     ours = parts.settings
     extractors = FeatureExtractors(

@@ -29,8 +29,8 @@ from inference.extractors import FeatureExtractors
 from inference.predictor import load_predictor
 from inference.store import Project
 from studio.annotations import Label, TaskLabels
-from studio.configwriter import taxonomy_config
-from studio.labelconfig import LabelConfig, parse_label_config
+from studio.label_config import LabelConfig, parse_label_config
+from studio.label_config_writer import taxonomy_config
 from worker import training
 from worker.gathering import gather
 from worker.order import Order
@@ -85,7 +85,7 @@ def measure(
 ) -> dict[str, tuple[float, float]]:
     """Return wall and processor seconds of each stage, and of the whole to the first new answer."""
     extractor = parts.extractors.base()
-    augmentations = TrainingConfig.suited(len(snapshot.labels), config.tree).augmentations
+    augmentations = TrainingConfig().augmentations
     gather(snapshot, extractor, "", lambda *_, **__: None, augmentations)  # untimed
     project = parts.store.register(Project(KEY, 1, "1.0", "http://localhost", ""))
     clock, started = Clock(), now()
@@ -94,7 +94,7 @@ def measure(
     clock("answer", 0, 1)
     assert ended.version is not None, ended
     predictor = load_predictor(parts.store, project, ended.version, tree=config.tree)
-    answers(extractor, predictor, [(str(snapshot.tasks[0].picture), None)])
+    answers(extractor, predictor, [(str(snapshot.tasks[0].image), None)])
     clock("", 0, 0)
     wall, cpu = now()
     return {**clock.seconds, "whole": (wall - started[0], cpu - started[1])}

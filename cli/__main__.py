@@ -194,7 +194,7 @@ def _parser() -> _Parser:
     simulate.add_arguments(command("simulate", simulate.run, text))
     text = "write the label config for a tree of labels, or read the tree of a label config"
     label_config.add_arguments(command("label-config", label_config.run, text, as_json=True))
-    doctor = command("doctor", _doctor, "what is wrong and how to mend it", as_json=True)
+    doctor = command("doctor", _doctor, "what is wrong and how to fix it", as_json=True)
     doctor.add_argument("--project", type=int, help="one project's number (default: all)")
     return parser
 
@@ -529,7 +529,7 @@ def _doctor(arguments: Arguments, settings: Settings) -> int:
 
     found = examine(Parts(settings), arguments.project)
     lines = [
-        f"ok    {one.what}" if one.ok else f"WRONG {one.what}\n      mend: {one.mend}"
+        f"ok    {one.what}" if one.ok else f"WRONG {one.what}\n      fix: {one.fix}"
         for one in found
     ]
     _print([asdict(one) for one in found], "\n".join(lines), as_json=arguments.json)

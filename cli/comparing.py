@@ -92,8 +92,7 @@ def conditions(dataset: "Dataset", extraction: "Extraction") -> dict[str, Any]:
     """Describe what all runs of one file of results share."""
     from worker.training_config import TrainingConfig
 
-    labels, networks = len(dataset.train), extraction.channels
-    config = TrainingConfig.suited(labels, dataset.tree, networks).to_json()
+    config = TrainingConfig.for_networks(extraction.channels).to_json()
     return {"data": dataset.name, "backbone": extraction.fingerprint, "config": config}
 
 

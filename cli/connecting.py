@@ -2,28 +2,24 @@
 
 import itertools
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 
 import requests
 
 from cli.projects import UsageError, find
-from inference.store import CONNECTED, DISCONNECTED, GONE, UNTRAINED, Project, project_key
-from studio import connection
+from inference.store import CONNECTED, UNTRAINED, project_key
+from studio import project_setup
 from studio.annotations import read_task
 from studio.client import BasicAuth
-from studio.connection import Connected, Foreign, visible_projects, would_hide
-from studio.contract import project_key as studio_key
-from studio.errors import ProjectMissingError, StudioError
-from studio.labelconfig import parse_label_config
-from studio.transport import TrustAdapter
-from studio.wiring import authorization
+from studio.errors import ProjectMissingError
+from studio.label_config import parse_label_config
+from studio.project_checks import visible_projects
+from studio.project_setup import Connected, Foreign, authorization, would_hide
+from studio.schemas import project_key as studio_key
+from studio.tls import TrustAdapter
 from worker import presence
 from worker.errors import MisconfiguredError
-from worker.identity import OtherProjectError, check_same, is_ours
 from worker.parts import Parts
-from worker.queue import RedisError
-from worker.settings import Settings
 from worker.showing import nothing_shown
 from worker.snapshot import left_out, take
 
@@ -52,14 +48,14 @@ def connect_project(parts: Parts, number: int, *, take_over: bool, ask: Ask) -> 
         MisconfiguredError: our own address is not known, or the server there has another password.
     """
     settings = parts.settings
-    url = _own_address(settings)
+    url = presence.own_address(settings)
     key = project_key(settings.label_studio_url, _project_name(parts, number))
     _check_server(parts, key)
     version, ours = parts.store.current(key) or UNTRAINED, parts.store.names(key)
     if not take_over and _shows_something(parts, key, version):
         theirs = would_hide(parts.studio, number, url, ours)
         take_over = theirs is not None and ask(_question(theirs, version))
-    done = connection.connect(
+    done = project_setup.connect(
         parts.studio,
         number,
         backend_url=url,
@@ -89,25 +85,9 @@ def disconnect_project(parts: Parts, number: int) -> list[str]:
         StudioError: with the cure.
         MisconfiguredError: our own address is not known.
     """
-    settings = parts.settings
-    url = _own_address(settings)
-    key = project_key(settings.label_studio_url, _project_name(parts, number))
-    known, version = parts.store.project(key), parts.store.current(key) or UNTRAINED
-    changes: list[str] = []
-    for address in dict.fromkeys([known.backend if known else "", url]):
-        if address:
-            changes += connection.disconnect(
-                parts.studio,
-                number,
-                backend_url=address,
-                version=version,
-                ours=parts.store.names(key),
-            )
-    parts.store.note_state(key, DISCONNECTED)
-    with suppress(
-        RedisError, MisconfiguredError
-    ):  # a job asks by itself whether it is still wanted
-        parts.board.cancel(key)
+    presence.own_address(parts.settings)  # before Label Studio is asked anything
+    key = project_key(parts.settings.label_studio_url, _project_name(parts, number))
+    changes = presence.disconnect(parts, number, key)
     count = len(parts.store.versions(key))
     if count:
         changes.append(
@@ -121,46 +101,17 @@ def forget_project(parts: Parts, wanted: str, ask: Ask) -> str:
     """Remove a project's versions and what is known of it; what was done.
 
     Raises:
-        UsageError: it is still connected, or the person who was asked said no.
+        UsageError: none fits, or the person who was asked said no.
+        StillConnectedError: it is still connected.
     """
     project = find(parts, wanted, connected_first=False)
-    if _is_connected(parts, project):
-        raise UsageError(
-            f"project {project.number} ({project.key}) is connected in Label Studio and would call"
-            f" again: `hrn disconnect --project {project.number}` first"
-        )
+    presence.check_left(parts, project)
     count = len(parts.store.versions(project.key))
     name = f"project {project.number} {project.title!r} ({project.key})"
     if not ask(f"Remove {name} with {count} version(s), for good?"):
         raise UsageError("nothing was removed: it takes a yes, or --yes")
     presence.forget(parts, project.key)
     return f"{name} is forgotten, with {count} version(s). Labels are in Label Studio."
-
-
-def _is_connected(parts: Parts, project: Project) -> bool:
-    """Does Label Studio use this backend for it? Not asked where that is known."""
-    ours = is_ours(project, parts.settings.label_studio_url)
-    if project.state in (DISCONNECTED, GONE) or not ours:
-        return False
-    try:
-        check_same(project, parts.studio.settings(project.number))
-        return presence.registered_at(parts, project) is not None
-    except (ProjectMissingError, OtherProjectError):
-        return False
-    except StudioError as error:
-        raise UsageError(
-            f"it is not known whether project {project.number} is still connected: {error}; with"
-            " LABEL_STUDIO_URL set to nothing it is not asked"
-        ) from error
-
-
-def _own_address(settings: Settings) -> str:
-    if not settings.backend_url:
-        raise MisconfiguredError(
-            "HRN_BACKEND_URL is not set: give the address at which Label Studio reaches this "
-            "backend"
-        )
-    return settings.backend_url
 
 
 def _project_name(parts: Parts, number: int) -> str:

@@ -18,11 +18,11 @@ from cli.supervisor import StartError, Supervisor
 from hierarchy import LabelTree
 from inference.store import project_key
 from studio.client import LabelStudio
-from studio.configwriter import choose_form, label_config
-from studio.connection import connect
-from studio.contract import project_key as studio_key
-from studio.labelconfig import LabelConfig, parse_label_config
+from studio.label_config import LabelConfig, parse_label_config
+from studio.label_config_writer import choose_form, label_config
 from studio.predictions import prediction
+from studio.project_setup import connect
+from studio.schemas import project_key as studio_key
 from worker.asking import places_of
 from worker.order import Order
 from worker.parts import Parts

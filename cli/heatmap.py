@@ -15,8 +15,8 @@ from cli.projects import UsageError
 from inference.predictor import Predictor
 from inference.saliency import PANEL, Looked, framed, in_words, look, overlaid
 from inference.store import Project
-from studio.errors import PictureError
-from studio.pictures import Picture
+from studio.errors import ImageError
+from studio.image_fetcher import FetchedImage
 from worker.parts import Parts
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -84,9 +84,9 @@ def write_heatmap(parts: Parts, project: Project, files: Sequence[Path], out: Pa
     extractor = parts.extractors.of(predictor)
     looked, drawn = [], []
     for file in files:
-        with suppress(OSError, PictureError):  # its answer says why
+        with suppress(OSError, ImageError):  # its answer says why
             data = file.read_bytes()
-            picture = Picture(hashlib.sha256(data).hexdigest(), data)
+            picture = FetchedImage(hashlib.sha256(data).hexdigest(), data)
             looked.append(look(predictor, extractor, picture).looked)
             drawn.append(file)
     if looked:

@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hierarchy import LabelTree
-from studio import treefiles
-from studio.configwriter import Choice, Form, choose_form, label_config
+from studio import tree_files
 from studio.errors import TreeFileError
-from studio.headings import shorten
-from studio.labelconfig import parse_label_config
-from studio.treefiles import TreeFile
+from studio.label_config import parse_label_config
+from studio.label_config_writer import Form, FormChoice, choose_form, label_config
+from studio.tree_files import TreeFile
+from studio.tree_tables import shorten
 from worker.settings import Settings
 
 #: Largest file read, in bytes: four for each character that is read.
-MAX_BYTES = 4 * treefiles.MAX_CHARACTERS
+MAX_BYTES = 4 * tree_files.MAX_CHARACTERS
 
 #: Of each split the names its folder may have, as `hrn evaluate` takes them.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -66,8 +66,8 @@ def _read(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(told, indent=1, ensure_ascii=False))
         return 0
-    print(treefiles.outline(config.tree))
-    _say(f"{treefiles.summary(config.tree)}; {config.kind}, pictures in {config.image_key!r}")
+    print(tree_files.outline(config.tree))
+    _say(f"{tree_files.summary(config.tree)}; {config.kind}, pictures in {config.image_key!r}")
     for note in config.notes:
         _say(f"note: {note}")
     return 0
@@ -101,7 +101,7 @@ def _write(arguments: argparse.Namespace) -> int:
         return 0
     for note in found.notes:
         _say(f"note: {note}")
-    _say(f"{treefiles.summary(found.tree)}; as {chosen.form} ({chosen.why})")
+    _say(f"{tree_files.summary(found.tree)}; as {chosen.form} ({chosen.why})")
     if arguments.out:
         _say(f"written to {arguments.out}: Settings > Labeling Interface > Code takes it")
     else:
@@ -109,11 +109,11 @@ def _write(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _choose(tree: LabelTree, wish: str) -> Choice:
+def _choose(tree: LabelTree, wish: str) -> FormChoice:
     if wish == "auto":
         return choose_form(tree)
     form: Form = "taxonomy" if wish == "taxonomy" else "choices"
-    return Choice(form, "as asked for")
+    return FormChoice(form, "as asked for")
 
 
 def _say(text: str) -> None:
@@ -157,10 +157,10 @@ def read_tree(  # noqa: PLR0913 - how a file may be read
     start = text.lstrip()[:1]
     try:
         if kind == ".json" or (kind != ".csv" and start in {"{", "["}):
-            return treefiles.read_json(text, separator=separator, levels=levels, name=name)
+            return tree_files.read_json(text, separator=separator, levels=levels, name=name)
         if kind == ".xml" or (kind != ".csv" and start == "<"):
             return TreeFile(parse_label_config(text).tree)
-        return treefiles.read_csv(
+        return tree_files.read_csv(
             text, separator=separator, header=header, levels=levels, name=name
         )
     except TreeFileError as error:
@@ -208,11 +208,11 @@ def read_folders(root: Path) -> TreeFile:
     """
     splits = _splits(root)
     if not splits:
-        return treefiles.from_paths(_folders(root))
+        return tree_files.from_paths(_folders(root))
     if "train" not in splits:
         there = ", ".join(sorted(folder.name for folder in splits.values()))
         raise TreeFileError(f"{root} has {there} but no train: add it, or give a folder of labels")
-    found = treefiles.from_paths(_folders(splits["train"]))
+    found = tree_files.from_paths(_folders(splits["train"]))
     known = set(found.tree.paths)
     for folder in splits.values():
         more = [path for _, path in _folders(folder) if path not in known]

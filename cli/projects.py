@@ -13,8 +13,8 @@ from inference.errors import ModelError
 from inference.extractors import FeatureExtractors
 from inference.predictor import Answer, check_runs
 from inference.store import CONNECTED, DISCONNECTED, GONE, Project
-from studio.errors import PictureError
-from studio.pictures import Picture
+from studio.errors import ImageError
+from studio.image_fetcher import FetchedImage
 from worker import choosing, presence
 from worker.choosing import ChoiceError, promote
 from worker.errors import MisconfiguredError
@@ -24,6 +24,7 @@ from worker.queue import RedisError
 from worker.reading import Read
 from worker.showing import nothing_shown
 from worker.snapshot import counted, left_out, passed_over
+from worker.unlike import unlike
 
 
 class UsageError(Exception):
@@ -163,6 +164,7 @@ def project_status(parts: Parts, project: Project) -> dict[str, Any]:
             "events_since": parts.board.events(project.key)[0],
             "unlearnt": parts.board.unlearnt(project.key),
             "behind": parts.board.behind(project.key, version, learnt),
+            "unlike": unlike(parts, project.key, version),
             "last_run": runs[0] if runs else None,
         }
     except (RedisError, MisconfiguredError):
@@ -203,14 +205,17 @@ def describe(told: dict[str, Any]) -> str:
 
 
 def _learnt(told: dict[str, Any]) -> list[str]:
-    """What the live version has learnt from, how right it is, and which answers did not count."""
+    """What the live version has learnt from, how right it is, and where that does not hold."""
     count, right = told["labels"]["labels"], levels(told["metrics"])
     lines = [
         f"learnt from {count} labels; of images held out whose label reaches it, right on {right}",
         *left_out(told["labels"]),
     ]
-    passed = passed_over(told["labels"])
-    return [*lines, f"passed over: {counted(passed)}"] if passed else lines
+    if passed := passed_over(told["labels"]):
+        lines.append(f"passed over: {counted(passed)}")
+    if (found := told.get("unlike")) and found["words"]:
+        lines.append(found["words"])
+    return lines
 
 
 def newer(version: str | None, unlearnt: int, behind: int | None) -> str:
@@ -369,17 +374,17 @@ def _reference(file: Path) -> str:
     return f"file:{file}?{stat.st_size}-{stat.st_mtime_ns}"
 
 
-def _read(ref: str, _task: int | None) -> Picture:
+def _read(ref: str, _task: int | None) -> FetchedImage:
     path = Path(ref.removeprefix("file:").rpartition("?")[0] or ref.removeprefix("file:"))
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise PictureError(f"{path} cannot be read: {error.strerror}") from error
-    return Picture(hashlib.sha256(data).hexdigest(), data)
+        raise ImageError(f"{path} cannot be read: {error.strerror}") from error
+    return FetchedImage(hashlib.sha256(data).hexdigest(), data)
 
 
-def _told(file: Path, found: Answer | PictureError, version: str) -> dict[str, Any]:
-    if isinstance(found, PictureError):
+def _told(file: Path, found: Answer | ImageError, version: str) -> dict[str, Any]:
+    if isinstance(found, ImageError):
         return {"file": str(file), "problem": found.reason}
     return {
         "file": str(file),

@@ -10,6 +10,8 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 
+from worker.errors import redis_in_words
+
 #: Longest path of a unix socket that Linux takes, with room for what Redis adds while it starts.
 SOCKET_LENGTH = 100
 
@@ -111,9 +113,8 @@ def check(address: str) -> None:
 
 def no_answer(error: Exception) -> str:
     """That Redis does not answer, why, and what to do."""
-    from worker.queue import in_words
-
+    what = redis_in_words(error).rstrip(".")
     return (
-        f"Redis cannot be reached: {in_words(error).rstrip('.')}. Start it, or correct REDIS_URL; "
+        f"Redis cannot be reached: {what}. Start it, or correct REDIS_URL; "
         "without REDIS_URL `hrn up` starts one of its own, which runs as long as `hrn up` does"
     )

@@ -100,7 +100,7 @@ SPLITS: Final = frozenset({"train", "val", "test"})
 
 
 class SamplesError(Exception):
-    """The sample pictures cannot be made or read; the message says how to mend it."""
+    """The sample pictures cannot be made or read; the message says how to fix it."""
 
 
 @dataclass(frozen=True)

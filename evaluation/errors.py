@@ -1,4 +1,4 @@
-"""What can be wrong with the files of an experiment: one class for each thing to mend."""
+"""What can be wrong with the files of an experiment: one class for each thing to fix."""
 
 
 class ExperimentError(Exception):
@@ -6,7 +6,7 @@ class ExperimentError(Exception):
 
 
 class DatasetError(ExperimentError):
-    """A folder of photos or its lists are not as expected: the message says how to mend them."""
+    """A folder of photos or its lists are not as expected: the message says how to fix them."""
 
 
 class ProtocolError(ExperimentError):

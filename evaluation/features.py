@@ -27,8 +27,8 @@ from inference.engine import make_engine
 from inference.feature_cache import FeatureCache
 from inference.feature_extractor import FeatureExtractor, Network
 from inference.reference_index import ReferenceIndex
-from studio.errors import PictureError
-from studio.pictures import Picture
+from studio.errors import ImageError
+from studio.image_fetcher import FetchedImage
 
 Vectors = NDArray[np.float16]
 Ints = NDArray[np.int64]
@@ -170,7 +170,7 @@ class Extraction:
         items = [(reference_of(file), None) for file in files]
         keys: dict[int, str] = {}
         for at, found in extractor.ensure(items, augmentations):
-            if isinstance(found, PictureError):
+            if isinstance(found, ImageError):
                 raise DatasetError(f"{files[at]}: {found.reason}") from found
             keys[at] = found
             if tell is not None:
@@ -227,11 +227,11 @@ def reference_of(file: Path) -> str:
     return f"{file.resolve()}|{stat.st_mtime_ns}|{stat.st_size}"
 
 
-def open_image(reference: str, degradation: Degradation) -> Picture:
+def open_image(reference: str, degradation: Degradation) -> FetchedImage:
     """Read a file, made poorer and packed without loss where that is asked for.
 
     Raises:
-        PictureError: it cannot be read.
+        ImageError: it cannot be read.
     """
     file = Path(reference.rsplit("|", 2)[0])
     try:
@@ -243,5 +243,5 @@ def open_image(reference: str, degradation: Degradation) -> Picture:
             poorer.save(buffer, "PNG", compress_level=1)
             data = buffer.getvalue()
     except OSError as error:
-        raise PictureError(f"cannot be read as an image: {error}") from error
-    return Picture(hashlib.sha256(data).hexdigest(), data)
+        raise ImageError(f"cannot be read as an image: {error}") from error
+    return FetchedImage(hashlib.sha256(data).hexdigest(), data)

@@ -36,9 +36,8 @@ from hierarchy.heads import HRNHead
 from hierarchy.metrics import evaluate
 from inference.augmentation import prepare
 from inference.backbone import Backbone
-from studio.decoding import decode
-from studio.errors import PictureError
-from studio.pictures import PictureLimits
+from studio.errors import ImageError
+from studio.image_decoder import ImageLimits, decode
 from worker.checkpoints import Checkpoints
 from worker.fitting import Rows
 from worker.photos import Pixels, Shelf, small, varied
@@ -230,6 +229,6 @@ def _log_probabilities(network: Network, aim: Aim, plan: Plan, split: Split) -> 
 
 def _read(file: Path, at_least: int | None) -> Image.Image:
     try:
-        return decode(file.read_bytes(), limits=PictureLimits(), at_least=at_least)
-    except (OSError, PictureError) as error:
+        return decode(file.read_bytes(), limits=ImageLimits(), at_least=at_least)
+    except (OSError, ImageError) as error:
         raise DatasetError(f"{file}: {error}") from error

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from evaluation.errors import ExperimentError
 from evaluation.features import Features
-from evaluation.methods import configure, fit_hrn, silent
+from evaluation.methods import fit_hrn, silent
 from evaluation.protocols import without
 from evaluation.results import Row
 from hierarchy import LabelTree
@@ -55,7 +55,7 @@ def grow(features: Features, *, leaves: int, seed: int) -> list[Row]:
         )
     late = np.random.default_rng(seed).choice(tree.leaves, leaves, replace=False)
     small = without(tree, late.tolist())
-    config = configure(len(features.targets), features, seed)
+    config = TrainingConfig.for_networks(features.networks, seed=seed)
     coarse = Change.between(tree, small).move(features.targets)
     before, seconds = _train(features, small, coarse, config)
     grown = _carried_over(before, small, features, config)

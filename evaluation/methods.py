@@ -224,13 +224,8 @@ def learn(method: str, features: Features, protocol: Protocol, seed: int) -> Lea
     if protocol.low_res and features.poor is not None:
         relabelled = targets != features.targets[images]
         vectors[relabelled] = torch.from_numpy(features.poor[images][relabelled])
-    config = configure(len(targets), features, seed)
+    config = TrainingConfig.for_networks(features.networks, seed=seed)
     return fit_method(method, features, (vectors, targets), config)
-
-
-def configure(labels: int, features: Features, seed: int) -> TrainingConfig:
-    """Return the product's training config for so many labels."""
-    return TrainingConfig.suited(labels, features.tree, features.networks, seed=seed)
 
 
 def fit_method(

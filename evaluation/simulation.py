@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from evaluation.errors import ExperimentError
 from evaluation.features import Features
-from evaluation.methods import configure, fit_hrn
+from evaluation.methods import fit_hrn
 from evaluation.results import Results, Row, markdown
 from hierarchy import LabelTree
 from hierarchy.acquisition import (
@@ -40,6 +40,7 @@ from hierarchy.metrics import accuracy_by_level
 from hierarchy.tree import TOP
 from inference.augmentation import PLAIN
 from worker.fitting import Rows
+from worker.training_config import TrainingConfig
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -275,7 +276,8 @@ def replay(
 def _fit(features: Features, images: Ints, nodes: Ints, seed: int) -> HRNHead:
     vectors = torch.from_numpy(features.train[images])
     rows = Rows(torch.arange(len(nodes)), torch.from_numpy(nodes), torch.ones(len(nodes)))
-    return fit_hrn(features.tree, vectors, rows, configure(len(nodes), features, seed))
+    config = TrainingConfig.for_networks(features.networks, seed=seed)
+    return fit_hrn(features.tree, vectors, rows, config)
 
 
 def judge(head: HRNHead, features: Features) -> dict[str, float]:

@@ -52,6 +52,10 @@ CONTRADICTION = 0.05
 #: one lucky draw of labels would show, the next version would take back.
 LOOSEN = 0.5
 
+#: An image less like the labelled ones than all but this share of those held out is shown nothing:
+#: too few of them were as far to say how right a label would be (docs/decisions/0024).
+LEAST_LIKE = 0.02
+
 #: A level's weights add up to at least this; less would turn the order of pictures around.
 LEAST_SLOPE = 0.05
 
@@ -70,12 +74,14 @@ class Evidence:
         depth: ``(n, L)`` the level of the tree that each of those nodes lies on, 1 for the top;
             None where the levels are the tree's own.
         drawn: ``(n,)`` which images chance chose to be asked about; None where that is not known.
+        like: ``(n,)`` likeness to labelled images (`hierarchy.familiarity`); None likewise.
     """
 
     probability: Floats
     right: Ints
     depth: Ints | None = None
     drawn: Bools | None = None
+    like: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.probability)
@@ -94,14 +100,16 @@ class Evidence:
         return replace(self, **known)
 
     def joined(self, other: Self) -> Self:
-        """These images and others; which are drawn is known where it is known of both."""
-        known = self.drawn is not None and other.drawn is not None
+        """These images and others; what may not be known is where it is known of both."""
+        drawn = self.drawn is not None and other.drawn is not None
+        like = self.like is not None and other.like is not None
         return replace(
             self,
             probability=np.concatenate([self.probability, other.probability]),
             right=np.concatenate([self.right, other.right]),
             depth=np.concatenate([self.at, other.at]),
-            drawn=np.concatenate([self.drawn, other.drawn]) if known else None,
+            drawn=np.concatenate([self.drawn, other.drawn]) if drawn else None,
+            like=np.concatenate([self.like, other.like]) if like else None,
         )
 
 
@@ -278,7 +286,8 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
     platt = fit_platt(seen)
     levels = seen.probability.shape[1]
     closed = (None,) * levels if strict else None
-    rule = DepthRule(target, None, platt, minimum, maximum, 0.0 if strict else BONUS, closed)
+    bonus = 0.0 if strict else BONUS
+    rule = DepthRule(target, None, platt, minimum, maximum, bonus, closed, LEAST_LIKE)
     if not len(seen):
         return Fitted(rule, "none", 0, 0, 0.0, 0.0)
     sure, before = left_out(seen, platt), _comparable(former, rule)
@@ -351,7 +360,7 @@ def estimate(
 
 def tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
     """What a rule would have shown, given the ``(n, L)`` corrected probabilities."""
-    depth = choose_depth(sure, rule, seen.at)
+    depth = choose_depth(sure, rule, seen.at, seen.like)
     shown = depth > 0
     right = seen.right[np.arange(len(seen)), np.maximum(depth - 1, 0)]
     checked = shown & (right >= 0)
@@ -433,7 +442,7 @@ def _counted(low: Floats, high: Floats, which: Bools) -> Ints:
 
 def _price_ranges(seen: Evidence, sure: Floats, rule: DepthRule) -> tuple[Floats, Floats]:
     """``(n, L)`` prices from which on, and below which, each level is what is shown."""
-    allowed = allowed_levels(sure, rule, seen.at)
+    allowed = allowed_levels(sure, rule, seen.at, seen.like)
     low, high = np.zeros_like(sure), np.full_like(sure, np.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
         for level in range(sure.shape[1]):
@@ -461,7 +470,7 @@ def _loosest_thresholds(
     seen: Evidence, sure: Floats, rule: DepthRule, bears: Bears, *, powerful: bool = False
 ) -> DepthRule | None:
     """Each level's own walk, the deepest first, over the pictures that are shown nothing deeper."""
-    left, right = allowed_levels(sure, rule, seen.at), seen.right
+    left, right = allowed_levels(sure, rule, seen.at, seen.like), seen.right
     found: list[float | None] = []
     for level in reversed(range(sure.shape[1])):
         p = sure[:, level]

@@ -45,6 +45,7 @@ class DepthRule:
         thresholds: strict rules only: the least probability that each level is shown at, None for a
             level that is not; the deepest level that reaches its own is shown. The price then only
             says whether anything is.
+        least_like: an image whose likeness (`hierarchy.familiarity`) is less is shown nothing.
     """
 
     target: float
@@ -54,6 +55,7 @@ class DepthRule:
     maximum: int | None = None
     bonus: float = 0.0
     thresholds: tuple[float | None, ...] | None = None
+    least_like: float = 0.0
 
     @property
     def strict(self) -> bool:
@@ -70,11 +72,12 @@ class DepthRule:
             "maximum": self.maximum,
             "bonus": self.bonus,
             "thresholds": None if self.thresholds is None else list(self.thresholds),
+            "least_like": self.least_like,
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The rule that ``to_json`` wrote, also of a release that knew no bonus or thresholds."""
+        """The rule that ``to_json`` wrote, also of a release that knew fewer of its numbers."""
         levels = data.get("thresholds")
         return cls(
             target=float(data["target"]),
@@ -86,6 +89,7 @@ class DepthRule:
             thresholds=None
             if levels is None
             else tuple(None if least is None else float(least) for least in levels),
+            least_like=float(data.get("least_like", 0.0)),
         )
 
 
@@ -196,7 +200,9 @@ def correction(platt: tuple[tuple[float, ...], ...], levels: int) -> tuple[Float
     return weights, offsets
 
 
-def choose_depth(probability: Floats, rule: DepthRule, at: Ints | None = None) -> Ints:
+def choose_depth(
+    probability: Floats, rule: DepthRule, at: Ints | None = None, like: Floats | None = None
+) -> Ints:
     """Depth to answer at, 0 for nothing, from ``(B, L)`` corrected probabilities -> ``(B,)``.
 
     Args:
@@ -204,6 +210,7 @@ def choose_depth(probability: Floats, rule: DepthRule, at: Ints | None = None) -
         rule: when to stop.
         at: ``(B, L)`` the level of the tree that each of those nodes lies on (1 = top level), which
             the rule's limits are about; None where the levels are the tree's own.
+        like: ``(B,)`` likeness of each image; None where it is not known, which holds nothing back.
 
     Example:
         >>> rule = DepthRule(target=0.9, price=10.0, platt=((1.0, 0.0), (1.0, 0.0)))
@@ -213,7 +220,7 @@ def choose_depth(probability: Floats, rule: DepthRule, at: Ints | None = None) -
     if rule.price is None or not probability.shape[1]:
         return np.zeros(len(probability), dtype=np.int64)
     depth = np.arange(1, probability.shape[1] + 1)
-    allowed = allowed_levels(probability, rule, at)
+    allowed = allowed_levels(probability, rule, at, like)
     if rule.thresholds is not None:
         worth = np.where(probability >= _least(rule.thresholds, len(depth)), depth, 0.0)
     else:
@@ -224,13 +231,26 @@ def choose_depth(probability: Floats, rule: DepthRule, at: Ints | None = None) -
     return np.where(shown, best + 1, 0)
 
 
-def allowed_levels(probability: Floats, rule: DepthRule, at: Ints | None = None) -> Bools:
-    """``(B, L)`` levels within the rule's limits whose node is more than a bare guess."""
+def allowed_levels(
+    probability: Floats, rule: DepthRule, at: Ints | None = None, like: Floats | None = None
+) -> Bools:
+    """``(B, L)`` levels within the rule's limits whose node is more than a bare guess.
+
+    Of an image that is too unlike the labelled ones there is none: its probabilities mean nothing.
+    """
     at = np.arange(1, probability.shape[1] + 1) if at is None else at
     allowed: Bools = (at >= rule.minimum) & (probability >= min(LEAST_PROBABILITY, rule.target))
     if rule.maximum is not None:
         allowed &= at <= rule.maximum
+    if like is not None:
+        allowed &= ~unlike(like, rule)[:, None]
     return allowed
+
+
+def unlike(like: Floats, rule: DepthRule) -> Bools:
+    """``(B,)`` whether images of this likeness are too unlike the labelled ones to be answered."""
+    result: Bools = like < rule.least_like
+    return result
 
 
 def _least(thresholds: tuple[float | None, ...], levels: int) -> Floats:
@@ -248,6 +268,7 @@ class Reason(StrEnum):
     UNSURE = "unsure"  #: nothing is shown: not even the shallowest level is sure enough
     MINIMUM = "minimum"  #: nothing is shown: only levels that the project does not want are sure
     NOTHING = "nothing"  #: nothing is shown: too few checked labels for any promise
+    UNLIKE = "unlike"  #: nothing is shown: the image is unlike those that were labelled
 
 
 #: Reasons in the order of the codes that ``explain_depth`` returns.
@@ -276,7 +297,11 @@ class Explained:
 
 
 def explain_depth(
-    probability: Floats, rule: DepthRule, ends: Bools | None = None, at: Ints | None = None
+    probability: Floats,
+    rule: DepthRule,
+    ends: Bools | None = None,
+    at: Ints | None = None,
+    like: Floats | None = None,
 ) -> Explained:
     """``choose_depth`` with the reason why each answer goes no deeper.
 
@@ -286,6 +311,7 @@ def explain_depth(
         ends: ``(B, L)`` whether the best node of each level has nothing below it; None where all
             leaves lie on the last level.
         at: as in `choose_depth`.
+        like: as in `choose_depth`.
 
     Example:
         >>> rule = DepthRule(target=0.9, price=10.0, platt=((1.0, 0.0), (1.0, 0.0)))
@@ -293,14 +319,15 @@ def explain_depth(
         [<Reason.DEEPEST: 'deepest'>, <Reason.RISK: 'risk'>, <Reason.UNSURE: 'unsure'>]
     """
     rows, levels = np.arange(len(probability)), probability.shape[1]
-    depth = choose_depth(probability, rule, at)
+    depth = choose_depth(probability, rule, at, like)
     free = choose_depth(probability, replace(rule, minimum=1, maximum=None))
     last = depth == levels
     if ends is not None and levels:
         last |= (depth > 0) & ends[rows, np.maximum(depth - 1, 0)]
+    far = np.zeros(len(rows), dtype=bool) if like is None else unlike(like, rule)
     name = np.select(
-        [rule.price is None, last, (depth > 0) & (free > depth), depth > 0, free > 0],
-        [REASONS.index(Reason.NOTHING), REASONS.index(Reason.DEEPEST)]
+        [rule.price is None, far, last, (depth > 0) & (free > depth), depth > 0, free > 0],
+        [REASONS.index(reason) for reason in (Reason.NOTHING, Reason.UNLIKE, Reason.DEEPEST)]
         + [REASONS.index(reason) for reason in (Reason.LIMIT, Reason.RISK, Reason.MINIMUM)],
         REASONS.index(Reason.UNSURE),
     )
@@ -344,6 +371,7 @@ def reason_text(
         Reason.UNSURE: f"Nothing is shown: {name} would be right {often}{aim}.",
         Reason.MINIMUM: "Nothing is shown: what is sure is shallower than the project wants.",
         Reason.NOTHING: "Nothing is shown: too few checked labels yet to promise any accuracy.",
+        Reason.UNLIKE: "Nothing is shown: the image looks unlike those that were labelled.",
     }[reason]
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a tree, a label or a tensor: one class for each thing to mend."""
+"""What can be wrong with a tree, a label or a tensor: one class for each thing to fix."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ class HierarchyError(Exception):
 
 
 class TreeError(HierarchyError):
-    """A tree that cannot be: the message says which node or path, and how to mend it."""
+    """A tree that cannot be: the message says which node or path, and how to fix it."""
 
 
 class ShapeError(HierarchyError):

@@ -61,6 +61,7 @@ class Feedback:
         shown: level of the tree of the pre-label that the annotator saw, 0 for none.
         verdict: of that pre-label: 1 right, 0 wrong, -1 not known or none shown.
         depth: level of the tree of each level's best node; empty where they are the tree's own.
+        like: likeness of the image to the labelled ones; 1 where it is not known.
     """
 
     id: int
@@ -69,6 +70,7 @@ class Feedback:
     shown: int
     verdict: int
     depth: tuple[int, ...] = ()
+    like: float = 1.0
 
     @property
     def at(self) -> tuple[int, ...]:
@@ -152,6 +154,7 @@ class Follower:
             "probability": self.seen.probability.round(6).tolist(),
             "right": self.seen.right.tolist(),
             "depth": self.seen.at.tolist(),
+            "like": _likeness(self.seen).tolist(),
             "shown": self.shown.tolist(),
             "verdict": self.verdict.tolist(),
             "since": self.since,
@@ -173,6 +176,7 @@ class Follower:
                 np.array(data["probability"], dtype=np.float64).reshape(shape),
                 np.array(data["right"], dtype=np.int64).reshape(shape),
                 np.array(data["depth"], dtype=np.int64).reshape(shape),
+                like=np.array(data.get("like", [1.0] * len(data["ids"])), dtype=np.float64),
             ),
             shown=np.array(data["shown"], dtype=np.int64),
             verdict=np.array(data["verdict"], dtype=np.int64),
@@ -186,7 +190,7 @@ def begin(own: DepthRule) -> Follower:
     none = np.empty(0, dtype=np.int64)
     levels = len(own.platt)
     nothing = np.empty((0, levels), dtype=np.int64)
-    seen = Evidence(np.empty((0, levels)), nothing, nothing)
+    seen = Evidence(np.empty((0, levels)), nothing, nothing, like=np.empty(0))
     return Follower(own, None, 0.0, none, seen, none, none)
 
 
@@ -222,9 +226,15 @@ def _check(state: Follower, answer: Feedback) -> None:
 def _changed(state: Follower, at: int, answer: Feedback) -> Follower:
     probability, right = state.seen.probability.copy(), state.seen.right.copy()
     depth, shown, verdict = state.seen.at.copy(), state.shown.copy(), state.verdict.copy()
+    like = _likeness(state.seen).copy()
     probability[at], right[at], depth[at] = answer.probability, answer.right, answer.at
-    shown[at], verdict[at] = answer.shown, answer.verdict
-    return replace(state, seen=Evidence(probability, right, depth), shown=shown, verdict=verdict)
+    shown[at], verdict[at], like[at] = answer.shown, answer.verdict, answer.like
+    seen = Evidence(probability, right, depth, like=like)
+    return replace(state, seen=seen, shown=shown, verdict=verdict)
+
+
+def _likeness(seen: Evidence) -> Floats:
+    return np.ones(len(seen)) if seen.like is None else seen.like
 
 
 def _added(state: Follower, answer: Feedback) -> Follower:
@@ -241,6 +251,7 @@ def _added(state: Follower, answer: Feedback) -> Follower:
             np.vstack([state.seen.probability[kept], answer.probability]),
             np.vstack([state.seen.right[kept], answer.right]),
             np.vstack([state.seen.at[kept], answer.at]),
+            like=np.append(_likeness(state.seen)[kept], answer.like),
         ),
         shown=np.append(state.shown[kept], answer.shown),
         verdict=np.append(state.verdict[kept], answer.verdict),
@@ -356,7 +367,7 @@ def preview(
     seen = deciding(seen, target)
     shown = np.zeros(0, dtype=np.int64)
     if len(seen):
-        depth = choose_depth(left_out(seen, fitted.rule.platt), fitted.rule, seen.at)
+        depth = choose_depth(left_out(seen, fitted.rule.platt), fitted.rule, seen.at, seen.like)
         at = np.hstack([np.zeros((len(seen), 1), dtype=np.int64), seen.at])
         shown = at[np.arange(len(seen)), depth]
     there = tuple(np.unique(seen.at).tolist()) or tuple(range(1, seen.right.shape[1] + 1))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
-from studio.decoding import fitted
+from studio.image_decoder import fitted
 
 if TYPE_CHECKING:  # a training config is read without waiting for torch
     from inference.backbone import Preparation

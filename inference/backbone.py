@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from inference.errors import BackboneError
 from inference.torchfile import read_state_dict
-from studio.decoding import Fit
+from studio.image_decoder import Fit
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ class FeatureMaps(nn.Module):
         """``(B, T, D)`` -> ``(B, D, h, w)``, or ``(B, 2 D, h, w)`` with a class token."""
         patches = tokens[:, self._before_patches :].transpose(1, 2)
         side = math.isqrt(patches.shape[2])
-        maps = patches.unflatten(2, (side, side))
+        maps: Tensor = patches.unflatten(2, (side, side))
         if not self._before_patches:
             return maps
         return torch.cat([tokens[:, 0, :, None, None].expand_as(maps), maps], dim=1)

@@ -30,7 +30,7 @@ _SETUP: Final = (
     "PRAGMA journal_size_limit = 67108864",
     "PRAGMA cache_size = -32000",  # kilobytes: rows that are read together lie far apart
 )
-#: What no waiting mends: the file is damaged, or it is not ours.
+#: What no waiting fixes: the file is damaged, or it is not ours.
 _LOST: Final = frozenset(
     {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_SCHEMA}
 )

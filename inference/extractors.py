@@ -25,15 +25,16 @@ from inference.feature_cache import FeatureCache
 from inference.feature_extractor import MAX_AGE_S, FeatureExtractor, Network
 from inference.predictor import Predictor
 from inference.reference_index import ReferenceIndex
-from studio.apart import Decode
-from studio.pictures import Picture, PictureLimits
+from studio.image_decoder import ImageLimits
+from studio.image_fetcher import FetchedImage
+from studio.image_sandbox import ImageDecoder
 
 log = logging.getLogger(__name__)
 
 #: Feature extractors kept in memory, each with its networks' engines.
 KEPT = 4
 
-Fetch = Callable[[str, int | None], Picture]
+Fetch = Callable[[str, int | None], FetchedImage]
 #: A network's name, and its file of weights where no package brings them.
 Source = tuple[str, Path | None]
 
@@ -68,8 +69,8 @@ class FeatureExtractors:
         *,
         networks: Sequence[Source],
         device: Literal["auto", "cpu", "cuda"] = "auto",
-        limits: PictureLimits | None = None,
-        decode: Decode | None = None,
+        limits: ImageLimits | None = None,
+        decode: ImageDecoder | None = None,
     ) -> None:
         """Nothing is loaded yet.
 
@@ -87,7 +88,7 @@ class FeatureExtractors:
         self._fetch = fetch
         self._sources = tuple(networks)
         self._device = device
-        self._limits = limits or PictureLimits()
+        self._limits = limits or ImageLimits()
         self._decode = decode
         self._loaded: dict[Source, Backbone] = {}
         self._made: OrderedDict[str, FeatureExtractor] = OrderedDict()

@@ -115,14 +115,15 @@ class FeatureCache:
             network: the network's fingerprint.
             vectors: theirs; those that are not finite are not kept.
         """
-        today, finite = _today(), np.isfinite(vectors).all(axis=1)
+        today = _today()
+        finite = set(np.flatnonzero(np.isfinite(vectors).all(axis=1)).tolist())
         keep = "INSERT OR REPLACE INTO features VALUES (?, ?, ?, ?, ?)"
         self._write(
             keep,
             [
                 (bytes.fromhex(image), network, augmentation, today, _packed(vectors[at]))
                 for at, (image, augmentation) in enumerate(rows)
-                if finite[at]
+                if at in finite
             ],
         )
 

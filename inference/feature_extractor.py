@@ -21,9 +21,10 @@ from inference.batching import MicroBatcher
 from inference.engine import Engine
 from inference.feature_cache import FeatureCache, Vectors
 from inference.reference_index import ReferenceIndex
-from studio.apart import Decode, Here
-from studio.errors import PictureError
-from studio.pictures import Picture, PictureLimits
+from studio.errors import ImageError
+from studio.image_decoder import ImageLimits
+from studio.image_fetcher import FetchedImage
+from studio.image_sandbox import ImageDecoder, InProcessDecoder
 
 __all__ = ["MAX_AGE_S", "FeatureExtractor", "Item", "Loaded", "Network", "Progress", "Vectors"]
 
@@ -90,20 +91,20 @@ class FeatureExtractor:
 
     def __init__(  # noqa: PLR0913 - it is where these parts meet
         self,
-        fetch: Callable[[str, int | None], Picture],
+        fetch: Callable[[str, int | None], FetchedImage],
         networks: Sequence[Network],
         *,
         cache: FeatureCache | None = None,
         index: ReferenceIndex | None = None,
-        limits: PictureLimits | None = None,
-        decode: Decode | None = None,
+        limits: ImageLimits | None = None,
+        decode: ImageDecoder | None = None,
         threads: int = 8,
         max_age_s: float = MAX_AGE_S,
     ) -> None:
         """Nothing is started yet.
 
         Args:
-            fetch: reference and task id -> image, or `PictureError`; called from many threads.
+            fetch: reference and task id -> image, or `ImageError`; called from many threads.
             networks: one or more.
             cache: keeps vectors by image key.
             index: keeps which reference led to which image.
@@ -119,8 +120,8 @@ class FeatureExtractor:
         self._fetch = fetch
         self._cache = cache
         self._index = index
-        self._limits = limits or PictureLimits()
-        self._decode = decode or Here()
+        self._limits = limits or ImageLimits()
+        self._decode = decode or InProcessDecoder()
         self._threads = threads
         self._max_age_s = max_age_s
 
@@ -130,7 +131,7 @@ class FeatureExtractor:
         *,
         augmentation: int = PLAIN,
         progress: Progress | None = None,
-    ) -> list[Vectors | PictureError]:
+    ) -> list[Vectors | ImageError]:
         """Compute or read each item's ``(C,)`` vector, in order; or what went wrong with it.
 
         Args:
@@ -138,7 +139,7 @@ class FeatureExtractor:
             augmentation: of the images, see `inference.augmentation`.
             progress: called with images done and images in all, from the caller's thread.
         """
-        results: dict[int, Vectors | PictureError] = {}
+        results: dict[int, Vectors | ImageError] = {}
         for position, result in self.stream(items, augmentation=augmentation):
             results[position] = result
             if progress is not None:
@@ -147,7 +148,7 @@ class FeatureExtractor:
 
     def stream(
         self, items: Sequence[Item], *, augmentation: int = PLAIN
-    ) -> Generator[tuple[int, Vectors | PictureError], None, None]:
+    ) -> Generator[tuple[int, Vectors | ImageError], None, None]:
         """Yield each item's position and ``(C,)`` vector as it gets ready, in no order.
 
         Memory stays the same for any number of items. Leaving the loop early is fine: what has
@@ -169,7 +170,7 @@ class FeatureExtractor:
 
     def ensure(
         self, items: Sequence[Item], augmentations: Sequence[int]
-    ) -> Generator[tuple[int, str | PictureError], None, None]:
+    ) -> Generator[tuple[int, str | ImageError], None, None]:
         """Yield each item's position and image key, its vectors being in the cache then.
 
         Vectors that the cache has are not read, so this is much quicker than `stream`.
@@ -190,17 +191,17 @@ class FeatureExtractor:
         """Read ``(n, C)`` vectors of images that `ensure` went through, in bulk.
 
         Raises:
-            PictureError: one is not in the cache any more, and cannot be had either.
+            ImageError: one is not in the cache any more, and cannot be had either.
         """
         held, vectors = self._cached(image_keys, augmentation)
         lost = np.flatnonzero(~held).tolist()
         for at, found in self.stream([items[at] for at in lost], augmentation=augmentation):
-            if isinstance(found, PictureError):
+            if isinstance(found, ImageError):
                 raise found
             vectors[lost[at]] = found
         return vectors
 
-    def load(self, items: Sequence[Item]) -> list[Loaded | PictureError]:
+    def load(self, items: Sequence[Item]) -> list[Loaded | ImageError]:
         """Fetch and decode a few images, in order; `infer` does the rest."""
         keys, wanted = self._known(items), (PLAIN,)
         if len(items) == 1:
@@ -220,32 +221,32 @@ class FeatureExtractor:
             return np.zeros((0, self.channels), np.float16)
         return np.stack([self._joined(one, PLAIN) for one in loaded])
 
-    def vectors_of_image(self, picture: Picture) -> Vectors:
+    def vectors_of_image(self, picture: FetchedImage) -> Vectors:
         """Compute the ``(C,)`` vector of one image that is at hand.
 
         Raises:
-            PictureError: it cannot be decoded.
+            ImageError: it cannot be decoded.
         """
         vectors = self._vectors_of(picture.digest, (PLAIN,))
         pixels = self._pixels(picture, self._missing(vectors, (PLAIN,)))
-        (vector,) = self.infer([Loaded(picture.digest, pixels, vectors)])
+        vector: Vectors = self.infer([Loaded(picture.digest, pixels, vectors)])[0]
         return vector
 
-    def prepared(self, picture: Picture) -> list[NDArray[np.uint8]]:
+    def prepared(self, picture: FetchedImage) -> list[NDArray[np.uint8]]:
         """Decode an image and bring it to each network's size, ``(3, H, W)``.
 
         Raises:
-            PictureError: it cannot be decoded.
+            ImageError: it cannot be decoded.
         """
         parts = self._parts((PLAIN,))
         pixels = self._pixels(picture, parts)
         return [pixels[part] for part in parts]
 
-    def decoded(self, picture: Picture, *, at_least: int) -> Image.Image:
+    def decoded(self, picture: FetchedImage, *, at_least: int) -> Image.Image:
         """Decode to RGB, upright, its shorter side no less than so many pixels if it was.
 
         Raises:
-            PictureError: it cannot be decoded.
+            ImageError: it cannot be decoded.
         """
         return self._decode.decode(picture.data, limits=self._limits, at_least=at_least)
 
@@ -257,7 +258,7 @@ class FeatureExtractor:
             return [None] * len(items)
         return self._index.known([ref for ref, _ in items], self._max_age_s)
 
-    def _remember(self, loaded: Iterable[tuple[Item, Loaded | PictureError]]) -> None:
+    def _remember(self, loaded: Iterable[tuple[Item, Loaded | ImageError]]) -> None:
         """Note where the references led that were followed."""
         if self._index is not None:
             self._index.remember(
@@ -320,7 +321,7 @@ class FeatureExtractor:
 
     def _stream(
         self, items: Sequence[Item], wanted: tuple[int, ...]
-    ) -> Generator[tuple[int, Loaded | PictureError], None, None]:
+    ) -> Generator[tuple[int, Loaded | ImageError], None, None]:
         waiting: list[tuple[int, Loaded]] = []
         todo = iter(zip(range(len(items)), items, self._known(items), strict=True))
         arrived: SimpleQueue[_Arrival] = SimpleQueue()
@@ -361,9 +362,7 @@ class FeatureExtractor:
         except BaseException as error:  # noqa: BLE001 - raised by whoever takes it
             arrived.put((position, error))
 
-    def _load(
-        self, item: Item, known: str | None, wanted: tuple[int, ...]
-    ) -> Loaded | PictureError:
+    def _load(self, item: Item, known: str | None, wanted: tuple[int, ...]) -> Loaded | ImageError:
         """Do everything but the inference.
 
         Args:
@@ -379,15 +378,17 @@ class FeatureExtractor:
             if picture.digest != known:
                 vectors = self._vectors_of(picture.digest, wanted)
             pixels = self._pixels(picture, self._missing(vectors, wanted))
-        except PictureError as error:
+        except ImageError as error:
             return error
         return Loaded(picture.digest, pixels, vectors, fetched=True)
 
-    def _pixels(self, picture: Picture, missing: Sequence[_Part]) -> dict[_Part, NDArray[np.uint8]]:
+    def _pixels(
+        self, picture: FetchedImage, missing: Sequence[_Part]
+    ) -> dict[_Part, NDArray[np.uint8]]:
         """Decode an image once and prepare it for each network and augmentation.
 
         Raises:
-            PictureError: it cannot be decoded.
+            ImageError: it cannot be decoded.
         """
         if not missing:
             return {}
@@ -402,7 +403,7 @@ class FeatureExtractor:
             return {part: _mirrored(whole[part[0]], part[1]) for part in missing}
         enough = 2 * max(one.resize for one in preparations.values())
         image = self.decoded(picture, at_least=enough)
-        pixels = {}
+        pixels: dict[_Part, NDArray[np.uint8]] = {}
         for number, augmentation in missing:
             preparation = preparations[number]
             if augmentation > MIRRORED:
@@ -430,7 +431,7 @@ class FeatureExtractor:
                     self._cache.write(rows, network.backbone.fingerprint, vectors)
 
 
-def _taken(arrived: SimpleQueue[_Arrival]) -> Iterator[tuple[int, Loaded | PictureError]]:
+def _taken(arrived: SimpleQueue[_Arrival]) -> Iterator[tuple[int, Loaded | ImageError]]:
     """Take what has arrived by now; wait for one at least.
 
     A queue and not futures: to wait for one of n of those is n times the work.
@@ -441,18 +442,18 @@ def _taken(arrived: SimpleQueue[_Arrival]) -> Iterator[tuple[int, Loaded | Pictu
             position, found = arrived.get(block=block)
         except Empty:
             return
-        if isinstance(found, BaseException) and not isinstance(found, PictureError):
+        if isinstance(found, BaseException) and not isinstance(found, ImageError):
             raise found
         yield position, found
         block = False
 
 
-def _lacks(found: Loaded | PictureError) -> TypeGuard[Loaded]:
+def _lacks(found: Loaded | ImageError) -> TypeGuard[Loaded]:
     """Is there something to infer?"""
     return isinstance(found, Loaded) and bool(found.pixels)
 
 
-def _was_fetched(found: Loaded | PictureError) -> TypeGuard[Loaded]:
+def _was_fetched(found: Loaded | ImageError) -> TypeGuard[Loaded]:
     return isinstance(found, Loaded) and found.fetched
 
 

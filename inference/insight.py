@@ -239,7 +239,7 @@ def level_rows(record: Record, rule: DepthRule, decisions: Decisions) -> list[Le
     are left out.
     """
     seen, tree = record.seen, decisions.tree
-    depth, at = choose_depth(_sure(seen, rule), rule, seen.at), seen.at
+    depth, at = choose_depth(_sure(seen, rule), rule, seen.at, seen.like), seen.at
     rows_ = np.arange(len(seen))
     verdict = np.hstack([np.full((len(seen), 1), -1), seen.right])[rows_, depth]
     shown_at = np.hstack([np.zeros((len(seen), 1), dtype=np.int64), at])[rows_, depth]

@@ -31,6 +31,7 @@ from hierarchy.choice import (
     reason_text,
 )
 from hierarchy.decisions import Decisions, leading_levels
+from hierarchy.familiarity import Familiarity
 from hierarchy.heads import HRNHead, transfer_weights
 from hierarchy.metrics.lines import facts
 from inference.errors import EarlierReleaseError, ModelStoreError
@@ -60,6 +61,7 @@ class Answer:
         reason: why it goes no deeper.
         why: the same in words.
         margin: the best leaf's lead over the second, in [0, 1].
+        like: likeness of the image to those that were labelled (`hierarchy.familiarity`).
     """
 
     path: tuple[str, ...] | None
@@ -69,6 +71,7 @@ class Answer:
     reason: Reason
     why: str
     margin: float
+    like: float = 1.0
 
 
 class Predictor:
@@ -85,6 +88,7 @@ class Predictor:
         backbone_weights: dict[str, Tensor],
         manifest: dict[str, Any],
         decisions: Decisions | None = None,
+        familiarity: Familiarity | None = None,
     ) -> None:
         """Take the parts, see `load_predictor`.
 
@@ -97,6 +101,7 @@ class Predictor:
             backbone_weights: of a fine-tuned backbone, else empty.
             manifest: the version's.
             decisions: the choices that the rule was fitted on; None for all of the tree's.
+            familiarity: what the labelled images look like; None where the version did not keep it.
         """
         self.version = version
         self.tree = tree
@@ -106,6 +111,7 @@ class Predictor:
         self.backbone_weights = backbone_weights
         self.manifest = manifest
         self.decisions = Decisions.of(tree) if decisions is None else decisions
+        self.familiarity = familiarity
         inner = [node for node, below in enumerate(tree.children) if below]
         self._ends = ~np.isin(np.arange(len(tree)), inner)
 
@@ -149,19 +155,34 @@ class Predictor:
 
     def answer(self, vectors: NDArray[np.floating]) -> list[Answer]:
         """Return one answer per feature vector, in order."""
-        return self.told(self.log_probabilities(vectors))
+        return self.told(self.log_probabilities(vectors), self.likeness(vectors))
 
-    def told(self, log_p: NDArray[np.float64]) -> list[Answer]:
-        """Return one answer per row of ``(n, N)`` log-probabilities, in order."""
+    def likeness(self, vectors: NDArray[np.floating]) -> NDArray[np.float64] | None:
+        """Return images' likeness, ``(n,)``, to the labelled ones; None where nothing is known."""
+        return None if self.familiarity is None else self.familiarity.likeness(vectors)
+
+    def told(
+        self, log_p: NDArray[np.float64], like: NDArray[np.float64] | None = None
+    ) -> list[Answer]:
+        """Return one answer per row of ``(n, N)`` log-probabilities, in order.
+
+        Args:
+            log_p: of the nodes.
+            like: ``(n,)`` likeness of the images to the labelled ones; None where it is not known.
+        """
         if not len(log_p):
             return []
         found = candidates(log_p, self.tree, self.decisions.levels)
         margins = margin(log_p, self.tree)
         sure = corrected(found.probability, self.rule.platt)
         at = facts(self.tree).levels[found.nodes] + 1
-        told = explain_depth(sure, self.rule, self._ends[self.decisions.last[found.nodes]], at)
+        ends = self._ends[self.decisions.last[found.nodes]]
+        told = explain_depth(sure, self.rule, ends, at, like)
+        likes = np.ones(len(log_p)) if like is None else like
         return [
-            self._answer(found, sure[row], log_p[row], told, row, float(margins[row]))
+            self._answer(
+                found, sure[row], log_p[row], told, row, float(margins[row]), float(likes[row])
+            )
             for row in range(len(log_p))
         ]
 
@@ -173,6 +194,7 @@ class Predictor:
         told: Explained,
         row: int,
         lead: float,
+        like: float,
     ) -> Answer:
         depth, refused = int(told.depth[row]), int(told.refused[row])
         reason, left = REASONS[int(told.code[row])], float(told.deeper[row])
@@ -201,6 +223,7 @@ class Predictor:
                 target=self.rule.target,
             ),
             margin=lead,
+            like=like,
         )
 
     def _with_only_children(
@@ -269,6 +292,7 @@ def load_predictor(
         backbone_weights=own_backbone,
         manifest=manifest,
         decisions=decisions.within(tree or learnt),
+        familiarity=read_familiarity(tensors),
     )
 
 
@@ -415,11 +439,12 @@ def read_evidence(tensors: Mapping[str, Tensor], tree: LabelTree) -> Evidence | 
         return None
     probability = tensors[f"{EVIDENCE}probability"].double().numpy()
     right = tensors[f"{EVIDENCE}right"].long().numpy()
-    found = tensors.get(f"{EVIDENCE}drawn")
+    found, like = (tensors.get(f"{EVIDENCE}{name}") for name in ("drawn", "like"))
     drawn = None if found is None else found.numpy()
     if f"{EVIDENCE}depth" in tensors:
         depth = tensors[f"{EVIDENCE}depth"].long().numpy()
-        return Evidence(probability, right, depth, drawn)
+        likeness = None if like is None else like.double().numpy()
+        return Evidence(probability, right, depth, drawn, likeness)
     first = leading_levels(tree)
     depth = np.broadcast_to(np.arange(1, right.shape[1] + 1), right.shape)
     return Evidence(probability[:, first:], right[:, first:], depth[:, first:], drawn)
@@ -427,11 +452,32 @@ def read_evidence(tensors: Mapping[str, Tensor], tree: LabelTree) -> Evidence | 
 
 def evidence_tensors(seen: Evidence) -> dict[str, Tensor]:
     """How a version's file keeps its evidence."""
-    return {
+    kept = {
         f"{EVIDENCE}probability": torch.from_numpy(seen.probability).float(),
         f"{EVIDENCE}right": torch.from_numpy(seen.right).to(torch.int8),
         f"{EVIDENCE}depth": torch.from_numpy(seen.at).to(torch.int16),
     }
+    if seen.like is not None:
+        kept[f"{EVIDENCE}like"] = torch.from_numpy(seen.like).float()
+    return kept
+
+
+def familiarity_tensors(known: Familiarity | None) -> dict[str, Tensor]:
+    """Return what a version's file keeps of the labelled images' looks."""
+    if known is None:
+        return {}
+    return {
+        f"{EVIDENCE}centres": torch.from_numpy(known.centres).half(),
+        f"{EVIDENCE}distances": torch.from_numpy(known.distances),
+    }
+
+
+def read_familiarity(tensors: Mapping[str, Tensor]) -> Familiarity | None:
+    """Return what the file of a version says of the labelled images' looks; None where nothing."""
+    if f"{EVIDENCE}centres" not in tensors:
+        return None
+    centres, distances = (tensors[f"{EVIDENCE}{name}"] for name in ("centres", "distances"))
+    return Familiarity(centres.float().numpy(), distances.float().numpy())
 
 
 def decisions_of(tensors: Mapping[str, Tensor], tree: LabelTree) -> Decisions:

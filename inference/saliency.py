@@ -20,7 +20,7 @@ from inference.feature_extractor import FeatureExtractor
 from inference.insight import Step, branches, path_of
 from inference.predictor import Answer, Predictor
 from inference.torch_engine import Normalised
-from studio.pictures import Picture
+from studio.image_fetcher import FetchedImage
 
 Floats = NDArray[np.float32]
 
@@ -94,7 +94,7 @@ class Sight:
     looked: Looked
 
 
-def look(predictor: Predictor, extractor: FeatureExtractor, picture: Picture) -> Sight:
+def look(predictor: Predictor, extractor: FeatureExtractor, picture: FetchedImage) -> Sight:
     """Look at one image as the version does.
 
     Args:
@@ -103,13 +103,13 @@ def look(predictor: Predictor, extractor: FeatureExtractor, picture: Picture) ->
         picture: the file.
 
     Raises:
-        PictureError: the file cannot be decoded.
+        ImageError: the file cannot be decoded.
         BackboneError: the weights of a network are not here any more.
     """
     image = extractor.decoded(picture, at_least=2 * PANEL)
     vector = extractor.vectors_of_image(picture)
     log_p = predictor.log_probabilities(vector[None])
-    (answer,) = predictor.told(log_p)
+    (answer,) = predictor.told(log_p, predictor.likeness(vector[None]))
     path = path_of(predictor, log_p[0], answer.path)
     shown = fitted(image)
     preparations = [network.backbone.preparation for network in extractor.networks]
@@ -128,11 +128,11 @@ def look(predictor: Predictor, extractor: FeatureExtractor, picture: Picture) ->
     return Sight(answer, branches(predictor, log_p[0], path), looked)
 
 
-def last_maps(extractor: FeatureExtractor, picture: Picture) -> list[Floats]:
+def last_maps(extractor: FeatureExtractor, picture: FetchedImage) -> list[Floats]:
     """Compute each network's last feature map of an image, ``(C_k, h, w)``, on the CPU.
 
     Raises:
-        PictureError: the file cannot be decoded.
+        ImageError: the file cannot be decoded.
         BackboneError: the weights of a network are not here any more.
     """
     maps = []

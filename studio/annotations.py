@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from typing import Final, TypeGuard
 
 from hierarchy.tree import LabelTree
-from studio.controls import composed
 from studio.errors import AnnotationError
-from studio.fields import as_id, as_text, kind_of
-from studio.labelconfig import LabelConfig
+from studio.json_fields import as_id, as_text, kind_of
+from studio.label_config import LabelConfig
+from studio.label_controls import nfc
 
-#: Keys of a result's value that place it on a region of the picture.
+#: Keys of a result's value that place it on a region of the image.
 _REGION_KEYS: Final = frozenset({"x", "points", "rle", "vertices"})
 
 #: Why a skip is passed over.
 WAS_SKIPPED: Final = "skipped by the annotator"
 
-#: Why an annotation is passed over that holds no answer at all.
-EMPTY: Final = "submitted without an answer"
+#: Why an annotation is passed over that holds no label at all.
+EMPTY: Final = "submitted without a label"
 
-#: Why one is passed over whose answer to the question before the labels hides them.
+#: Why one is passed over that hides the labels by a choice of another control.
 NOTHING_THERE: Final = "says that nothing of the label tree is there"
 
 #: Longest piece of an annotation repeated in a reason, in characters.
@@ -34,14 +34,14 @@ _QUOTED: Final = 100
 
 @dataclass(frozen=True)
 class Label:
-    """What one annotator said about one picture.
+    """What one annotator said about one image.
 
     Attributes:
         task_id: the task.
         annotation_id: the annotation.
-        target: the deepest node that covers all of the answer; None where nothing does, as for
-            "Fruit or Milk" of two tops, which ``nodes`` still tells.
-        nodes: the answer's nodes, ascending, none above another; one for most answers.
+        target: the deepest node that covers all of ``nodes``; None where none does, as for "Fruit
+            or Milk" below two root nodes.
+        nodes: the nodes that were ticked, ascending, none above another; one for most labels.
         annotator: id of the user who submitted it.
         updated_at: when it was last changed, as Label Studio writes it (ISO 8601, UTC); may be "".
         ground_truth: whether it is marked as the truth for this task.
@@ -49,7 +49,7 @@ class Label:
             None where Label Studio does not say. In a cascade, a pre-label of which only the lower
             levels were cleared still says ``prediction``.
         parent_prediction: id of the prediction it started from.
-        note: what of the answer was left out or read differently, empty if nothing.
+        note: what of the annotation was left out or read differently, empty if nothing.
     """
 
     task_id: int
@@ -74,25 +74,25 @@ class Ignored:
 
 @dataclass(frozen=True)
 class TaskLabels:
-    """A task with all that its annotations say.
+    """A task with the labels of its annotations.
 
     Attributes:
         task_id: the task.
-        picture: address of its picture, None where its data has none.
-        labels: one for each annotation that counts, in the order they came.
+        image: address of its image, None where its data has none.
+        labels: one per annotation that counts, in their order.
         ignored: the other annotations.
         data: the task's data.
     """
 
     task_id: int
-    picture: str | None
+    image: str | None
     labels: tuple[Label, ...]
     ignored: tuple[Ignored, ...]
     data: Mapping[str, object]
 
 
 def read_task(task: object, config: LabelConfig) -> TaskLabels:
-    """Labels of a task.
+    """Read the labels of a task.
 
     If an annotation is marked as ground truth, only those so marked count. Drafts and predictions
     are not read.
@@ -112,7 +112,7 @@ def read_task(task: object, config: LabelConfig) -> TaskLabels:
     read = list(_read_all(task.get("annotations"), task_id, config))
     return TaskLabels(
         task_id=task_id,
-        picture=config.picture(data),
+        image=config.image_address(data),
         labels=tuple(label for label in read if isinstance(label, Label)),
         ignored=tuple(other for other in read if isinstance(other, Ignored)),
         data=data,
@@ -125,21 +125,18 @@ def _read_all(entries: object, task_id: int, config: LabelConfig) -> Iterator[La
     if not isinstance(entries, list | tuple):
         yield Ignored(None, f"annotations: expected a list, got {kind_of(entries)}")
         return
-    decided = any(_is_truth(entry) for entry in entries)
-    for entry in entries:
-        found = _read_annotation(entry, task_id, config)
-        if decided and isinstance(found, Label) and not found.ground_truth:
-            yield Ignored(found.annotation_id, "another annotation is marked as ground truth")
-        else:
-            yield found
-
-
-def _is_truth(entry: object) -> bool:
-    return (
+    has_truth = any(
         isinstance(entry, Mapping)
         and entry.get("ground_truth") is True
         and not _is_withdrawn(entry)
+        for entry in entries
     )
+    for entry in entries:
+        found = _read_annotation(entry, task_id, config)
+        if has_truth and isinstance(found, Label) and not found.ground_truth:
+            yield Ignored(found.annotation_id, "another annotation is marked as ground truth")
+        else:
+            yield found
 
 
 def _is_withdrawn(entry: Mapping[str, object]) -> bool:
@@ -176,12 +173,12 @@ def _read_annotation(entry: object, task_id: int, config: LabelConfig) -> Label 
 
 
 def _user(value: object) -> int | None:
-    """Id of a user, who comes as an id or, in some exports, as an object."""
+    """Return the id of a user, given as an id or, in some exports, as an object."""
     return as_id(value.get("id") if isinstance(value, Mapping) else value)
 
 
 def _own_results(results: object, config: LabelConfig) -> tuple[list[Mapping[str, object]], str]:
-    """The results of the pre-labelled controls; where there are none, the reason."""
+    """Return the results of the pre-labelled controls; where there are none, the reason."""
     if not isinstance(results, list | tuple):
         return [], f"result: expected a list, got {kind_of(results)}"
     if not results:
@@ -191,18 +188,18 @@ def _own_results(results: object, config: LabelConfig) -> tuple[list[Mapping[str
         for result in results
         if isinstance(result, Mapping) and as_text(result.get("from_name")) in config.control_names
     ]
-    if not own and _says_nothing_is_there(results, config):
+    if not own and _shows_nothing(results, config):
         return own, NOTHING_THERE
     return own, f"holds no result of {', '.join(sorted(config.control_names)[:5])}"
 
 
-def _says_nothing_is_there(results: Sequence[object], config: LabelConfig) -> bool:
+def _shows_nothing(results: Sequence[object], config: LabelConfig) -> bool:
     for result in results:
         if isinstance(result, Mapping) and isinstance(value := result.get("value"), Mapping):
             ticked = value.get("choices")
             hiding = config.hiding.get(as_text(result.get("from_name")), frozenset())
             if isinstance(ticked, list) and ticked and hiding:
-                return all(isinstance(one, str) and composed(one) in hiding for one in ticked)
+                return all(isinstance(one, str) and nfc(one) in hiding for one in ticked)
     return False
 
 
@@ -212,7 +209,7 @@ def _quote(words: str | tuple[str, ...]) -> str:
 
 
 def _origin(results: Iterable[Mapping[str, object]]) -> str | None:
-    """One word for where the answer came from; a mixture has changed the pre-label."""
+    """Return where the label came from; a mixture of origins has changed the pre-label."""
     found = {origin for result in results if (origin := as_text(result.get("origin")))}
     if len(found) > 1:
         return "prediction-changed"
@@ -225,7 +222,7 @@ def _origin(results: Iterable[Mapping[str, object]]) -> str | None:
 def _nodes(
     results: Sequence[Mapping[str, object]], config: LabelConfig
 ) -> tuple[tuple[int, ...], list[str]]:
-    """Nodes that an annotation names, none above another, and notes on what was left out."""
+    """Return the nodes that an annotation names, none above another, and notes on the rest."""
     notes: list[str] = []
     if config.kind == "taxonomy":
         found = _taxonomy_nodes(results, config, notes)
@@ -235,7 +232,7 @@ def _nodes(
 
 
 def _deepest(nodes: set[int], tree: LabelTree) -> tuple[int, ...]:
-    """An ancestor beside its descendant says no more than the descendant."""
+    """Drop nodes above others: an ancestor says no more than its descendant."""
     above = {up for node in nodes for up in tree.ancestors(node)[:-1]}
     return tuple(sorted(nodes - above))
 
@@ -243,14 +240,14 @@ def _deepest(nodes: set[int], tree: LabelTree) -> tuple[int, ...]:
 def _items(
     results: Sequence[Mapping[str, object]], key: str, notes: list[str]
 ) -> Iterator[tuple[str, object]]:
-    """(control, item) for each item of each result's list."""
+    """Yield (control, item) for each item of each result's list."""
     for result in results:
         value = result.get("value")
         items = value.get(key) if isinstance(value, Mapping) else None
         if not isinstance(value, Mapping) or not isinstance(items, list | tuple):
             notes.append(f"value.{key}: expected a list, got {kind_of(items)}")
         elif not _REGION_KEYS.isdisjoint(value):
-            notes.append("the answer is about a region of the picture, not about the whole")
+            notes.append("the label is about a region of the image, not about the whole")
         else:
             yield from ((as_text(result.get("from_name")), item) for item in items)
 
@@ -282,17 +279,17 @@ def _is_path(item: object) -> TypeGuard[Sequence[str]]:
 
 
 def _find(path: tuple[str, ...], config: LabelConfig) -> tuple[int | None, bool]:
-    """The node at a path, or the deepest one on it; and whether it is the former.
+    """Return the node at a path, or else the deepest one on it; and whether the path was found.
 
-    A path may also give the words shown instead of aliases, as the editor accepts them from an
-    import, or be cut at separators inside names.
+    A path may also hold titles instead of aliases, as the editor accepts them from an import, or
+    be cut at separators inside names.
     """
     tree = config.tree
     node = tree.nearest(path)
     if node is not None and tree.levels[node] == len(path) - 1:
         return node, True
     if config.separator is not None:
-        whole = config.joined.get(config.separator.join(path))
+        whole = config.nodes_by_text.get(config.separator.join(path))
         if whole is not None:
             return whole, True
     node, depth = _walk(path, config)
@@ -300,12 +297,12 @@ def _find(path: tuple[str, ...], config: LabelConfig) -> tuple[int | None, bool]
 
 
 def _walk(path: tuple[str, ...], config: LabelConfig) -> tuple[int | None, int]:
-    """Deepest node reached by names or else titles, and how many steps led there."""
+    """Return the deepest node reached by names or else titles, and the number of steps."""
     tree = config.tree
     node, below = None, tree.level_nodes(0)
-    for depth, word in enumerate(map(composed, path)):
-        named = (child for child in below if composed(tree.names[child]) == word)
-        titled = (child for child in below if composed(config.titles[child]) == word)
+    for depth, word in enumerate(map(nfc, path)):
+        named = (child for child in below if nfc(tree.names[child]) == word)
+        titled = (child for child in below if nfc(config.titles[child]) == word)
         step = next(named, next(titled, None))
         if step is None:
             return node, depth
@@ -316,25 +313,26 @@ def _walk(path: tuple[str, ...], config: LabelConfig) -> tuple[int | None, int]:
 def _choices_nodes(
     results: Sequence[Mapping[str, object]], config: LabelConfig, notes: list[str]
 ) -> set[int]:
-    """Nodes whose own control and those above it, as far as they are answered, agree."""
+    """Return the nodes that no control above contradicts."""
     named: dict[tuple[str, str], tuple[int, ...]] = {}
     for control, item in _items(results, "choices", notes):
         if not isinstance(item, str):
             notes.append(f"value.choices: expected a list of strings, got {kind_of(item)} in it")
-        elif (key := (control, composed(item))) in config.answers:
-            named[key] = config.answers[key]
+        elif (key := (control, nfc(item))) in config.nodes_by_choice:
+            named[key] = config.nodes_by_choice[key]
         else:
             notes.append(f'{_quote(item)} is no choice of "{control}"')
     ticked = {node for nodes in named.values() for node in nodes}
-    answered = {control for control, _ in named}
-    agreed = {node for node in ticked if _agrees(node, ticked, answered, config)}
+    labelled = {control for control, _ in named}
+    found = {
+        node
+        for node in ticked
+        if all(
+            up in ticked or config.controls[up] not in labelled
+            for up in config.tree.ancestors(node)[:-1]
+        )
+    }
     for (control, item), nodes in named.items():
-        if agreed.isdisjoint(nodes):
-            notes.append(f'{_quote(item)} of "{control}" does not belong to the answer above it')
-    return agreed
-
-
-def _agrees(node: int, ticked: set[int], answered: set[str], config: LabelConfig) -> bool:
-    """Whether no answered control above a node holds another answer than the node's path."""
-    above = config.tree.ancestors(node)[:-1]
-    return all(up in ticked or config.controls[up] not in answered for up in above)
+        if found.isdisjoint(nodes):
+            notes.append(f'{_quote(item)} of "{control}" does not belong to the label above it')
+    return found

@@ -1,4 +1,4 @@
-"""Label Studio's API, as far as this backend uses it: projects, tasks, predictions, wiring.
+"""Label Studio's API, as far as this backend uses it: projects, tasks, predictions, backends.
 
 What the server does with each call was observed on 1.23.2 (Community).
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import ssl
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,18 +14,15 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
-from studio.answers import Call
 from studio.errors import ProjectMissingError, StudioRequestError
-from studio.transport import Patience, Transport
-
-log = logging.getLogger(__name__)
+from studio.http_client import Call, HttpClient, RetryLimits
 
 #: A JSON object as Label Studio sends it.
 Object = dict[str, Any]
 #: A query string.
 Params = dict[str, str | int]
 
-#: Seconds for calls that touch every row of a project; deleting a prediction takes 4 ms on sqlite.
+#: Seconds for calls that store many rows; one prediction takes 3 ms on sqlite.
 LONG: Final = 900.0
 #: Files in one upload; Django refuses more than 100.
 UPLOAD_FILES: Final = 50
@@ -52,7 +48,7 @@ class BasicAuth:
     password: str = dataclasses.field(default="", repr=False)
 
     def fields(self) -> dict[str, str]:
-        """As Label Studio's API names them."""
+        """Return the fields of Label Studio's API."""
         return {
             "auth_method": "BASIC_AUTH",
             "basic_auth_user": self.user,
@@ -61,35 +57,35 @@ class BasicAuth:
 
 
 class LabelStudio:
-    """One Label Studio, seen with one account's eyes. Safe to share between threads.
+    """One Label Studio, as one account sees it. Safe to share between threads.
 
     Every method raises `StudioUnavailableError` (try later), `StudioRefusedError` (token or
     permission) or `StudioRequestError` (anything else the server turned down).
 
     Args:
         url: address of Label Studio, ``http(s)://host[:port][/path]``.
-        token: personal access token or legacy token; which of the two is found by its looks.
-        timeout: seconds for one answer.
-        retries: how often a call that may pass later is repeated.
-        patience: the other limits.
-        trust: whose certificates are accepted, see `studio.trust`.
+        token: personal access token or legacy token; which of the two is seen from its beginning.
+        timeout: seconds for one response.
+        retries: how often a call that may succeed later is repeated.
+        limits: the other limits.
+        trust: whose certificates are accepted, see `studio.tls`.
 
     Raises:
         ValueError: the address or the token cannot be one.
     """
 
-    def __init__(  # noqa: PLR0913 - how patient to be, and whom to trust
+    def __init__(  # noqa: PLR0913 - limits, and whom to trust
         self,
         url: str,
         token: str,
         *,
         timeout: float = 60.0,
         retries: int = 4,
-        patience: Patience | None = None,
+        limits: RetryLimits | None = None,
         trust: ssl.SSLContext | None = None,
     ) -> None:
-        limits = dataclasses.replace(patience or Patience(), timeout=timeout, retries=retries)
-        self._transport = Transport(url, token, limits, trust)
+        limits = dataclasses.replace(limits or RetryLimits(), timeout=timeout, retries=retries)
+        self._http = HttpClient(url, token, limits, trust)
 
     def __repr__(self) -> str:
         return f"LabelStudio({self.url!r})"
@@ -97,31 +93,31 @@ class LabelStudio:
     @property
     def url(self) -> str:
         """Address of Label Studio, without a trailing slash."""
-        return self._transport.url
+        return self._http.url
 
     def authorization(self) -> Mapping[str, str]:
-        """The header that says who we are, for pictures that Label Studio serves.
+        """Return the header that authenticates us, for images that Label Studio serves.
 
-        Good for 30 seconds at least; ask again for each picture.
+        Valid for 30 seconds at least; ask again for each image.
         """
-        return self._transport.authorization()
+        return self._http.authorization()
 
     # --- the server and its projects -----------------------------------------------------------
 
     def version(self) -> str:
-        """The server's release, such as ``1.23.2``."""
+        """Return the server's release, such as ``1.23.2``."""
         return str(self._object(Call("GET", "/api/version")).get("release", "unknown"))
 
     def whoami(self) -> Object:
-        """The account behind the token."""
+        """Return the account behind the token."""
         return self._object(Call("GET", "/api/current-user/whoami"))
 
     def project(self, project: int) -> Object:
-        """The project with all its fields; Label Studio counts its tasks for it."""
+        """Return the project with all its fields; Label Studio counts its tasks for it."""
         return self._object(Call("GET", f"/api/projects/{project}"))
 
     def settings(self, project: int) -> Object:
-        """The fields of `SETTINGS` only, which cost Label Studio no counting.
+        """Return the fields of `SETTINGS` only, which cost Label Studio no counting.
 
         Raises:
             ProjectMissingError: the account sees no such project.
@@ -137,7 +133,7 @@ class LabelStudio:
         )
 
     def projects(self) -> Iterator[Object]:
-        """Every project the account may see, with the fields of `SETTINGS`."""
+        """Yield every project the account may see, with the fields of `SETTINGS`."""
         page = 1
         while True:
             params: Params = {"page": page, "page_size": 100, "include": ",".join(SETTINGS)}
@@ -148,7 +144,7 @@ class LabelStudio:
             page += 1
 
     def create_project(self, title: str, config: str) -> Object:
-        """A new project; the title needs three characters or more."""
+        """Create a project; the title needs three characters or more."""
         body = {"title": title, "label_config": config}
         return self._object(Call("POST", "/api/projects", body=body))
 
@@ -167,10 +163,10 @@ class LabelStudio:
         updated_after: str | None = None,
         page_size: int = 200,
     ) -> Iterator[Object]:
-        """Every task in order of its id, with all annotations (skips too) and predictions.
+        """Yield every task in order of its id, with all annotations (skips too) and predictions.
 
         Each page begins after the last id seen, so a task that others add, delete or finish
-        meanwhile shifts nothing: none is left out or told twice. About 2 ms a task on sqlite.
+        meanwhile shifts nothing: none is left out or yielded twice. 2 ms per task on sqlite.
 
         Args:
             project: the project's id.
@@ -179,7 +175,7 @@ class LabelStudio:
             updated_after: ISO time; tasks whose annotations were made, changed or deleted since.
                 Also those for which Label Studio fetched predictions (not imported ones), and the
                 ones whose last change bears that very time: look at the annotations' own times.
-            page_size: tasks a request.
+            page_size: tasks per request.
 
         Raises:
             ValueError: ``updated_after`` is no ISO time, or both kinds are asked for at once.
@@ -213,11 +209,6 @@ class LabelStudio:
                     status=200,
                 )
 
-    def annotation_count(self, project: int) -> int:
-        """Annotations of the project that are not skips; imported ones count."""
-        reply = self._object(self._task_list(project, [], page_size=1))
-        return int(reply.get("total_annotations", 0))
-
     def newest_task(self, project: int) -> int:
         """Return the highest id of the project's tasks, 0 if it has none."""
         reply = self._object(self._task_list(project, [], order="-tasks:id", page_size=1))
@@ -228,7 +219,7 @@ class LabelStudio:
     def _task_list(
         project: int, items: Sequence[Object], *, order: str = "tasks:id", **params: str | int
     ) -> Call:
-        """A page of tasks; the data as stored, `s3://` addresses not turned into links."""
+        """Ask for a page of tasks; data as stored, `s3://` addresses not turned into links."""
         query = json.dumps(
             {"filters": {"conjunction": "and", "items": list(items)}, "ordering": [order]}
         )
@@ -236,15 +227,15 @@ class LabelStudio:
         return Call("GET", "/api/tasks", params={**fixed, **params})
 
     def task(self, task: int) -> Object:
-        """One task; Label Studio may ask the backend for its prediction first."""
+        """Return a task; Label Studio may ask the backend for its prediction first."""
         return self._object(Call("GET", f"/api/tasks/{task}"))
 
     def import_tasks(self, project: int, rows: Iterable[Mapping[str, object]]) -> list[int]:
-        """Add tasks, ``{"data": {...}}`` each (annotations and predictions allowed); their ids."""
+        """Add tasks, ``{"data": {...}}`` each (or annotations too); return their ids."""
         return self._imported(project, body=[dict(row) for row in rows])
 
     def upload_files(self, project: int, paths: Sequence[Path]) -> list[int]:
-        """Upload pictures into Label Studio's own storage, one task each; the tasks' ids."""
+        """Upload images into Label Studio's own storage, one task each; return the tasks' ids."""
         ids: list[int] = []
         for start in range(0, len(paths), UPLOAD_FILES):
             part = paths[start : start + UPLOAD_FILES]
@@ -265,7 +256,7 @@ class LabelStudio:
         ground_truth: bool = False,
         parent_prediction: int | None = None,
     ) -> Object:
-        """Answer a task as an annotator would; webhooks and all."""
+        """Annotate a task as an annotator would; Label Studio sends its webhooks."""
         body = {
             "result": list(result),
             "was_cancelled": skipped,
@@ -277,11 +268,11 @@ class LabelStudio:
     # --- predictions ---------------------------------------------------------------------------
 
     def predictions_of(self, task: int) -> list[Object]:
-        """Every stored prediction of a task, of all versions."""
+        """Return every stored prediction of a task, of all versions."""
         return self._results(Call("GET", "/api/predictions/", params={"task": task}))
 
     def import_predictions(self, project: int, rows: Sequence[Mapping[str, object]]) -> int:
-        """Store predictions; how many. Slices of a few hundred: 3 ms each on sqlite.
+        """Store predictions and return how many. Send a few hundred at a time: 3 ms each on sqlite.
 
         Args:
             project: the project's id.
@@ -299,55 +290,32 @@ class LabelStudio:
         """Change a stored prediction in place.
 
         Its id stays, so an annotator who has the task open can still submit: after a deletion
-        Label Studio refuses the answer (400), since it names a prediction that is gone.
+        Label Studio refuses the annotation (400), since it names a prediction that is gone.
         """
         body = {"result": [dict(row) for row in result], "score": score}
-        self._transport.send(Call("PATCH", f"/api/predictions/{prediction}/", body=body))
+        self._http.send(Call("PATCH", f"/api/predictions/{prediction}/", body=body))
 
     def delete_prediction(self, prediction: int) -> None:
-        """Remove one stored prediction; nothing happens where it is gone already.
+        """Delete a stored prediction; nothing happens where it is gone already.
 
-        An annotation that started from it forgets so, and an editor that has it open is refused
-        (400) when it submits: remove none of an annotated task, nor one just shown.
+        An annotation that started from it loses the reference, and an editor that has it open is
+        refused (400) when it submits: delete none of an annotated task, nor one just shown.
         """
         self._delete(f"/api/predictions/{prediction}/")
 
     def prediction_counts(self, project: int) -> dict[str, int]:
-        """How many predictions of each version a project stores."""
+        """Return how many predictions of each version a project stores."""
         reply = self._object(Call("GET", f"/api/projects/{project}/model-versions/"))
         return {version: int(count) for version, count in reply.items()}
 
-    def delete_model_version(self, project: int, version: str) -> int:
-        """Delete a version's predictions from all tasks; how many there were.
-
-        Label Studio empties the project's ``model_version`` on the way, which would end
-        pre-labelling: it is put back, unless it named the predictions that are gone.
-        """
-        path = f"/api/projects/{project}/model-versions/"
-        before = self.settings(project).get("model_version")
-        try:
-            body = {"model_version": version}
-            reply = self._object(Call("DELETE", path, body=body, timeout=LONG))
-        finally:
-            self._put_back(project, before)
-        return int(reply.get("deleted_predictions", 0))
-
-    def _put_back(self, project: int, before: object) -> None:
-        if not before or self.settings(project).get("model_version") == before:
-            return
-        try:
-            self.update_project(project, {"model_version": before})
-        except StudioRequestError:
-            log.info("model_version not put back, nothing has that name project=%d", project)
-
-    # --- wiring --------------------------------------------------------------------------------
+    # --- backends, webhooks, views -------------------------------------------------------------
 
     def backends(self, project: int) -> list[Object]:
-        """The project's ML backends in order; Label Studio asks each for health and setup first."""
+        """Return the project's ML backends; Label Studio calls health and setup of each."""
         return self._results(Call("GET", "/api/ml", params={"project": project}))
 
     def known_backends(self, project: int) -> list[Object]:
-        """The same rows as last stored: Label Studio calls nobody for them."""
+        """Return the project's ML backends as last stored: Label Studio calls none of them."""
         params: Params = {"extended": "true", "include_live_models": "true", "limit": 1}
         path = f"/api/projects/{project}/model-versions/"
         live = self._object(Call("GET", path, params=params)).get("live")
@@ -379,7 +347,7 @@ class LabelStudio:
             project: its project; Label Studio answers 500 without it.
             url: its address; the same.
             title: what annotators see, and what the project's ``model_version`` follows.
-            auth: what to call the backend with. An empty password keeps the stored one. None
+            auth: user and password for the calls. An empty password keeps the stored one. None
                 makes Label Studio try, this once, without a password.
         """
         fields = {} if auth is None else auth.fields()
@@ -387,25 +355,25 @@ class LabelStudio:
         return self._object(Call("PATCH", f"/api/ml/{backend}", body=body))
 
     def delete_backend(self, backend: int) -> None:
-        """Remove a backend; nothing happens where it is gone already.
+        """Delete a backend; nothing happens where it is gone already.
 
-        Label Studio calls its health and setup first and removes it whatever comes of that. The
+        Label Studio calls its health and setup first and deletes it whatever they return. The
         webhook that it made stays; a project's ``model_version`` that was its title is emptied.
         """
         self._delete(f"/api/ml/{backend}")
 
     def start_training(self, backend: int) -> None:
         """Press "Start Training": Label Studio sends START_TRAINING to the backend."""
-        self._transport.send(Call("POST", f"/api/ml/{backend}/train", timeout=LONG))
+        self._http.send(Call("POST", f"/api/ml/{backend}/train", timeout=LONG))
 
     def webhooks(self, project: int) -> list[Object]:
-        """The project's webhooks."""
+        """Return the project's webhooks."""
         return self._results(Call("GET", "/api/webhooks/", params={"project": project}))
 
     def create_webhook(
         self, project: int, *, url: str, actions: Sequence[str], headers: Mapping[str, str]
     ) -> Object:
-        """A new webhook of the project for the named actions."""
+        """Create a webhook of the project for the named actions."""
         body = {"project": project, **_webhook(url, actions, headers)}
         return self._object(Call("POST", "/api/webhooks/", body=body))
 
@@ -417,21 +385,21 @@ class LabelStudio:
         return self._object(Call("PATCH", f"/api/webhooks/{webhook}/", body=body))
 
     def delete_webhook(self, webhook: int) -> None:
-        """Remove a webhook; nothing happens where it is gone already."""
+        """Delete a webhook; nothing happens where it is gone already."""
         self._delete(f"/api/webhooks/{webhook}/")
 
     def views(self, project: int) -> list[Object]:
-        """The tabs of the project's Data Manager."""
+        """Return the tabs of the project's Data Manager."""
         return self._results(Call("GET", "/api/dm/views/", params={"project": project}))
 
     def create_view(self, project: int, data: Mapping[str, object]) -> Object:
-        """A new tab in the project's Data Manager; ``data`` holds title, ordering and filters."""
+        """Create a tab in the Data Manager; ``data`` holds title, ordering and filters."""
         body = {"project": project, "data": dict(data)}
         return self._object(Call("POST", "/api/dm/views/", body=body))
 
     def _delete(self, path: str) -> None:
         try:
-            self._transport.send(Call("DELETE", path))
+            self._http.send(Call("DELETE", path))
         except StudioRequestError as error:
             if error.status != HTTPStatus.NOT_FOUND:
                 raise
@@ -439,14 +407,14 @@ class LabelStudio:
     # --- shapes --------------------------------------------------------------------------------
 
     def _object(self, call: Call) -> Object:
-        reply = self._transport.send(call)
+        reply = self._http.send(call)
         if isinstance(reply, dict):
             return reply
         raise _unexpected(str(call), "an object", reply)
 
     def _results(self, call: Call) -> list[Object]:
-        """The rows of a list, paged or bare."""
-        reply = self._transport.send(call)
+        """Return the rows of a list, paged or bare."""
+        reply = self._http.send(call)
         return _objects(reply.get("results") if isinstance(reply, dict) else reply, str(call))
 
 
@@ -469,7 +437,7 @@ def _condition(field: str, operator: str, kind: str, value: object) -> Object:
 
 
 def _stamp(text: str) -> str:
-    """The one form of a time that Label Studio's filters take; any other is a 500 there."""
+    """Return the one form of a time that Label Studio's filters take; others are a 500 there."""
     when = datetime.fromisoformat(text)
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""What can go wrong with Label Studio: one class for each thing a caller handles differently."""
+"""What can go wrong with Label Studio: one class per thing that a caller handles differently."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class StudioError(Exception):
 
 
 class LabelConfigError(StudioError):
-    """A project's labelling setup cannot be read as a label tree; the message names the mend."""
+    """A label config cannot be read as a label tree; the message says how to fix it."""
 
 
 class ContractError(StudioError):
@@ -19,21 +19,24 @@ class AnnotationError(StudioError):
     """A task or one of its annotations does not have the expected shape."""
 
 
-class PictureError(StudioError):
-    """A picture could not be fetched or decoded.
+class TreeFileError(StudioError):
+    """A file that should hold a label tree does not; the message names the line or position."""
+
+
+class ImageError(StudioError):
+    """An image could not be fetched or decoded.
 
     Attributes:
         reason: what happened, in words an annotator can act on.
     """
 
     def __init__(self, reason: str) -> None:
-        """Keep the reason.
-
-        Args:
-            reason: what happened, in words an annotator can act on.
-        """
         super().__init__(reason)
         self.reason = reason
+
+
+class ImageUnavailableError(ImageError):
+    """An image cannot be fetched or decoded now: the same request may succeed later."""
 
 
 class StudioUnavailableError(StudioError):
@@ -44,27 +47,29 @@ class StudioRefusedError(StudioError):
     """Label Studio refused the access token (401) or the account behind it (403)."""
 
 
+class LegacyTokensOffError(StudioRefusedError):
+    """The legacy token is known, but legacy tokens are switched off in Label Studio."""
+
+
+class PermissionMissingError(StudioRefusedError):
+    """The token is good, but its account may not do what was asked."""
+
+
 class StudioRequestError(StudioError):
     """Label Studio turned a request down for a reason other than the token.
 
     Attributes:
-        status: the HTTP status code of the answer.
+        status: the HTTP status code of the response.
     """
 
     def __init__(self, message: str, *, status: int) -> None:
-        """Keep the status beside the message.
-
-        Args:
-            message: what was asked, what came back and how to mend it.
-            status: the HTTP status code of the answer.
-        """
         super().__init__(message)
         self.status = status
 
 
 class ProjectMissingError(StudioRequestError):
-    """Label Studio answers, and lists no such project: deleted, never made, or not to be seen."""
+    """Label Studio lists no such project: deleted, never created, or hidden from the account."""
 
 
-class TreeFileError(StudioError):
-    """A file that should hold a label tree does not; the message names the line or place."""
+class PrivateAddressError(StudioRequestError):
+    """Label Studio does not call the private address it was given."""

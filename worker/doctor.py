@@ -1,4 +1,4 @@
-"""What is wrong and how to mend it: this machine, then each project in Label Studio."""
+"""What is wrong and how to fix it: this machine, then each project in Label Studio."""
 
 import base64
 import os
@@ -15,15 +15,15 @@ from requests.utils import get_environ_proxies, select_proxy
 from inference.errors import ModelError, ModelStoreError
 from inference.store import CONNECTED, GONE, UNCONFIRMED, Project
 from studio.client import BasicAuth
-from studio.connection import Finding, checks
 from studio.errors import StudioError
-from studio.trust import CURE
+from studio.project_checks import Finding, checks
+from studio.tls import CERTIFICATE_HELP
 from worker import image_check
-from worker.errors import MisconfiguredError
+from worker.errors import MisconfiguredError, redis_in_words
 from worker.identity import is_ours
 from worker.parts import Parts
 from worker.presence import sentence
-from worker.queue import RedisError, in_words
+from worker.queue import RedisError
 
 #: Free bytes below which a training may fail to publish.
 LITTLE_SPACE = 1e9
@@ -68,17 +68,15 @@ def _store(parts: Parts) -> Iterator[Finding]:
     try:
         parts.store.check_writable()
     except ModelStoreError as error:
-        mend = f"make {where} writable for this user, or set HRN_HOME or HRN_STORE to one that is"
-        yield Finding("store", ok=False, what=str(error), mend=mend)
+        fix = f"make {where} writable for this user, or set HRN_HOME or HRN_STORE to one that is"
+        yield Finding("store", ok=False, what=str(error), fix=fix)
         return
     yield Finding("store", ok=True, what=f"the model store at {where} can be written")
     home = parts.settings.home if parts.settings.in_bucket else parts.settings.store
     home.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(home).free
     if free < LITTLE_SPACE:
-        yield Finding(
-            "disk", ok=False, what=f"{free / 1e9:.1f} GB free at {home}", mend="make room"
-        )
+        yield Finding("disk", ok=False, what=f"{free / 1e9:.1f} GB free at {home}", fix="make room")
 
 
 def _redis(parts: Parts) -> Iterator[Finding]:
@@ -87,16 +85,16 @@ def _redis(parts: Parts) -> Iterator[Finding]:
         workers = parts.board.workers()
         waiting = parts.board.depth()
     except (RedisError, MisconfiguredError) as error:
-        mend = "start Redis, correct REDIS_URL, or use `hrn up`, which brings one"
-        what = f"Redis cannot be reached: {in_words(error)}"
-        yield Finding("redis", ok=False, what=what, mend=mend)
+        fix = "start Redis, correct REDIS_URL, or use `hrn up`, which brings one"
+        what = f"Redis cannot be reached: {redis_in_words(error)}"
+        yield Finding("redis", ok=False, what=what, fix=fix)
         return
     yield Finding("redis", ok=True, what="Redis answers")
     if workers:
         yield Finding("worker", ok=True, what=f"{len(workers)} worker(s), {waiting} job(s) waiting")
     else:
         what = f"no worker runs, {waiting} job(s) waiting: nothing will be trained"
-        yield Finding("worker", ok=False, what=what, mend="start one with `hrn work`")
+        yield Finding("worker", ok=False, what=what, fix="start one with `hrn work`")
 
 
 def _device(parts: Parts) -> Iterator[Finding]:
@@ -105,8 +103,8 @@ def _device(parts: Parts) -> Iterator[Finding]:
     there, asked = torch.cuda.is_available(), parts.settings.device
     if asked == "cuda" and not there:
         what = "HRN_DEVICE=cuda, but PyTorch sees no GPU"
-        mend = "install a driver (nvidia-smi must work), or set HRN_DEVICE=auto"
-        yield Finding("device", ok=False, what=what, mend=mend)
+        fix = "install a driver (nvidia-smi must work), or set HRN_DEVICE=auto"
+        yield Finding("device", ok=False, what=what, fix=fix)
     else:
         name = torch.cuda.get_device_name(0) if there and asked != "cpu" else "the CPU"
         yield Finding("device", ok=True, what=f"computing on {name}")
@@ -116,11 +114,11 @@ def _backbone(parts: Parts) -> Finding:
     try:
         found = parts.extractors.backbones()
     except ModelError as error:
-        mend = (
+        fix = (
             "set HRN_BACKBONE to networks that are here, or HRN_BACKBONE_WEIGHTS to their files,"
             f" joined by {os.pathsep!r}"
         )
-        return Finding("backbone", ok=False, what=str(error), mend=mend)
+        return Finding("backbone", ok=False, what=str(error), fix=fix)
     names = " + ".join(one.fingerprint for one in found)
     return Finding("backbone", ok=True, what=f"backbone {names}")
 
@@ -129,8 +127,8 @@ def _address(parts: Parts) -> Finding:
     """Does our own address, as Label Studio is given it, lead to us with our password?"""
     settings = parts.settings
     if not settings.backend_url:
-        mend = "set HRN_BACKEND_URL to the address at which Label Studio reaches this backend"
-        return Finding("address", ok=False, what="HRN_BACKEND_URL is not set", mend=mend)
+        fix = "set HRN_BACKEND_URL to the address at which Label Studio reaches this backend"
+        return Finding("address", ok=False, what="HRN_BACKEND_URL is not set", fix=fix)
     token = base64.b64encode(f"{settings.user}:{settings.password.reveal()}".encode()).decode()
     headers = {"Authorization": f"Basic {token}"} if settings.password else {}
     request = urllib.request.Request(f"{settings.backend_url}/health", headers=headers)  # noqa: S310 - our own setting, http(s) only
@@ -145,14 +143,14 @@ def _address(parts: Parts) -> Finding:
             )
     except urllib.error.HTTPError as error:
         what = f"{settings.backend_url} answers {error.code}"
-        mend = "HRN_USER and HRN_PASSWORD differ between this command and the server"
-        return Finding("address", ok=False, what=what, mend=mend)
+        fix = "HRN_USER and HRN_PASSWORD differ between this command and the server"
+        return Finding("address", ok=False, what=what, fix=fix)
     except OSError as error:
         what = f"nothing answers at {settings.backend_url} from here ({error})"
-        mend = "start the server (`hrn serve`), or correct HRN_BACKEND_URL"
+        fix = "start the server (`hrn serve`), or correct HRN_BACKEND_URL"
         if isinstance(getattr(error, "reason", None), ssl.SSLError):
-            mend = CURE
-        return Finding("address", ok=False, what=what, mend=mend)
+            fix = CERTIFICATE_HELP
+        return Finding("address", ok=False, what=what, fix=fix)
 
 
 def _proxies(parts: Parts) -> Iterator[Finding]:
@@ -177,23 +175,23 @@ def _label_studio(parts: Parts, only: int | None) -> Iterator[tuple[int | None, 
         ("LABEL_STUDIO_API_KEY", settings.label_studio_token),
     ):
         if not value:
-            mend = f"set {name}: without it no label can be read (Label Studio, Account & Settings)"
-            yield None, Finding("label-studio", ok=False, what=f"{name} is not set", mend=mend)
+            fix = f"set {name}: without it no label can be read (Label Studio, Account & Settings)"
+            yield None, Finding("label-studio", ok=False, what=f"{name} is not set", fix=fix)
             return
     try:
         client = parts.studio
     except MisconfiguredError as error:
-        mend = "correct the one that is named; the token is copied from Account & Settings there"
-        yield None, Finding("token", ok=False, what=str(error), mend=mend)
+        fix = "correct the one that is named; the token is copied from Account & Settings there"
+        yield None, Finding("token", ok=False, what=str(error), fix=fix)
         return
     ours = settings.label_studio_url
     known = [project for project in parts.store.projects() if is_ours(project, ours)]
     numbers = [only] if only is not None else sorted({project.number for project in known})
     if not numbers:
         yield None, _reachable(parts)
-        mend = "run `hrn connect --project NUMBER`"
+        fix = "run `hrn connect --project NUMBER`"
         what = "no project has called this backend yet"
-        yield None, Finding("project", ok=False, what=what, mend=mend)
+        yield None, Finding("project", ok=False, what=what, fix=fix)
     auth = BasicAuth(settings.user, settings.password.reveal()) if settings.password else None
     url = settings.backend_url or "http://unset"
     for number in numbers:
@@ -222,7 +220,7 @@ def _reachable(parts: Parts) -> Finding:
     try:
         who = parts.studio.whoami()
     except StudioError as error:
-        mend = "correct LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"
-        return Finding("label-studio", ok=False, what=str(error), mend=mend)
+        fix = "correct LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"
+        return Finding("label-studio", ok=False, what=str(error), fix=fix)
     what = f"Label Studio {parts.studio.version()} answers, signed in as {who.get('email')}"
     return Finding("label-studio", ok=True, what=what)

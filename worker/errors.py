@@ -15,3 +15,11 @@ class ReplacedError(JobError):
 
 class MisconfiguredError(JobError):
     """A setting or the label config is missing or wrong; trying again cannot help."""
+
+
+def redis_in_words(error: Exception) -> str:
+    """What Redis refuses, for people: its own words on a password speak of its protocol."""
+    text = str(error)
+    if "HELLO must be called" in text or "Authentication required" in text:
+        return "a password is needed: REDIS_URL=redis://:PASSWORD@host:6379/0"
+    return text

@@ -24,7 +24,7 @@ from inference.backbone import Backbone
 from inference.extractors import tuned_fingerprint
 from inference.predictor import KIND
 from inference.store import Project
-from studio.errors import PictureError
+from studio.errors import ImageError
 from worker import checkpoints, trainer
 from worker.checkpoints import Checkpoints
 from worker.fitting import Report
@@ -194,7 +194,7 @@ def _filled(shelf: Shelf[int], gathered: Gathered, progress: Report) -> NDArray[
     def fetch(at: int) -> str:
         try:
             shelf[at]
-        except PictureError as error:
+        except ImageError as error:
             return error.reason
         return ""
 

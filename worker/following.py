@@ -26,9 +26,9 @@ from inference.errors import ModelStoreError
 from inference.feature_extractor import FeatureExtractor, Item
 from inference.predictor import EVIDENCE, Predictor
 from inference.store import Project
-from studio.errors import PictureError
-from studio.labelconfig import LabelConfig, parse_label_config
-from studio.prelabels import LeftOut, Submission, submissions
+from studio.errors import ImageError
+from studio.label_config import LabelConfig, parse_label_config
+from studio.predictions import LeftOut, Submission, submissions
 from worker.gathering import mark
 from worker.parts import Parts
 
@@ -65,6 +65,7 @@ class Row:
         probability: of each decision level's best node, before correction.
         right: of each of those nodes: 1, 0 or -1 not known.
         levels: of each of those nodes the level of the tree.
+        like: likeness of the image to those that the version has learnt from.
     """
 
     annotation: int
@@ -78,6 +79,7 @@ class Row:
     probability: tuple[float, ...]
     right: tuple[int, ...]
     levels: tuple[int, ...]
+    like: float = 1.0
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -269,7 +271,7 @@ def _earlier(stamp: str) -> str | None:
 
 
 def _said(one: Submission) -> str:
-    text = repr((one.picture, one.shown, one.label.nodes))
+    text = repr((one.image, one.shown, one.label.nodes))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -289,7 +291,7 @@ def _scored(
     rows, left_out = dict(notes.rows), dict(notes.left_out)
     todo = []
     for one in fresh:
-        if mark(one.picture) in numbers:
+        if mark(one.image) in numbers:
             why = "the version has learnt from this picture"
             left_out[one.label.annotation_id] = (one.label.task_id, why)
         else:
@@ -310,17 +312,19 @@ def _rows(
     extractor: FeatureExtractor, predictor: Predictor, part: Sequence[Submission]
 ) -> list[Row | str]:
     """A row for each, or why its picture cannot be had."""
-    items: list[Item] = [(one.picture, one.label.task_id) for one in part]
+    items: list[Item] = [(one.image, one.label.task_id) for one in part]
     vectors = extractor.vectors(items)
-    at = [i for i, one in enumerate(vectors) if not isinstance(one, PictureError)]
+    at = [i for i, one in enumerate(vectors) if not isinstance(one, ImageError)]
     rows: list[Row | str] = [
-        f"its picture: {one.reason}" if isinstance(one, PictureError) else "" for one in vectors
+        f"its picture: {one.reason}" if isinstance(one, ImageError) else "" for one in vectors
     ]
     if not at:
         return rows
-    readable = [one for one in vectors if not isinstance(one, PictureError)]
-    found = predictor.guesses(np.stack(readable))
+    readable = [one for one in vectors if not isinstance(one, ImageError)]
+    stacked = np.stack(readable)
+    found = predictor.guesses(stacked)
     seen = _seen(found, [part[i].label.nodes for i in at], predictor.tree)
+    seen = replace(seen, like=predictor.likeness(stacked))
     for row, i in enumerate(at):
         rows[i] = _row(part[i], predictor, seen, row)
     return rows
@@ -345,6 +349,7 @@ def _row(one: Submission, predictor: Predictor, seen: Evidence, row: int) -> Row
         probability=tuple(round(float(p), 6) for p in seen.probability[row]),
         right=tuple(seen.right[row].tolist()),
         levels=tuple(seen.at[row].tolist()),
+        like=1.0 if seen.like is None else round(float(seen.like[row]), 6),
     )
 
 
@@ -378,7 +383,10 @@ def _moved(  # noqa: PLR0913 - two rules, and what they are compared on
         return 0.0
     probability = np.array([row.probability for row in notes.ordered])
     at = np.array([row.levels for row in notes.ordered])
-    before, after = (choose_depth(corrected(probability, r.platt), r, at) for r in (shown, rule))
+    like = np.array([row.like for row in notes.ordered])
+    before, after = (
+        choose_depth(corrected(probability, r.platt), r, at, like) for r in (shown, rule)
+    )
     return float((before != after).mean())
 
 
@@ -401,7 +409,8 @@ def _followed(saved: Follower | None, own: DepthRule, notes: Notes, before: Note
 
 
 def _feedback(row: Row) -> Feedback:
-    return Feedback(row.annotation, row.probability, row.right, row.depth, row.verdict, row.levels)
+    said = row.probability, row.right, row.depth, row.verdict, row.levels
+    return Feedback(row.annotation, *said, row.like)
 
 
 def _of_levels(own: DepthRule, levels: int) -> DepthRule:

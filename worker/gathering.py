@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from hierarchy.labels import padded
 from inference.augmentation import LEARNT_FROM
 from inference.feature_extractor import FeatureExtractor
-from studio.errors import PictureError
-from studio.fields import field_of
-from studio.pictures import PictureUnavailableError
+from studio.errors import ImageError, ImageUnavailableError
+from studio.json_fields import field_of
 from worker import trainer
 from worker.fitting import Report
 from worker.snapshot import Snapshot, agreed
@@ -64,14 +63,14 @@ def gather(  # noqa: PLR0913 - labels, where features come from, and what is kno
         augmentations: those that are learnt from, the plain one first.
         drawn: tasks that chance chose to be asked about.
     """
-    tasks = [task for task in snapshot.tasks if task.picture is not None]
-    items = [(str(task.picture), task.task_id) for task in tasks]
+    tasks = [task for task in snapshot.tasks if task.image is not None]
+    items = [(str(task.image), task.task_id) for task in tasks]
     skipped, passing = Counter[str](), 0
     keys: dict[int, str] = {}
     for done, (position, result) in enumerate(extractor.ensure(items, augmentations)):
-        if isinstance(result, PictureError):
+        if isinstance(result, ImageError):
             skipped[result.reason] += 1
-            passing += isinstance(result, PictureUnavailableError)
+            passing += isinstance(result, ImageUnavailableError)
         else:
             keys[position] = result
         progress("fetching pictures", done + 1, len(items))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inference.store import Project
-from studio.contract import project_key
+from studio.schemas import project_key
 from worker.errors import MisconfiguredError
 
 

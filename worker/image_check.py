@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from inference.errors import EarlierReleaseError, ModelError
 from inference.predictor import check_runs
-from studio.connection import Finding
-from studio.errors import PictureError, StudioError
-from studio.labelconfig import LabelConfig, parse_label_config
+from studio.errors import ImageError, StudioError
+from studio.label_config import LabelConfig, parse_label_config
+from studio.project_checks import Finding
 from worker.errors import MisconfiguredError
 from worker.identity import is_ours
 from worker.parts import Parts
@@ -32,8 +32,8 @@ def look(parts: Parts, number: int) -> Iterator[Finding]:
     try:
         yield from _images(parts, number)
     except StudioError as error:
-        mend = "see to it that Label Studio answers, then run `hrn doctor` again"
-        yield Finding("images", ok=False, what=f"No image could be tried: {error}", mend=mend)
+        fix = "see to it that Label Studio answers, then run `hrn doctor` again"
+        yield Finding("images", ok=False, what=f"No image could be tried: {error}", fix=fix)
     url = parts.settings.label_studio_url
     for project in parts.store.projects():
         if project.number == number and is_ours(project, url):
@@ -53,19 +53,19 @@ def _images(parts: Parts, number: int) -> Iterator[Finding]:
         yield Finding("images", ok=True, what=f"{len(tasks)} images of its tasks can be read")
         return
     what = f"{len(bad)} of {len(tasks)} images that were tried cannot be read. {'. '.join(bad)}"
-    mend = "do what the reason says; nothing is learnt from such an image, nor pre-labelled"
-    yield Finding("images", ok=False, what=what, mend=mend)
+    fix = "do what the reason says; nothing is learnt from such an image, nor pre-labelled"
+    yield Finding("images", ok=False, what=what, fix=fix)
 
 
 def _refusal(parts: Parts, config: LabelConfig, task: dict[str, Any]) -> str:
     """Why the task's image cannot be read, "" if it can."""
-    ref = config.picture(task.get("data") or {})
+    ref = config.image_address(task.get("data") or {})
     if ref is None:
         return f"its data has no image address in {config.image_key!r}"
     try:
         file = parts.fetcher.fetch(ref, task_id=int(task["id"]))
         parts.decoders.decode(file.data, limits=parts.limits, at_least=1)
-    except PictureError as error:
+    except ImageError as error:
         return error.reason
     return ""
 
@@ -81,8 +81,8 @@ def _last_run(parts: Parts, key: str) -> Iterator[Finding]:
     # A project that has too few labels yet is as it should be, unless there are some that do not
     # count.
     ok = state not in _ENDED_BADLY and not figures.get("passed_over")
-    mend = "" if ok else "do what the reason says, then run `hrn train`"
-    yield Finding("training", ok=ok, what=f"The last training: {state} ({why})", mend=mend)
+    fix = "" if ok else "do what the reason says, then run `hrn train`"
+    yield Finding("training", ok=ok, what=f"The last training: {state} ({why})", fix=fix)
 
 
 def _labels(parts: Parts, key: str) -> Iterator[Finding]:
@@ -94,8 +94,8 @@ def _labels(parts: Parts, key: str) -> Iterator[Finding]:
         labels = manifest["labels"]
         check_runs(manifest, version)
     except EarlierReleaseError as error:
-        mend = "wait for the training that the worker was asked for, or run `hrn train`"
-        yield Finding("version", ok=False, what=str(error), mend=mend)
+        fix = "wait for the training that the worker was asked for, or run `hrn train`"
+        yield Finding("version", ok=False, what=str(error), fix=fix)
         return
     except ModelError:  # routes and `/ready` say so
         return

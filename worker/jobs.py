@@ -12,8 +12,12 @@ from typing import Any
 from rq import get_current_job
 
 from inference.errors import ModelError, ModelStoreError
-from studio.errors import StudioError, StudioRefusedError, StudioUnavailableError
-from studio.pictures import PictureUnavailableError
+from studio.errors import (
+    ImageUnavailableError,
+    StudioError,
+    StudioRefusedError,
+    StudioUnavailableError,
+)
 from worker.errors import JobError
 from worker.following import follow_version
 from worker.order import Order
@@ -33,7 +37,7 @@ log = logging.getLogger(__name__)
 MAY_PASS = (
     StudioUnavailableError,
     StudioRefusedError,
-    PictureUnavailableError,
+    ImageUnavailableError,
     ModelStoreError,
 )
 

@@ -48,7 +48,7 @@ def fit_head(  # noqa: PLR0913 - what fine-tuning takes, and the settings
     """Train a head on frozen features; on the CPU, where they are and it takes seconds."""
     examples, extractor = gathered.examples, parts.extractors.base()
     networks = [one.backbone.channels for one in extractor.networks]
-    config = config or TrainingConfig.suited(len(examples.target), tree, networks)
+    config = config or TrainingConfig.for_networks(networks)
     trained = trainer.train(
         tree,
         examples,

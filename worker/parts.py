@@ -17,11 +17,12 @@ from inference.files import BucketFiles
 from inference.predictor import Predictors
 from inference.records import Records
 from inference.store import ModelStore
-from studio.apart import Decoders
 from studio.client import LabelStudio
-from studio.pictures import Picture, PictureFetcher, PictureLimits
-from studio.trust import trusting
-from studio.wiring import tidy
+from studio.image_decoder import ImageLimits
+from studio.image_fetcher import FetchedImage, ImageFetcher
+from studio.image_sandbox import SandboxedDecoder
+from studio.project_setup import normalised_url
+from studio.tls import ssl_context
 from worker.errors import MisconfiguredError
 from worker.identity import is_ours
 from worker.settings import Settings
@@ -41,7 +42,7 @@ def _check_address(url: str, ours: Settings) -> None:
         raise MisconfiguredError(
             f"LABEL_STUDIO_URL is the address of a page, {url}: give Label Studio's own, {meant}"
         )
-    if tidy(url) == tidy(ours.backend_url):
+    if normalised_url(url) == normalised_url(ours.backend_url):
         raise MisconfiguredError(
             f"LABEL_STUDIO_URL and HRN_BACKEND_URL are the same address, {url}: the first is Label "
             "Studio's, the second this backend's"
@@ -124,12 +125,12 @@ class Parts:
     def trust(self) -> ssl.SSLContext:
         """Whose certificates are accepted."""
         named = (self.settings.requests_ca_bundle, self.settings.ssl_cert_file)
-        return trusting(place for place in named if place is not None)
+        return ssl_context(place for place in named if place is not None)
 
     @cached_property
-    def limits(self) -> PictureLimits:
+    def limits(self) -> ImageLimits:
         """What one image may cost."""
-        return PictureLimits.of(self.settings.max_megabytes, self.settings.max_megapixels)
+        return ImageLimits.of(self.settings.max_megabytes, self.settings.max_megapixels)
 
     def other_addresses(self) -> tuple[str, ...]:
         """What Label Studio is called by browsers, and by itself; looked up once a minute."""
@@ -148,11 +149,11 @@ class Parts:
         return find
 
     @cached_property
-    def fetcher(self) -> PictureFetcher:
+    def fetcher(self) -> ImageFetcher:
         """Pictures, from wherever tasks point to and is allowed."""
         ours = self.settings
         known = bool(ours.label_studio_url and ours.label_studio_token)
-        return PictureFetcher(
+        return ImageFetcher(
             ours.label_studio_url or None,
             self.studio.authorization if known else None,
             self.limits,
@@ -164,16 +165,16 @@ class Parts:
         )
 
     @cached_property
-    def decoders(self) -> Decoders:
+    def decoders(self) -> SandboxedDecoder:
         """Files to pictures, in processes apart."""
-        return Decoders(max_pixels=self.limits.max_pixels)
+        return SandboxedDecoder(max_pixels=self.limits.max_pixels)
 
     @cached_property
     def extractors(self) -> FeatureExtractors:
         """Features of images."""
         ours = self.settings
 
-        def fetch(ref: str, task_id: int | None) -> Picture:
+        def fetch(ref: str, task_id: int | None) -> FetchedImage:
             return self.fetcher.fetch(ref, task_id=task_id)
 
         return FeatureExtractors(

@@ -7,18 +7,41 @@ either, so each look asks.
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import replace
 
-from inference.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, Project
-from studio.wiring import at_address
+from inference.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, UNTRAINED, Project
+from studio import project_setup
+from studio.errors import ProjectMissingError, StudioError
+from studio.project_setup import at_address
 from worker.errors import JobError, MisconfiguredError
+from worker.identity import OtherProjectError, check_same, is_ours
 from worker.parts import Parts
+from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
 
 class DisconnectedError(JobError):
     """The project has no use for this backend any more; the message says what brings it back."""
+
+
+class StillConnectedError(JobError):
+    """The project is connected, or may be, so nothing of it is removed; the message says why."""
+
+
+def own_address(settings: Settings) -> str:
+    """Where Label Studio reaches this backend.
+
+    Raises:
+        MisconfiguredError: it is not known.
+    """
+    if not settings.backend_url:
+        raise MisconfiguredError(
+            "HRN_BACKEND_URL is not set: give the address at which Label Studio reaches this "
+            "backend"
+        )
+    return settings.backend_url
 
 
 def registered_at(parts: Parts, project: Project) -> str | None:
@@ -62,6 +85,69 @@ def end(parts: Parts, project: Project, state: str) -> None:
     """
     now = parts.store.note_state(project.key, state)
     log.warning("project=%s: %s", project.key, sentence(now or project))
+
+
+def disconnect(parts: Parts, number: int, key: str) -> list[str]:
+    """Take this backend out of a project in Label Studio; what was changed, a sentence each.
+
+    Args:
+        parts: the parts.
+        number: the project's in Label Studio.
+        key: the project's in the store.
+
+    Raises:
+        ProjectMissingError: Label Studio has no such project.
+        StudioError: Label Studio could not be reached, or refused.
+        MisconfiguredError: our own address is not known.
+        ModelStoreError: the store cannot be written.
+    """
+    from worker.queue import RedisError  # trainings also run where no queue is installed
+
+    ours = own_address(parts.settings)
+    known, version = parts.store.project(key), parts.store.current(key) or UNTRAINED
+    changes: list[str] = []
+    for address in dict.fromkeys([known.backend if known else "", ours]):
+        if address:
+            changes += project_setup.disconnect(
+                parts.studio,
+                number,
+                backend_url=address,
+                version=version,
+                ours=parts.store.names(key),
+            )
+    parts.store.note_state(key, DISCONNECTED)
+    with suppress(RedisError, MisconfiguredError):  # a job asks by itself whether it is wanted
+        parts.board.cancel(key)
+    return changes
+
+
+def check_left(parts: Parts, project: Project) -> None:
+    """Refuse to forget a project that Label Studio uses this backend for: it would call again.
+
+    Label Studio is not asked where that is known.
+
+    Raises:
+        StillConnectedError: it does, or that is not known.
+    """
+    ours = is_ours(project, parts.settings.label_studio_url)
+    if project.state in (DISCONNECTED, GONE) or not ours:
+        return
+    number = project.number
+    try:
+        check_same(project, parts.studio.settings(number))
+        connected = registered_at(parts, project) is not None
+    except (ProjectMissingError, OtherProjectError):
+        return
+    except StudioError as error:
+        raise StillConnectedError(
+            f"it is not known whether project {number} is still connected: {error}; with"
+            " LABEL_STUDIO_URL set to nothing it is not asked"
+        ) from error
+    if connected:
+        raise StillConnectedError(
+            f"project {number} ({project.key}) is connected in Label Studio and would call again: "
+            f"`hrn disconnect --project {number}` first"
+        )
 
 
 def forget(parts: Parts, key: str) -> None:

@@ -29,7 +29,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any, Final, Literal
@@ -108,14 +108,6 @@ def connect(url: str, *, timeout: float = 2.0) -> Redis:
         retry=Retry(NoBackoff(), 1),
         health_check_interval=30,
     )
-
-
-def in_words(error: Exception) -> str:
-    """What Redis refuses, for people: its own words on a password speak of its protocol."""
-    text = str(error)
-    if "HELLO must be called" in text or "Authentication required" in text:
-        return "a password is needed: REDIS_URL=redis://:PASSWORD@host:6379/0"
-    return text
 
 
 def queue(connection: Redis) -> Queue:
@@ -382,6 +374,15 @@ class Board:
         if told is None or told["version"] != version:
             return None
         return told["rule"], float(told["at"])
+
+    def note_unlike(self, project: str, version: str, told: Mapping[str, Any]) -> None:
+        """Note which open images look unlike the labelled ones, and what is said of that."""
+        self._set(project, "unlike", {"version": version, **told})
+
+    def unlike(self, project: str, version: str) -> dict[str, Any] | None:
+        """Return what `note_unlike` last noted for the version."""
+        told = self._get(project, "unlike")
+        return told if told is not None and told["version"] == version else None
 
     def refreshed(self, project: str) -> str | None:
         """The version that `note_refreshed` last noted."""

@@ -13,9 +13,9 @@ from inference.errors import ModelError
 from inference.predictor import runs_here
 from inference.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, UNTRAINED, Project
 from studio.annotations import read_task
-from studio.connection import announce, remove_webhooks
 from studio.errors import ProjectMissingError, StudioError
-from studio.labelconfig import LabelConfig, parse_label_config
+from studio.label_config import LabelConfig, parse_label_config
+from studio.project_setup import announce, remove_webhooks
 from worker.asking import ASKED
 from worker.errors import MisconfiguredError
 from worker.identity import OtherProjectError, check_same, is_ours

@@ -12,7 +12,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -25,10 +25,9 @@ from inference.feature_extractor import FeatureExtractor, Item
 from inference.predictor import Answer, Predictor
 from inference.store import DISCONNECTED, GONE, UNTRAINED, Project
 from studio.annotations import WAS_SKIPPED, read_task
-from studio.errors import AnnotationError, PictureError
-from studio.labelconfig import LabelConfig, parse_label_config
-from studio.predictions import prediction
-from studio.prelabels import stored_node
+from studio.errors import AnnotationError, ImageError
+from studio.label_config import LabelConfig, parse_label_config
+from studio.predictions import prediction, stored_node
 from worker.asking import (
     FRONT,
     MOST,
@@ -43,6 +42,7 @@ from worker.asking import (
 from worker.parts import Parts
 from worker.presence import DisconnectedError, check_registered
 from worker.queue import Board, RedisError
+from worker.unlike import Looked, count_unlike
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class OpenTask:
     """
 
     task: int
-    picture: str
+    image: str
     stored: Mapping[str, Any] | None
     more: bool = False
     skipped: bool = False
@@ -139,11 +139,15 @@ class Plan:
         changes: what is to be stored, most useful first.
         whole: is that all there is? Otherwise a training waits, and the rest is asked for again.
         untidy: is there something to remove?
+        answers: by task, the answers on images that were looked at.
+        still_open: all open tasks.
     """
 
     changes: list[Change]
     whole: bool
     untidy: bool
+    answers: Mapping[int, Answer]
+    still_open: Collection[int]
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,7 @@ def refresh_predictions(key: str, version: str, parts: Parts) -> dict[str, Any]:
                 parts.board.ask_refresh(key, version, again=True)
                 return {"state": "continued later", "stored": stored}
             if work.predictor is not None:
+                _note_unlike(work, work.predictor, plan)
                 parts.board.note_shown(key, version, work.predictor.rule.to_json())
             removed = tidy(work) if stored or plan.untidy else 0
     except StoppedError as stopped:
@@ -296,7 +301,26 @@ def _plan(work: Work) -> Plan:
         if (change := _change(work, task, seen.get(task.task), places)) is not None
     ]
     changes.sort(key=lambda change: change.place)
-    return Plan(changes, whole, untidy=any(task.more for task in tasks))
+    return Plan(
+        changes,
+        whole,
+        untidy=any(task.more for task in tasks),
+        answers={task: look.answer for task, look in seen.items() if look.answer is not None},
+        still_open={task.task for task in tasks},
+    )
+
+
+def _note_unlike(work: Work, predictor: Predictor, plan: Plan) -> None:
+    """Note which open images look unlike the labelled ones, and what is to be said of that."""
+    if predictor.familiarity is None:
+        return
+    board, key = work.parts.board, work.project.key
+    before = board.unlike(key, work.version)
+    # After a rule has moved, or where nothing is noted, all open images have been looked at.
+    looked = Looked({}, frozenset()) if before is None else Looked.from_json(before["looked"])
+    looked = looked.updated(plan.answers, plan.still_open)
+    told = count_unlike(looked, predictor.familiarity).to_json()
+    board.note_unlike(key, work.version, {"looked": looked.to_json(), "told": told})
 
 
 def _open_tasks(work: Work) -> Iterator[OpenTask]:
@@ -307,9 +331,9 @@ def _open_tasks(work: Work) -> Iterator[OpenTask]:
         ours = _rows_of(task, {work.version})
         stored = max(ours, key=lambda row: int(row["id"]), default=None)
         more = len(ours) > 1 or bool(_rows_of(task, versions))
-        if read.picture is not None:
+        if read.image is not None:
             skipped = any(one.reason == WAS_SKIPPED for one in read.ignored)
-            yield OpenTask(read.task_id, read.picture, stored, more, skipped)
+            yield OpenTask(read.task_id, read.image, stored, more, skipped)
 
 
 def _rows_of(task: Mapping[str, Any], versions: set[str]) -> list[Mapping[str, Any]]:
@@ -364,7 +388,7 @@ def _looks(work: Work, tasks: Sequence[OpenTask], pool: set[int]) -> tuple[dict[
         work.check()
         part = tasks[start : start + CHUNK]
         for task, look in zip(part, _seen(work, part), strict=True):
-            if isinstance(look, PictureError):  # nothing is stored: a visit asks for it again
+            if isinstance(look, ImageError):  # nothing is stored: a visit asks for it again
                 log.info("no picture task=%d: %s", task.task, look.reason)
             else:
                 seen[task.task] = look.apart() if task.task in pool else Look(look.answer)
@@ -375,15 +399,17 @@ def _looks(work: Work, tasks: Sequence[OpenTask], pool: set[int]) -> tuple[dict[
     return seen, True
 
 
-def _seen(work: Work, part: Sequence[OpenTask]) -> list[Look | PictureError]:
+def _seen(work: Work, part: Sequence[OpenTask]) -> list[Look | ImageError]:
     """Read the part's feature vectors and score them."""
-    found = work.extractor.vectors([(task.picture, task.task) for task in part])
-    vectors = [one for one in found if not isinstance(one, PictureError)]
+    found = work.extractor.vectors([(task.image, task.task) for task in part])
+    vectors = [one for one in found if not isinstance(one, ImageError)]
     if not vectors or work.predictor is None:
-        return [one if isinstance(one, PictureError) else Look(None, one) for one in found]
-    log_p = work.predictor.log_probabilities(np.stack(vectors))
-    told = zip(work.predictor.told(log_p), vectors, log_p, strict=True)
-    return [one if isinstance(one, PictureError) else Look(*next(told)) for one in found]
+        return [one if isinstance(one, ImageError) else Look(None, one) for one in found]
+    stacked = np.stack(vectors)
+    log_p = work.predictor.log_probabilities(stacked)
+    answers = work.predictor.told(log_p, work.predictor.likeness(stacked))
+    told = zip(answers, vectors, log_p, strict=True)
+    return [one if isinstance(one, ImageError) else Look(*next(told)) for one in found]
 
 
 def _choose(
@@ -396,12 +422,12 @@ def _choose(
 ) -> Places:
     """What to ask next, written down before Label Studio is told."""
     answered = [
-        (read.picture, read.task_id)
+        (read.image, read.task_id)
         for task in work.parts.studio.tasks(work.project.number, annotated_only=True)
-        if (read := read_task(task, work.config)).labels and read.picture is not None
+        if (read := read_task(task, work.config)).labels and read.image is not None
     ]
     # Like an answered image, a skipped one says that those that look like it are asked later.
-    known = [*answered, *((task.picture, task.task) for task in tasks if task.skipped)]
+    known = [*answered, *((task.image, task.task) for task in tasks if task.skipped)]
     looks = {task: look for task, look in seen.items() if look.vector is not None}
     features = [look.vector for look in looks.values() if look.vector is not None]
     width = len(features[0]) if features else 1
@@ -426,7 +452,7 @@ def _vectors(work: Work, items: Sequence[Item]) -> Iterator[NDArray[np.float16]]
     """Feature vectors of pictures that can be had."""
     for start in range(0, len(items), CHUNK):
         for one in work.extractor.vectors(items[start : start + CHUNK]):
-            if not isinstance(one, PictureError):
+            if not isinstance(one, ImageError):
                 yield one
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
-from studio.addresses import PUBLIC, HostPattern
-from studio.trust import trusting
+from studio.ssrf import PUBLIC, HostPattern
+from studio.tls import ssl_context
 
 T = TypeVar("T")
 
@@ -449,7 +449,7 @@ def _file(text: str) -> Path:
 
 def _authorities(text: str) -> Path:
     path = Path(text).expanduser()
-    trusting([path])
+    ssl_context([path])
     return path
 
 

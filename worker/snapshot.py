@@ -100,13 +100,13 @@ def take(tasks: Iterable[TaskLabels], tree: LabelTree) -> Snapshot:
     for task in sorted(tasks, key=lambda task: task.task_id):
         ignored.update(note.reason for note in task.ignored)
         through = max([through, *(label.updated_at for label in task.labels)])
-        if task.labels and task.picture is None:
+        if task.labels and task.image is None:
             ignored["the task has no picture"] += len(task.labels)
-        if not task.labels or task.picture is None:
+        if not task.labels or task.image is None:
             continue
         kept.append(task)
         for label in sorted(task.labels, key=lambda label: label.annotation_id):
-            digest.update(repr((task.picture, label.annotation_id, label.nodes)).encode())
+            digest.update(repr((task.image, label.annotation_id, label.nodes)).encode())
     since = Read(through, {}).since
     recent = {
         str(label.annotation_id): label.updated_at

@@ -18,6 +18,7 @@ from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, Fitted, evidence, fit_rule
 from hierarchy.choice import DepthRule, candidates
 from hierarchy.decisions import Decisions
+from hierarchy.familiarity import Familiarity, fit_familiarity
 from hierarchy.heads import HRNHead
 from hierarchy.metrics import accuracy_by_level, expected_calibration_error
 from worker.fitting import Report, Rows, Tally, fit, side_by_side
@@ -91,6 +92,7 @@ class Trained:
         metrics: from images each judged by a head that had not seen it.
         held_out: ``(P, N)`` their log-probabilities; NaN rows for images not held out.
         folds: ``(P,)`` the part that each image is in, whether or not that part was held out.
+        familiarity: what the labelled images look like; None where none could be held out.
     """
 
     head: HRNHead
@@ -99,6 +101,7 @@ class Trained:
     metrics: dict[str, Any]
     held_out: NDArray[np.float64]
     folds: NDArray[np.int64]
+    familiarity: Familiarity | None = None
 
 
 class TooFewLabelsError(Exception):
@@ -157,11 +160,14 @@ def train(  # noqa: PLR0913 - the examples, and each choice that a project may m
     head = heads[-1]
     report("calibrating", 0, 1)
     seen, metrics = judge(tree, examples, held_out)
+    familiarity, likeness = fit_familiarity(examples.plain, folds, seed=config.seed)
+    seen = replace(seen, like=likeness[judged(examples, held_out)])
     fitted = fit_rule(
         seen, target=target, minimum=minimum, maximum=maximum, strict=strict, former=former
     )
     report("calibrating", 1, 1)
-    return Trained(head.cpu(), fitted, seen, metrics, held_out, dealt)
+    known = familiarity if len(familiarity.distances) else None
+    return Trained(head.cpu(), fitted, seen, metrics, held_out, dealt, known)
 
 
 def check_enough(

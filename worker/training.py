@@ -19,12 +19,18 @@ from inference import insight
 from inference.augmentation import PLAIN
 from inference.errors import EarlierReleaseError, ModelError
 from inference.feature_extractor import FeatureExtractor
-from inference.predictor import BACKBONE, EVIDENCE, Predictor, evidence_tensors, runs_here
+from inference.predictor import (
+    BACKBONE,
+    EVIDENCE,
+    Predictor,
+    evidence_tensors,
+    familiarity_tensors,
+    runs_here,
+)
 from inference.store import Project
 from studio.annotations import read_task
-from studio.errors import PictureError
-from studio.labelconfig import LabelConfig, parse_label_config
-from studio.pictures import PictureUnavailableError
+from studio.errors import ImageError, ImageUnavailableError
+from studio.label_config import LabelConfig, parse_label_config
 from worker import fine_tuning, trainer
 from worker.asking import asked_at_random
 from worker.choosing import go_live
@@ -119,7 +125,7 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
         return Ended("nothing new", f"{live} has learnt from all {len(snapshot.labels)} labels")
     extractor = parts.extractors.base()
     networks = [one.backbone.channels for one in extractor.networks]
-    settings = TrainingConfig.suited(len(snapshot.labels), config.tree, networks)
+    settings = TrainingConfig.for_networks(networks)
     tune = fine_tuning.wanted(order.fine_tune, parts.settings)
     # A backbone that learns sees images, not features.
     augmentations = (PLAIN,) if tune else settings.augmentations
@@ -209,13 +215,13 @@ def _check_pictures(gathered: Gathered, wanted: int) -> None:
     """An outage must not look like a project with few labels: the training waits for its end.
 
     Raises:
-        PictureError: more than a quarter of the images could not be read, and never will be.
-        PictureUnavailableError: some of them may be had later.
+        ImageError: more than a quarter of the images could not be read, and never will be.
+        ImageUnavailableError: some of them may be had later.
     """
     missing = sum(gathered.skipped.values())
     if missing > wanted * MOST_MISSING:
         reason = max(gathered.skipped, key=lambda reason: gathered.skipped[reason])
-        kind = PictureUnavailableError if gathered.passing else PictureError
+        kind = ImageUnavailableError if gathered.passing else ImageError
         raise kind(f"{missing} of {wanted} images could not be read, mostly: {reason}")
 
 
@@ -347,7 +353,8 @@ def _shown(  # noqa: PLR0913 - both versions' answers, and the settings
     live: str,
 ) -> Verdict:
     """Both versions' depth rules, fitted to the same images under the settings of now."""
-    both = ours.shared_with(theirs)
+    # By their answers alone: which images are unlike the labelled ones is not what they differ in.
+    both = [replace(one, seen=replace(one.seen, like=None)) for one in ours.shared_with(theirs)]
     target = project.target_accuracy or parts.settings.target_accuracy
     new, old = (
         fit_rule(
@@ -371,7 +378,7 @@ def _judged(
     An image that vanished since it was gathered is left out.
     """
     found = extractor.vectors([gathered.refs[at] for at in fresh])
-    kept = [(at, one) for at, one in enumerate(found) if not isinstance(one, PictureError)]
+    kept = [(at, one) for at, one in enumerate(found) if not isinstance(one, ImageError)]
     if not kept:
         return np.empty((0, len(predictor.tree))), []
     vectors = np.stack([one for _, one in kept])
@@ -398,6 +405,7 @@ def _tensors(tree: LabelTree, gathered: Gathered, made: Made) -> dict[str, Tenso
             for name, value in made.backbone_weights.items()
         },
         **evidence_tensors(seen),
+        **familiarity_tensors(made.trained.familiarity),
         f"{EVIDENCE}pictures": torch.from_numpy(gathered.marks),
         f"{EVIDENCE}folds": torch.from_numpy(made.trained.folds),
         **insight.as_tensors(

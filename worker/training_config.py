@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from hierarchy import LabelTree
 from inference.augmentation import LEARNT_FROM
 
 
@@ -56,18 +55,13 @@ class TrainingConfig:
     seed: int = 0
 
     @classmethod
-    def suited(
-        cls, labels: int, tree: LabelTree, networks: Sequence[int] = (), *, seed: int = 0
-    ) -> Self:
-        """Return the settings for so many labels of such a tree.
+    def for_networks(cls, networks: Sequence[int] = (), *, seed: int = 0) -> Self:
+        """Return the product's settings for vectors of these networks.
 
         Args:
-            labels: R.
-            tree: of the nodes.
             networks: channels of each network whose features lie side by side in a vector.
             seed: of everything drawn at random.
         """
-        del labels, tree
         return cls(networks=tuple(networks), seed=seed)
 
     def sizes(self) -> dict[str, Any]:

@@ -2,13 +2,24 @@
 
 from flask import Flask
 
-from backend.console import guards, look, projects, signin, training, tree, trust, versions
+from backend.console import (
+    connection,
+    guards,
+    look,
+    projects,
+    signin,
+    training,
+    tree,
+    trust,
+    versions,
+)
 from backend.console.blueprint import bp
 from backend.console.state import Console
 from worker.parts import Parts
 
 __all__ = [
     "bp",
+    "connection",
     "guards",
     "look",
     "projects",

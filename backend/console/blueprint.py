@@ -23,6 +23,7 @@ TABS: Final = (
     ("console.tree", "Tree"),
     ("console.trust", "Trust"),
     ("console.look", "Look"),
+    ("console.connection", "Connection"),
 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from studio.connection import Finding
+from studio.project_checks import Finding
 from worker.doctor import examine_machine, examine_projects
 from worker.parts import Parts
 
@@ -79,8 +79,8 @@ class Checkup:
         except Exception:  # a fault of ours must not keep the pages from being shown
             log.exception("the checkup failed")
             what = "the checkup itself failed"
-            mend = "the server's log says why; `hrn doctor --verbose` shows it too"
-            self._found = Found(time.time(), [Finding("checkup", ok=False, what=what, mend=mend)])
+            fix = "the server's log says why; `hrn doctor --verbose` shows it too"
+            self._found = Found(time.time(), [Finding("checkup", ok=False, what=what, fix=fix)])
 
     def _look_at_all(self) -> None:
         """This machine first: it answers at once, while Label Studio may keep us waiting."""

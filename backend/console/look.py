@@ -20,9 +20,9 @@ from inference.errors import ModelError
 from inference.insight import Step
 from inference.saliency import Sight, as_jpeg, framed, in_words, look, overlaid
 from inference.store import Project
-from studio.errors import PictureError, StudioError
-from studio.labelconfig import LabelConfig
-from studio.pictures import Picture
+from studio.errors import ImageError, StudioError
+from studio.image_fetcher import FetchedImage
+from studio.label_config import LabelConfig
 from worker.errors import JobError
 
 #: Largest file that is taken, in bytes.
@@ -99,7 +99,7 @@ def _page(
         config = services().label_config(project.label_config)
         picture = _of_task(project, config, task) if data is None else _of_file(data)
         sight = _seen(project, version, config, picture)
-    except (LookError, PictureError, StudioError, ModelError, JobError) as error:
+    except (LookError, ImageError, StudioError, ModelError, JobError) as error:
         status = HTTPStatus.UNPROCESSABLE_ENTITY
         return page("look", status=status, problem=plain(str(error)), **words)
     tree = config.tree
@@ -114,7 +114,7 @@ def _page(
     )
 
 
-def _of_task(project: Project, config: LabelConfig, task: str) -> Picture:
+def _of_task(project: Project, config: LabelConfig, task: str) -> FetchedImage:
     """The picture of a task of this project.
 
     Raises:
@@ -128,21 +128,21 @@ def _of_task(project: Project, config: LabelConfig, task: str) -> Picture:
     if told.get("project") != project.number:
         raise LookError(f"Task {task} belongs to another project.")
     data = told.get("data")
-    ref = config.picture(data if isinstance(data, dict) else {})
+    ref = config.image_address(data if isinstance(data, dict) else {})
     if ref is None:
         raise LookError(f"The data of task {task} names no picture in {config.image_key!r}.")
     return parts.fetcher.fetch(ref, task_id=int(task))
 
 
-def _of_file(data: bytes) -> Picture:
+def _of_file(data: bytes) -> FetchedImage:
     if not data:
         raise LookError("Choose a picture file first.")
     if len(data) > MOST_BYTES:
         raise LookError(f"The file is larger than {MOST_BYTES // 2**20} MB.")
-    return Picture(hashlib.sha256(data).hexdigest(), data)
+    return FetchedImage(hashlib.sha256(data).hexdigest(), data)
 
 
-def _seen(project: Project, version: str, config: LabelConfig, picture: Picture) -> Sight:
+def _seen(project: Project, version: str, config: LabelConfig, picture: FetchedImage) -> Sight:
     """Look, with the predictor that answers `/predict`; a few at a time."""
     own = services()
     if not own.looks.acquire(timeout=PATIENCE):

@@ -1,4 +1,4 @@
-"""/console: each project with its state, what is wrong, and how to mend it."""
+"""/console: each project with its state, what is wrong, and how to fix it."""
 
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -13,7 +13,7 @@ from backend.console.layout import page, plain
 from backend.console.standing import Standing, revision, sentence, standing
 from backend.console.state import console
 from backend.services import services
-from studio.connection import Finding
+from studio.project_checks import Finding
 
 #: Seconds that the page waits for a look that is under way; it is shown later otherwise.
 PATIENCE = 0.3
@@ -70,7 +70,7 @@ def _sentence(one: Standing) -> str:
 
 
 def _plain(one: Finding) -> tuple[str, str]:
-    return plain(one.what), plain(one.mend)
+    return plain(one.what), plain(one.fix)
 
 
 def _problems(one: Standing, found: Found | None) -> Sequence[tuple[str, str]]:
@@ -88,6 +88,7 @@ def _revision(told: list[Standing], found: Found | None) -> str:
             one.version,
             one.chip,
             one.missing,
+            one.unlike,
             one.problems and one.problems[0][0],
         )
         for one in told

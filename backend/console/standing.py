@@ -19,6 +19,7 @@ from worker.queue import RedisError
 from worker.reading import Read
 from worker.showing import nothing_shown
 from worker.snapshot import left_out
+from worker.unlike import unlike
 
 #: Stages of a training, as people would call them.
 STAGES: Mapping[str, str] = {
@@ -128,9 +129,10 @@ class Standing:
             right there, and how many reach it.
         coverage: share of pictures that get a label.
         training: what Redis knows.
-        problems: what is wrong, each with its mend.
+        problems: what is wrong, each with its fix.
         left_out: what answers are not learnt as they were given, a sentence each.
         missing: what the live version needs before it shows a label; None where it shows some.
+        unlike: what to say of open images unlike the labelled ones, "" where all is as usual.
     """
 
     project: Project
@@ -142,6 +144,7 @@ class Standing:
     problems: Sequence[tuple[str, str]] = field(default=())
     left_out: Sequence[str] = ()
     missing: Missing | None = None
+    unlike: str = ""
 
     @property
     def kind(self) -> str:
@@ -184,8 +187,8 @@ def standing(parts: Parts, project: Project) -> Standing:
             missing = nothing_shown(parts, project, version)
             check_runs(manifest, version)
     except ModelError as error:
-        mend = "Promote another version under Versions, or train anew."
-        problems.append((plain(str(error)), mend))
+        fix = "Promote another version under Versions, or train anew."
+        problems.append((plain(str(error)), fix))
     training = Training.of(parts, project, version, Read.of_version(manifest))
     if not training.known:
         what = "Redis cannot be reached: predictions go on, trainings wait."
@@ -194,8 +197,8 @@ def standing(parts: Parts, project: Project) -> Standing:
         problems.append(_put_off(training))
     elif training.runs and training.runs[0].get("state") == "failed":
         what = f"The last training failed: {plain(training.runs[0].get('why', ''))}"
-        mend = "Start it again under Training; should it fail anew, the worker's log says more."
-        problems.append((what, mend))
+        fix = "Start it again under Training; should it fail anew, the worker's log says more."
+        problems.append((what, fix))
     return Standing(
         project,
         version,
@@ -206,7 +209,17 @@ def standing(parts: Parts, project: Project) -> Standing:
         problems,
         left_out(manifest.get("labels", {})),
         missing,
+        unlike_words(parts, project.key, version),
     )
+
+
+def unlike_words(parts: Parts, key: str, version: str | None) -> str:
+    """Return what is to be said of open images unlike the labelled ones; "" for nothing."""
+    try:
+        told = unlike(parts, key, version)
+    except (RedisError, MisconfiguredError):
+        return ""
+    return "" if told is None else str(told["words"])
 
 
 def _put_off(training: Training) -> tuple[str, str]:

@@ -34,7 +34,9 @@ from inference.records import Known
 from inference.store import Project
 from worker import choosing
 from worker.choosing import ChoiceError
+from worker.errors import MisconfiguredError
 from worker.queue import RedisError
+from worker.unlike import unlike
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,7 @@ def trust(key: str) -> ResponseReturnValue:
         levels=level_rows(known.record, rule, known.decisions),
         uncounted=uncounted(known.decisions),
         told=_told(project, known),
+        unlike=_unlike(project, known),
         before=_previewed(known, now),
         after=_previewed(known, asked) if asked != now and not problem else None,
         coverage_chart=coverage_data(coverage_curves(seen, rule)),
@@ -207,6 +210,14 @@ def _told(project: Project, known: Known) -> dict[str, Any] | None:
     """What annotators' answers say of what was shown, None if nothing."""
     told: dict[str, Any] | None = _kept(project, known).get("told")
     return told
+
+
+def _unlike(project: Project, known: Known) -> dict[str, Any] | None:
+    """How many open images look unlike the labelled ones; None where nothing is known of that."""
+    try:
+        return unlike(services().parts, project.key, known.version)
+    except (RedisError, MisconfiguredError):
+        return None
 
 
 def _running(project: Project, known: Known) -> dict[str, Any] | None:

@@ -75,5 +75,5 @@ def _check_tree(root: Path, paths: list[LabelPath]) -> None:
             if above.setdefault(path[level], path[level - 1]) != path[level - 1]:
                 raise DatasetError(
                     f"{root}: {LEVELS[level]} {path[level]!r} is listed under both "
-                    f"{above[path[level]]!r} and {path[level - 1]!r}; mend the lists"
+                    f"{above[path[level]]!r} and {path[level - 1]!r}; fix the lists"
                 )

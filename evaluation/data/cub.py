@@ -3,7 +3,7 @@
 The collection's own files have no taxonomy. ``trees/cub.csv`` has the 13 orders and 38 families of
 the published protocol (Chen et al. 2022, after Chang et al. 2021). Its one oddity is kept so that
 figures compare: the red-legged kittiwake, a gull, is a family of its own among the kingfishers'
-order (*Kittiwake* in the file); give a file with ``Laridae,Charadriiformes`` there to mend it.
+order (*Kittiwake* in the file); give a file with ``Laridae,Charadriiformes`` there to fix it.
 """
 
 from pathlib import Path

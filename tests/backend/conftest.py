@@ -14,18 +14,19 @@ from PIL import Image
 from backend.app import create_app
 from hierarchy import LabelTree
 from inference.store import Project
-from studio.pictures import PictureFetcher, PictureLimits
+from studio.image_decoder import ImageLimits
+from studio.image_fetcher import ImageFetcher
 from tests.published import TREE, project, publish
 from tests.redis import board, redis_url
 from tests.studio.configs import taxonomy_xml
-from tests.studio.picture_server import PictureServer, serving
+from tests.studio.image_server import ImageServer, serving
 from worker.parts import Parts
 from worker.settings import Settings
 
 __all__ = ["board", "redis_url"]
 
 #: No picture server of these tests is slow but the one that is to be.
-QUICK = PictureLimits(read_timeout=0.5, total_timeout=1.0, retry_pauses=())
+QUICK = ImageLimits(read_timeout=0.5, total_timeout=1.0, retry_pauses=())
 
 
 def jpeg(seed: int = 0) -> bytes:
@@ -41,7 +42,7 @@ collect_ignore = ["upstream_check.py"]
 
 
 @pytest.fixture(scope="session")
-def pictures() -> Iterator[PictureServer]:
+def pictures() -> Iterator[ImageServer]:
     """It stands where Label Studio is, so that its private address is allowed."""
     with serving() as server:
         for seed in range(3):
@@ -50,14 +51,12 @@ def pictures() -> Iterator[PictureServer]:
 
 
 @pytest.fixture(scope="session")
-def parts(
-    tmp_path_factory: pytest.TempPathFactory, pictures: PictureServer, redis_url: str
-) -> Parts:
+def parts(tmp_path_factory: pytest.TempPathFactory, pictures: ImageServer, redis_url: str) -> Parts:
     """One set for the run, since its backbone takes seconds to load; its store is never emptied."""
     home = tmp_path_factory.mktemp("home")
     settings = Settings(home=home, redis_url=redis_url, label_studio_url=pictures.url, device="cpu")
     made = Parts(settings)
-    vars(made)["fetcher"] = PictureFetcher(pictures.url, None, QUICK)
+    vars(made)["fetcher"] = ImageFetcher(pictures.url, None, QUICK)
     made.extractors.base()
     return made
 

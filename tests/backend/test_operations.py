@@ -81,3 +81,16 @@ def test_metrics_say_that_nothing_is_known_while_redis_is_away(without_redis: Fl
     reply = without_redis.get("/metrics")
     assert reply.status_code == 200
     assert "hrn_queue_depth NaN" in reply.text
+
+
+def test_metrics_tell_how_many_open_images_are_unlike_the_labelled_ones(
+    client: FlaskClient, fresh: Callable[..., Project], parts: Parts, board: Board
+) -> None:
+    known = fresh()
+    version = go_live(parts, known)
+    of = f'{{project="{known.key}",version="{version}"}}'
+    assert f"hrn_open_images{of}" not in client.get("/metrics").text
+    board.note_unlike(known.key, version, {"told": {"open": 200, "unlike": 62}})
+    text = client.get("/metrics").text
+    assert f"hrn_open_images{of} 200.0" in text
+    assert f"hrn_open_images_unlike{of} 62.0" in text

@@ -13,14 +13,15 @@ import pytest
 from flask.testing import FlaskClient
 from PIL import Image
 
-from backend.services import BATCHES, FEW, Services
+from backend.services import BATCHES, Services
 from hierarchy import LabelTree
+from inference.answers import FEW
 from inference.feature_extractor import Item
 from inference.store import Project
 from tests.backend.conftest import asking, go_live, jpeg
 from tests.published import OTHER, TREE, publish_earlier
 from tests.studio.configs import taxonomy_xml
-from tests.studio.picture_server import Handler, PictureServer, redirect, serving
+from tests.studio.image_server import Handler, ImageServer, redirect, serving
 from worker.asking import FRONT, UNKNOWN, Places
 from worker.parts import Parts
 
@@ -194,7 +195,7 @@ def test_an_image_below_a_path_of_the_data_is_answered(
 
 
 def test_one_bad_picture_never_spoils_its_batch(
-    client: FlaskClient, fresh: Fresh, parts: Parts, pictures: PictureServer
+    client: FlaskClient, fresh: Fresh, parts: Parts, pictures: ImageServer
 ) -> None:
     known = fresh()
     go_live(parts, known)

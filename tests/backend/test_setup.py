@@ -10,11 +10,11 @@ import pytest
 from flask.testing import FlaskClient
 
 from inference.store import Project
-from studio.errors import PictureError
+from studio.errors import ImageError
 from tests.backend.conftest import go_live
 from tests.published import OTHER, TREE
 from tests.studio.configs import choices_xml, taxonomy_xml
-from tests.studio.picture_server import serving
+from tests.studio.image_server import serving
 from worker.parts import Parts
 from worker.settings import Settings
 
@@ -60,7 +60,7 @@ def test_what_label_studio_calls_itself_is_an_address_of_its_images(
         client = bare(label_studio_url=server.url)
         settings = Settings(home=tmp_path, label_studio_url=server.url)
         ref = "http://localhost:8080/data/upload/1/cat.jpg"
-        with pytest.raises(PictureError, match="HRN_LABEL_STUDIO_PAGE"):
+        with pytest.raises(ImageError, match="HRN_LABEL_STUDIO_PAGE"):
             Parts(settings).fetcher.fetch(ref)
         assert client.post("/setup", json=body()).status_code == 200
         assert Parts(settings).fetcher.fetch(ref).data == b"cat"

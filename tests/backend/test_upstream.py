@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -29,8 +28,9 @@ from hierarchy import LabelTree
 from inference.answers import answers
 from inference.predictor import Answer
 from inference.store import ModelStore, Project, project_key
-from studio.labelconfig import parse_label_config
+from studio.label_config import parse_label_config
 from tests.end_to_end.label_studio import free_port
+from tests.processes import end, running
 from tests.studio.configs import taxonomy_xml
 from tests.studio.servers import Reply, Request, Server, serving
 from worker.asking import places_of
@@ -191,8 +191,8 @@ class Upstream:
             return False
 
     def stop(self) -> None:
-        os.killpg(self._process.pid, signal.SIGTERM)
-        self._process.communicate(timeout=20)
+        end(self._process, grace=20)
+        self._process.communicate(timeout=20)  # closes its pipes
 
 
 @dataclass(frozen=True)
@@ -327,15 +327,12 @@ class TestRealServer:
 def redis(tmp_path: Path) -> Iterator[str]:
     """A real Redis on a socket of its own."""
     address = redis_url(tmp_path)
-    with subprocess.Popen(redis_arguments(tmp_path), stdout=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + 20
-            while not redis_answers(address):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            yield address
-        finally:
-            process.terminate()
+    with running(redis_arguments(tmp_path), stdout=subprocess.DEVNULL):
+        deadline = time.monotonic() + 20
+        while not redis_answers(address):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield address
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 
 from backend.app import create_app
 from backend.services import Services
-from studio.contract import WebhookCall
+from studio.schemas import WebhookCall
 from tests.published import TREE
 from tests.studio.configs import taxonomy_xml
 from worker.parts import Parts

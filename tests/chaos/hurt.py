@@ -3,7 +3,7 @@
 A file ``hurt`` in HRN_HOME names a step and who dies there: ``job`` (its process alone), ``worker``
 (both). Whoever comes to that step first removes the file and kills with SIGKILL. Files ``fails``
 and ``nan`` hold keys of projects whose trainings raise an unexpected error, or have a loss that is
-no number. Pictures that `tests.studio.ill_decoder` knows crash or hang their decoder. Hearts beat
+no number. Images that `tests.studio.failing_decoder` knows crash or hang their decoder. Hearts beat
 faster than in production, so that a death is noticed after seconds, and trainings are short;
 nothing else differs.
 """
@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from inference import files
 from inference.store import ModelStore
-from studio import apart
+from studio import image_sandbox
 from studio.client import LabelStudio
 from worker import __main__ as program
 from worker import jobs, progress, queue, reconcile, refreshing, trainer, training
@@ -149,7 +149,7 @@ def _lose_numbers() -> None:
 
 def main(role: str) -> int:
     """Run a role of `python -m worker`, or the server, ready to die."""
-    apart.COMMAND[1:] = ["-m", "tests.studio.ill_decoder"]
+    image_sandbox.COMMAND[1:] = ["-m", "tests.studio.failing_decoder"]
     if role == "serve":
         from cli.__main__ import main as hrn
 
@@ -158,7 +158,7 @@ def main(role: str) -> int:
     vars(progress).update(HEARTBEAT=BEAT, INTERVAL=0.05)
     vars(refreshing)["BEAT"] = BEAT
     vars(reconcile).update(LOOK=LOOK, GLANCE=0.2)
-    TrainingConfig.suited = lambda *_, **__: tiny()  # type: ignore[method-assign]
+    TrainingConfig.for_networks = lambda *_, **__: tiny()  # type: ignore[method-assign]
     before(jobs, "fine_tune", "taken")
     before(ModelStore, "point", "before the pointer")
     before(training, "go_live", "after the pointer")

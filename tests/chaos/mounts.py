@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def _run(*words: str) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     if done.returncode:
         raise RuntimeError(
             f"{' '.join(words)}: {done.stderr.strip()} (the tests of disks mount file systems: "

@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
 from backend.openapi import describe
-from studio.decoding import decode
-from studio.errors import PictureError
-from studio.limits import PictureLimits
+from studio.errors import ImageError
+from studio.image_decoder import ImageLimits, decode
 from tests.backend.conftest import parts, pictures
 from tests.backend.hostile import BENT, RIGHT, Target, ask_all_sorts, headers, target, written
 from tests.chaos.ledger import Ledger
 from tests.redis import redis_url
-from tests.studio.test_decoding import corners, saved
+from tests.studio.test_image_decoder import corners, saved
 from worker.parts import Parts
 
 __all__ = ["parts", "pictures", "redis_url"]
@@ -83,6 +82,6 @@ def test_pictures_of_wrong_bytes(kind: str, ledger: Ledger, data: st.DataObject)
     ):
         right[place] = value
     cut = data.draw(st.integers(0, len(right)))
-    with contextlib.suppress(PictureError):
-        decode(bytes(right[: cut or None]), limits=PictureLimits(max_pixels=1_000_000))
+    with contextlib.suppress(ImageError):
+        decode(bytes(right[: cut or None]), limits=ImageLimits(max_pixels=1_000_000))
     ledger.tell("pictures with wrong bytes")

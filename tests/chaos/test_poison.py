@@ -9,7 +9,7 @@ import requests
 from tests.backend.conftest import asking
 from tests.chaos.ledger import Ledger
 from tests.chaos.site import Site, running
-from tests.studio.ill_decoder import ILLS
+from tests.studio.failing_decoder import FAILURES
 from tests.studio.servers import Reply
 from worker.order import Order
 
@@ -49,7 +49,7 @@ def test_a_picture_that_crashes_or_hangs_its_decoder_costs_itself_only(
     site: Site, ill: str, reason: str, ledger: Ledger
 ) -> None:
     first = len(site.town.tasks) + 1
-    site.town.odd[first] = Reply(ILLS[ill] + str(first).encode(), 200)
+    site.town.odd[first] = Reply(FAILURES[ill] + str(first).encode(), 200)
     site.town.answer(8)
     with ledger.recovery("poison: a picture for its decoder", ill):
         manifest = site.until(site.learnt, PATIENCE, "learning from the others")

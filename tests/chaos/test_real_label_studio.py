@@ -92,7 +92,7 @@ def test_killed_in_the_middle_of_a_training_it_costs_no_answer_and_no_wish(
         assert shop.parts.store.current(key) is not None
         began = time.monotonic()
         shop.studio.start()
-        shop.studio.wait()
+        shop.studio.wait_until_ready()
         shop.backend.until(lambda: learnt(shop), 240, "learning from every answer")
         newest = shop.parts.store.versions(key)[-1]
         shop.backend.until(lambda: board.refreshed(key) is not None, 240, "pre-labels")

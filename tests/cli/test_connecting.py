@@ -10,21 +10,33 @@ import pytest
 
 from cli.connecting import (
     _check_server,
+    _shows_something,
     connect_project,
     disconnect_project,
     forget_project,
 )
 from cli.projects import UsageError
-from inference.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, Project, project_key
-from studio.contract import project_key as studio_key
+from inference.store import (
+    CONNECTED,
+    DISCONNECTED,
+    GONE,
+    UNCONFIRMED,
+    UNTRAINED,
+    Project,
+    project_key,
+)
 from studio.errors import StudioRequestError
+from studio.schemas import project_key as studio_key
 from tests.end_to_end.label_studio import RunningLabelStudio, free_port
-from tests.published import project, publish
-from tests.studio.backend import HEADER, PASSWORD, USER, RecordingBackend, running_backend
+from tests.inference.small import head_of, seen
+from tests.inference.small import publish as publish_with_evidence
+from tests.published import TREE, project, publish
+from tests.studio.recording_backend import HEADER, PASSWORD, USER, RecordingBackend, running_backend
 from tests.studio.servers import Reply, serving
 from tests.studio.test_client import CONFIG, fruit
 from worker.errors import MisconfiguredError
 from worker.parts import Parts
+from worker.presence import StillConnectedError
 from worker.queue import Board
 from worker.settings import Secret, Settings
 
@@ -82,6 +94,21 @@ def test_an_unconnected_project_is_forgotten_after_a_yes(settings: Settings, boa
     assert known.key in somebody.asked[0]
     assert parts.store.projects() == []
     assert not list(board.redis.scan_iter(match=f"hrn:{known.key}:*"))
+
+
+def test_what_a_version_shows_is_judged_by_what_the_project_asks_for_now(
+    settings: Settings,
+) -> None:
+    """`hrn connect` asks whether to hide others' pre-labels only for something to show."""
+    parts = Parts(settings)
+    known = parts.store.register(project("http://studio.example"))
+    assert not _shows_something(parts, known.key, UNTRAINED)
+    version = publish_with_evidence(parts.store, known, TREE, head_of(TREE), known=seen())
+    assert _shows_something(parts, known.key, version)
+    parts.store.save_project(replace(known, target_accuracy=0.999))
+    assert parts.store.manifest(known.key, version)["calibration"]["given"] > 0
+    assert not _shows_something(parts, known.key, version)
+    assert not _shows_something(parts, "no-such-project", version)
 
 
 # --- on a real Label Studio ---
@@ -195,7 +222,7 @@ def test_what_is_connected_is_disconnected_before_it_is_forgotten(
     known = called(parts, number)
     connect_project(parts, number, take_over=False, ask=nobody)
     assert parts.store.projects()[0].state == CONNECTED
-    with pytest.raises(UsageError, match=f"hrn disconnect --project {number}"):
+    with pytest.raises(StillConnectedError, match=f"hrn disconnect --project {number}"):
         forget_project(parts, str(number), lambda _: True)
     told = disconnect_project(parts, number)
     assert len(told) == 3
@@ -226,5 +253,5 @@ def test_whether_it_is_connected_must_be_known(settings: Settings, board: Board)
     away = Parts(replace(settings, label_studio_url=url, label_studio_token=Secret("0" * 40)))
     away.store.register(project(url))
     vars(away)["studio"] = away.studio.__class__(url, "0" * 40, retries=0)
-    with pytest.raises(UsageError, match="not known whether project 1 is still connected"):
+    with pytest.raises(StillConnectedError, match="not known whether project 1 is still connected"):
         forget_project(away, "1", lambda _: True)

@@ -10,8 +10,8 @@ from cli.demo import _NO_FAILURE, Demo, _answer, _free_port, run
 from cli.samples import Quality, Sample
 from cli.supervisor import StartError
 from hierarchy import LabelTree
-from studio.configwriter import choices_config, taxonomy_config
-from studio.labelconfig import parse_label_config
+from studio.label_config import parse_label_config
+from studio.label_config_writer import choices_config, taxonomy_config
 
 
 def test_a_demo_is_made_once_and_found_again(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from cli.__main__ import main
 from cli.label_config import read_tree
 from studio.errors import TreeFileError
-from studio.labelconfig import parse_label_config
+from studio.label_config import parse_label_config
 
 ROWS = "coarse,fine\nFruit,Apple\nFruit,Pear\nMilk\n"
 PATHS = {("Fruit",), ("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)}

@@ -424,7 +424,7 @@ def test_doctor_ends_with_1_and_names_what_is_wrong(
     assert main(["doctor"]) == 1
     text = capsys.readouterr().out
     assert "WRONG" in text
-    assert "mend: " in text
+    assert "fix: " in text
 
 
 def test_predicting_without_a_version_ends_with_1(

@@ -106,6 +106,20 @@ def test_the_status_says_what_was_not_learnt_from_and_why(parts: Parts, known: P
     )
 
 
+def test_the_status_says_where_open_images_are_unlike_the_labelled_ones(
+    parts: Parts, known: Project, board: Board
+) -> None:
+    publish(parts.store, known)
+    assert projects.project_status(parts, known)["unlike"] is None
+    words = "31% of the open images look unlike those that were labelled (5% would be usual)"
+    board.note_unlike(known.key, "v1", {"told": {"open": 200, "unlike": 62, "words": words}})
+    told = projects.project_status(parts, known)
+    assert told["unlike"]["unlike"] == 62
+    assert f"  {words}" in projects.describe(told).splitlines()
+    board.note_unlike(known.key, "v0", {"told": {"words": words}})  # of another version
+    assert words not in projects.describe(projects.project_status(parts, known))
+
+
 def test_the_status_without_redis_is_still_told(settings: Settings, known: Project) -> None:
     lame = Parts(Settings(home=settings.home))
     told = projects.status(lame)
@@ -213,6 +227,19 @@ def test_a_version_that_cannot_be_read_is_listed_with_its_problem(
     (row,) = projects.versions(parts, known)
     assert "cannot read v1/manifest.json" in projects.describe_version(row)
     assert "cannot read" in projects.describe(projects.project_status(parts, known))
+
+
+def test_a_live_version_whose_weights_are_damaged_is_a_problem_not_an_error(
+    parts: Parts, known: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it shows anything is asked of the evidence that lies beside its weights."""
+    version = publish(parts.store, known, price=None)
+    folder = parts.settings.store / "projects" / known.key / "versions" / version
+    (folder / "weights.safetensors").write_bytes(b"half")
+    told = projects.project_status(parts, known)
+    assert told["version"] == version
+    assert f"the weights of {version} are not those published" in told["problem"]
+    assert f"problem: {told['problem']}" in projects.describe(told)
 
 
 def test_promoting_makes_live_and_follows_new_ones_again(parts: Parts, known: Project) -> None:

@@ -168,7 +168,7 @@ def test_a_killed_run_leaves_no_half_made_folder(tmp_path: Path) -> None:
             time.sleep(0.02)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.wait(10)
     assert not place.exists()
     assert len(make_samples(place, count=2, size=96)) == 2
 

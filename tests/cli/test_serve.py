@@ -22,7 +22,7 @@ from inference.store import ModelStore
 from tests.end_to_end.label_studio import free_port
 from tests.published import TREE, project, publish
 from tests.studio.configs import taxonomy_xml
-from tests.studio.picture_server import Handler, serving
+from tests.studio.image_server import Handler, serving
 from worker.parts import Parts
 from worker.settings import Secret, SettingError, Settings
 

@@ -10,7 +10,7 @@ from cli.supervisor import StartError, Supervisor
 from inference.store import ModelStore
 from tests.published import project
 from tests.redis import running
-from tests.studio.picture_server import CERTIFICATE
+from tests.studio.image_server import CERTIFICATE
 from tests.studio.servers import Reply, serving
 from worker.settings import Secret, Settings
 

@@ -11,6 +11,7 @@ import pytest
 
 from cli import supervisor as module
 from cli.supervisor import StartError, Supervisor
+from tests.processes import running
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 ENVIRONMENT = dict(os.environ)
@@ -166,7 +167,7 @@ with Supervisor(Path({str(tmp_path)!r})) as supervisor:
     print(supervisor.children[0].process.pid, flush=True)
     time.sleep(60)
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+    with running([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         assert runs(child)

@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import requests
+from redis.exceptions import RedisError
 
 from tests.end_to_end.label_studio import RunningLabelStudio, free_port
+from tests.processes import end
 from worker.parts import Parts
 from worker.settings import Settings
 
 #: The program that the package installs.
 HRN: Final = Path(sys.executable).parent / "hrn"
+
+#: Trainings of each project that a failure shows.
+RUNS_SHOWN: Final = 6
 
 T = TypeVar("T")
 
@@ -52,7 +57,7 @@ class RunningBackend:
         }
         self._process = subprocess.Popen([HRN, "up"], env=self.environment, start_new_session=True)
 
-    def wait(self) -> None:
+    def wait_until_ready(self) -> None:
         """Return once it is ready to train and to predict.
 
         Raises:
@@ -72,8 +77,7 @@ class RunningBackend:
 
     def stop(self) -> None:
         """Ctrl-C."""
-        self._process.send_signal(signal.SIGINT)
-        self._process.wait(40)
+        end(self._process, grace=40, by=signal.SIGINT)
 
     @property
     def auth(self) -> tuple[str, str]:
@@ -121,18 +125,34 @@ class RunningBackend:
             f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs
         )
 
+    def trainings(self) -> str:
+        """How the last trainings of every project ended, newest first, and what waits."""
+        lines = ["== trainings"]
+        try:
+            parts = self.parts()
+            for project in parts.store.projects():
+                lines.append(f"{project.key}, live: {parts.store.current(project.key)}")
+                lines += [f"  {one}" for one in parts.board.wishes(project.key)]
+                for run in parts.board.runs(project.key)[:RUNS_SHOWN]:
+                    told = [run.get(name) for name in ("job", "reason", "state", "version", "why")]
+                    ended = time.strftime("%H:%M:%S", time.gmtime(run["ended_at"]))
+                    lines.append(f"  {ended} after {run.get('seconds')} s: {told}")
+        except (OSError, RedisError) as error:
+            lines.append(str(error))
+        return "\n".join(lines)
+
     def until(self, happened: Callable[[], T | None], seconds: float, what: str) -> T:
         """Wait for something to be true and return it.
 
         Raises:
-            TimeoutError: it was not, with the logs' ends.
+            TimeoutError: it was not, with the trainings and the logs' ends.
         """
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             if result := happened():
                 return result
             time.sleep(0.25)
-        raise TimeoutError(f"{what}: not within {seconds:g} s\n{self.logs()}")
+        raise TimeoutError(f"{what}: not within {seconds:g} s\n{self.trainings()}\n{self.logs()}")
 
     def slow_requests(self, route: str, seconds: float) -> tuple[int, int]:
         """Requests to a route that took longer than a bound of the histogram, and all of them."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hierarchy import LabelTree
-from studio.configwriter import taxonomy_config
+from studio.label_config_writer import taxonomy_config
 from tests.end_to_end.backend import RunningBackend
 from tests.end_to_end.label_studio import RunningLabelStudio
 
@@ -104,7 +104,21 @@ class Campaign:
         return next(row for row in rows if row["project"] == self.project)
 
     def learnt_from_all(self) -> dict[str, Any] | None:
-        """The status, once the live version has learnt from every answer and nothing runs."""
+        """The status, once a version has learnt from every answer and nothing runs."""
+        return self.learnt(len(self.given))
+
+    def learnt(self, labels: int) -> dict[str, Any] | None:
+        """The status, once a version has learnt from so many labels and nothing runs.
+
+        The version is the live one, or the last training's if the gate refused it: it refuses some
+        that are as good as the live one, by chance, and most of all where that one was lucky.
+        """
         now = self.status()
-        done = now.get("labels", {}).get("labels") == len(self.given) and now["training"] == "idle"
-        return now if done else None
+        if now["training"] != "idle" or now["version"] is None:
+            return None
+        store, run = self.backend.parts().store, now["last_run"] or {}
+        refused = [run["version"]] if run.get("state") == "refused" else []
+        for version in (now["version"], *refused):
+            if store.manifest(now["key"], version)["labels"]["labels"] == labels:
+                return now
+        return None

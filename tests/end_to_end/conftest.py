@@ -28,7 +28,7 @@ def backend(
     settings = {"HRN_TRAIN_EVERY": "50", "HRN_TRAIN_AFTER_MINUTES": "0.1"}
     running = RunningBackend(tmp_path_factory.mktemp("home"), label_studio, settings)
     try:
-        running.wait()
+        running.wait_until_ready()
         yield running
     finally:
         running.stop()

@@ -1,11 +1,14 @@
 """A real Label Studio for the tests: one a test run, on a free port, with its own data folder.
 
 As a pytest plugin it gives the fixture `label_studio`; the first test that asks for it waits for
-the boot (about 40 s, most of it database migrations).
+the boot: about 40 s, most of it database migrations, which the runs after it begin from (10 s).
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
 import os
 import secrets
 import signal
@@ -15,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +26,15 @@ import pytest
 import requests
 
 from studio.client import LabelStudio
+from tests.processes import end
 
+ROOT: Final = Path(__file__).parents[2]
 #: What `make install` puts beside our own environment.
-BINARY: Final = Path(__file__).parents[2] / ".venv-label-studio" / "bin" / "label-studio"
+BINARY: Final = ROOT / ".venv-label-studio" / "bin" / "label-studio"
+#: Databases that are migrated, one per lock of Label Studio's packages.
+MIGRATED: Final = ROOT / ".cache" / "label-studio"
 #: Seconds until we give up on the boot.
-BOOT_SECONDS: Final = 180.0
+BOOT_SECONDS: Final = 300.0
 #: Seconds it has to end by itself.
 END_SECONDS: Final = 15.0
 #: Lines of its log that a failure shows.
@@ -47,6 +55,21 @@ SETTINGS: Final[Mapping[str, str]] = {
 }
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What another Label Studio may begin from: a migrated database and its only account.
+
+    Attributes:
+        database: path of the SQLite file.
+        password: of the account.
+        legacy_token: of the account.
+    """
+
+    database: Path
+    password: str
+    legacy_token: str
+
+
 class RunningLabelStudio:
     """A Label Studio that answers, with everything a test needs to use it.
 
@@ -64,21 +87,20 @@ class RunningLabelStudio:
         folder: Path,
         settings: Mapping[str, str] | None = None,
         *,
-        like: RunningLabelStudio | None = None,
+        like: Beginning | None = None,
     ) -> None:
-        """Begin the boot; `wait` until it answers.
+        """Begin the boot; `wait_until_ready` returns once it answers.
 
         Args:
             folder: an empty folder for its data and log.
             settings: environment variables beside or instead of `SETTINGS`.
-            like: another one to begin from, with its account, legacy token and projects; boots in
-                10 s.
+            like: what to begin from, with its account, legacy token and projects; boots in 10 s.
         """
         self.user = USER
         self.password: str = like.password if like else secrets.token_urlsafe(12)
         self.legacy_token: str = like.legacy_token if like else secrets.token_hex(20)
         if like:
-            _copy_database(like.data / DATABASE, folder / DATABASE)
+            _copy_database(like.database, folder / DATABASE)
         self.data: Path = folder
         self.log = folder / "label-studio.log"
         port = free_port()
@@ -117,7 +139,7 @@ class RunningLabelStudio:
         machine = {key: val for key, val in os.environ.items() if not key.startswith(foreign)}
         return {**machine, **SETTINGS, **settings, **ours}
 
-    def wait(self) -> None:
+    def wait_until_ready(self) -> None:
         """Return once it answers.
 
         Raises:
@@ -145,17 +167,12 @@ class RunningLabelStudio:
 
     def stop(self) -> None:
         """End it and its children; by force if it takes its time."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self._process.pid, number)
-            except ProcessLookupError:
-                break
-            try:
-                self._process.wait(END_SECONDS)
-                break
-            except subprocess.TimeoutExpired:
-                continue
-        self._process.wait(END_SECONDS)
+        end(self._process, grace=END_SECONDS)
+
+    @property
+    def beginning(self) -> Beginning:
+        """What another one begins from that has the same account and projects."""
+        return Beginning(self.data / DATABASE, self.password, self.legacy_token)
 
     # --- using it ------------------------------------------------------------------------------
 
@@ -232,12 +249,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("label_studio")
 
 
+def _kept() -> Path:
+    """Folder of the database that these packages and settings lead to."""
+    lock = (ROOT / "requirements" / "label-studio.txt").read_bytes()
+    digest = hashlib.sha256(lock + repr(sorted(SETTINGS.items())).encode()).hexdigest()
+    return MIGRATED / digest[:16]
+
+
+def _boot(folder: Path) -> RunningLabelStudio:
+    """A Label Studio with an account and no project; the first boot leaves its database to others.
+
+    Test runs side by side wait for that one.
+    """
+    kept = _kept()
+    kept.mkdir(parents=True, exist_ok=True)
+    account = kept / "account.json"
+    with (kept / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if account.exists():
+            told = json.loads(account.read_text(encoding="utf-8"))
+            return RunningLabelStudio(folder, like=Beginning(kept / DATABASE, **told))
+        running = RunningLabelStudio(folder)
+        try:
+            running.wait_until_ready()
+        except RuntimeError:
+            running.stop()
+            raise
+        _copy_database(running.data / DATABASE, kept / DATABASE)
+        told = {"password": running.password, "legacy_token": running.legacy_token}
+        account.write_text(json.dumps(told), encoding="utf-8")
+        return running
+
+
 @pytest.fixture(scope="session")
 def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLabelStudio]:
     """The one real Label Studio of this test run, both kinds of token on."""
-    running = RunningLabelStudio(tmp_path_factory.mktemp("label-studio"))
+    running = _boot(tmp_path_factory.mktemp("label-studio"))
     try:
-        running.wait()
+        running.wait_until_ready()
         yield running
     finally:
         running.stop()

@@ -9,7 +9,7 @@ from typing import Any
 import requests
 
 from hierarchy import LabelTree
-from studio.configwriter import taxonomy_config
+from studio.label_config_writer import taxonomy_config
 from tests.end_to_end.backend import RunningBackend
 from tests.end_to_end.campaign import NodePath, evenly, photos, taxonomy
 from tests.end_to_end.label_studio import RunningLabelStudio

@@ -69,7 +69,7 @@ def parts(
     thread.start()
     yield made
     server.shutdown()
-    thread.join()
+    thread.join(60)
     server.server_close()
 
 

@@ -75,7 +75,7 @@ def test_connect_says_what_is_not_learnt_as_it_was_given(project: tuple[int, str
     for sentence in SENTENCES:
         assert f"Note: {sentence}" in printed
     assert "takes several ticks" in printed
-    assert 'hides the labels after some answers ("Empty")' in printed
+    assert 'hides the labels after some choices ("Empty")' in printed
 
 
 def test_status_and_console_count_it_once_a_version_is_there(

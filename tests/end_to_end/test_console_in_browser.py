@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import expect
 
 from hierarchy import LabelTree
-from studio.configwriter import taxonomy_config
+from studio.label_config_writer import taxonomy_config
 from tests.end_to_end.backend import RunningBackend
 from tests.end_to_end.campaign import evenly, photos, taxonomy
 from tests.end_to_end.console import ConsoleBrowser, chromium, signed_in

@@ -127,3 +127,28 @@ def test_rolling_back_changes_what_the_next_task_shows(
     expect(console.tab.get_by_role("status").filter(has_text="v1 is live again")).to_be_visible()
     backend.until(lambda: shows("v1"), 60, "the next task with the earlier version's pre-label")
     console.check("rolled-back")
+
+
+def test_a_project_is_disconnected_and_forgotten(
+    console: ConsoleBrowser,
+    project: Nasty,
+    label_studio: RunningLabelStudio,
+    backend: RunningBackend,
+) -> None:
+    """Last, since it ends the project here."""
+    tab, client = console.tab, label_studio.client()
+    assert client.known_backends(project.number)
+    console.open(project.path("connection"))
+    tab.get_by_text("Disconnect …").click()
+    console.check("connection")
+    tab.get_by_role("button", name=f"Disconnect {NASTY}").click()
+    told = tab.get_by_role("status").filter(has_text="is disconnected")
+    expect(told).to_contain_text("Its webhook is removed")
+    assert client.known_backends(project.number) == []
+    tab.get_by_role("link", name="Forget …").click()
+    expect(tab.get_by_role("heading", level=1)).to_have_text(f"Forget {NASTY}?")
+    console.check("forget")
+    tab.get_by_role("button", name=f"Forget {NASTY}").click()
+    told = tab.get_by_role("status").filter(has_text="is forgotten")
+    expect(told).to_contain_text("Its labels are in Label Studio")
+    assert backend.parts().store.project(project.key) is None

@@ -45,7 +45,7 @@ class Demo:
         """What it has printed so far."""
         return self.output.read_text(encoding="utf-8", errors="replace")
 
-    def wait(self) -> None:
+    def wait_until_ready(self) -> None:
         """Return once it says that it is ready."""
         ends = time.monotonic() + READY
         while "Ready after" not in self.text():
@@ -87,7 +87,7 @@ def demo(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dem
             (target / photo.name).symlink_to(photo)
     running = Demo(folder / "home", folder / "photos")
     try:
-        running.wait()
+        running.wait_until_ready()
         yield running
     finally:
         if running.process.poll() is None:
@@ -144,7 +144,11 @@ def test_the_password_that_is_told_opens_label_studio_and_another_does_not(demo:
 def test_a_version_is_live_and_open_tasks_carry_its_answers(demo: Demo) -> None:
     """What the four hints of the demo rest on."""
     status = subprocess.run(
-        [HRN, "--home", str(demo.home), "status"], capture_output=True, text=True, check=True
+        [HRN, "--home", str(demo.home), "status"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     ).stdout
     assert re.search(r"\bv[0-9]+\b", status), status
     assert "failed" not in status, status

@@ -10,9 +10,10 @@ import requests
 
 from hierarchy import LabelTree
 from inference.store import Project
-from studio.configwriter import taxonomy_config
-from studio.errors import PictureError
-from studio.pictures import PictureFetcher, PictureLimits
+from studio.errors import ImageError
+from studio.image_decoder import ImageLimits
+from studio.image_fetcher import ImageFetcher
+from studio.label_config_writer import taxonomy_config
 from tests.backend.conftest import jpeg
 from tests.buckets import BUCKET, s3
 from tests.end_to_end.backend import RunningBackend
@@ -86,7 +87,7 @@ def fetched(backend: RunningBackend, shop: dict[str, int], name: str) -> bytes:
 def test_label_studio_s_own_reason_is_told(
     backend: RunningBackend, shop: dict[str, int], name: str, words: str
 ) -> None:
-    with pytest.raises(PictureError, match=words) as raised:
+    with pytest.raises(ImageError, match=words) as raised:
         fetched(backend, shop, name)
     assert "token" not in raised.value.reason
 
@@ -110,7 +111,7 @@ def test_an_object_that_a_storage_does_not_have_is_told(
         assert reply.ok, reply.text
         (task,) = label_studio.import_urls(shop["number"], [f"s3://{BUCKET}/no-such-cat.jpg"])
         with pytest.raises(
-            PictureError, match=r"424 Failed Dependency from Label Studio: .+"
+            ImageError, match=r"424 Failed Dependency from Label Studio: .+"
         ) as told:
             fetched(backend, shop | {"absent": task}, "absent")
     assert "token" not in told.value.reason
@@ -122,8 +123,8 @@ def test_a_token_that_label_studio_refuses_is_told_as_such(
     url = backend.environment["LABEL_STUDIO_URL"]
     wrong = {"Authorization": "Token " + "0" * 40}
     with (
-        PictureFetcher(url, lambda: wrong, PictureLimits()) as fetcher,
-        pytest.raises(PictureError, match=r"401 Unauthorized from Label Studio: .+access token"),
+        ImageFetcher(url, lambda: wrong, ImageLimits()) as fetcher,
+        pytest.raises(ImageError, match=r"401 Unauthorized from Label Studio: .+access token"),
     ):
         fetcher.fetch(uploads[0])
 

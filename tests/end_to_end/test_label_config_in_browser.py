@@ -13,7 +13,8 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 from cli.samples import ANIMALS
 from hierarchy import LabelTree
 from studio.annotations import Label, read_task
-from studio.configwriter import (
+from studio.label_config import LabelConfig, parse_label_config
+from studio.label_config_writer import (
     MAX_SHOWN,
     choices_config,
     choose_form,
@@ -22,7 +23,6 @@ from studio.configwriter import (
     path_separator,
     taxonomy_config,
 )
-from studio.labelconfig import LabelConfig, parse_label_config
 from studio.predictions import prediction
 from tests.end_to_end.label_studio import RunningLabelStudio
 from tests.end_to_end.test_loop_in_browser import FLAGS

@@ -187,9 +187,6 @@ def test_a_pre_label_is_answered_coarser(
 def test_the_answers_arrive_in_the_next_version(campaign: Campaign) -> None:
     learnt = len(next_training_set(campaign))
     assert learnt == len(campaign.given) + 3
-
-    def learnt_all() -> bool:
-        now = campaign.status()
-        return bool(now["labels"]["labels"] == learnt and now["training"] == "idle")
-
-    campaign.backend.until(learnt_all, 120, "a version with the browser's answers")
+    campaign.backend.until(
+        lambda: campaign.learnt(learnt), 120, "a version with the browser's answers"
+    )

@@ -149,7 +149,7 @@ def test_no_page_and_no_answer_shows_a_secret(campaign: Campaign, secrets: Secre
     assert offences == []
 
 
-TABS: Final = ("training", "training/state", "versions", "tree", "trust", "look")
+TABS: Final = ("training", "training/state", "versions", "tree", "trust", "look", "connection")
 
 
 def _whole(reply: requests.Response) -> bytes:

@@ -1,13 +1,11 @@
 """Small trainings for the evaluation's tests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 
-from evaluation import methods
-from evaluation.features import Features
 from worker.training_config import TrainingConfig
 
 CONFIG = replace(
@@ -36,11 +34,9 @@ def one_thread() -> Iterator[None]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> TrainingConfig:
     """A training config for vectors of a few channels, in place of the product's."""
 
-    def configured(labels: int, features: Features, seed: int) -> TrainingConfig:
-        del labels, features
+    def configured(networks: Sequence[int] = (), *, seed: int = 0) -> TrainingConfig:
+        del networks
         return replace(CONFIG, seed=seed)
 
-    for module in ("methods", "growth", "simulation"):
-        monkeypatch.setattr(f"evaluation.{module}.configure", configured)
-    assert methods.configure is configured
+    monkeypatch.setattr(TrainingConfig, "for_networks", configured)
     return CONFIG

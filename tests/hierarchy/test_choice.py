@@ -302,3 +302,28 @@ MIXED = replace(RULE, platt=((1.0, 0.5, 0.1), (0.2, 1.0, 0.0)), bonus=0.5)
 )
 def test_a_rule_survives_its_manifest(rule: DepthRule) -> None:
     assert DepthRule.from_json(json.loads(json.dumps(rule.to_json()))) == rule
+
+
+# --- images unlike the labelled ones ---
+
+
+def test_an_unlike_image_is_shown_nothing_and_the_reason_says_so() -> None:
+    rule = replace(RULE, least_like=0.02)
+    probability, like = np.array([[0.99, 0.95]] * 3), np.array([0.5, 0.02, 0.019])
+    assert choose_depth(probability, rule, like=like).tolist() == [2, 2, 0]
+    told = explain_depth(probability, rule, like=like)
+    assert told.depth.tolist() == [2, 2, 0]
+    assert told.reasons() == [Reason.DEEPEST, Reason.DEEPEST, Reason.UNLIKE]
+    assert "unlike those that were labelled" in reason_text(Reason.UNLIKE)
+
+
+def test_without_a_likeness_nothing_is_held_back() -> None:
+    rule = replace(RULE, least_like=1.0)
+    assert depths([0.99, 0.95], rule=rule) == [2]
+    assert DepthRule.from_json(json.loads(json.dumps(rule.to_json()))) == rule
+
+
+def test_a_rule_of_an_earlier_release_holds_nothing_back() -> None:
+    kept = RULE.to_json()
+    del kept["least_like"]
+    assert DepthRule.from_json(kept).least_like == 0

@@ -271,7 +271,9 @@ def test_an_empty_batch_is_refused() -> None:
 def test_memory_is_linear_in_the_nodes() -> None:
     """16 pictures x 100,000 nodes x 4 bytes are 6.4 MB; a table of nodes x nodes is 10 GB."""
     command = [sys.executable, "-c", MEASURE]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    told = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
     grown_kib = int(told.stdout)
     assert grown_kib <= 10 * 16 * 100_000 * 4 / 1024
 
@@ -619,5 +621,7 @@ def test_scores_that_are_not_finite_are_not_blamed_on_the_labels() -> None:
 def test_memory_of_sets_is_linear_in_the_nodes() -> None:
     script = MEASURE.replace("torch.arange(16)", "torch.arange(32).view(16, 2)")
     command = [sys.executable, "-c", script]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    told = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
     assert int(told.stdout) <= 16 * 16 * 100_000 * 4 / 1024

@@ -14,13 +14,20 @@ from torch import Tensor
 
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, fit_rule
+from hierarchy.familiarity import Familiarity
 from hierarchy.heads import HRNHead
 from inference.backbone import RandomWeights, load_backbone
 from inference.extractors import FeatureExtractors
-from inference.predictor import BACKBONE, EVIDENCE, build_head, evidence_tensors
+from inference.predictor import (
+    BACKBONE,
+    EVIDENCE,
+    build_head,
+    evidence_tensors,
+    familiarity_tensors,
+)
 from inference.store import ModelStore, Project
-from studio.errors import PictureError
-from studio.pictures import Picture
+from studio.errors import ImageError
+from studio.image_fetcher import FetchedImage
 
 #: timm's own network for tests: 0.4 million weights, 256 channels, maps of 5 x 5.
 NAME = "test_efficientnet"
@@ -51,13 +58,13 @@ def png(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def fetch(ref: str, _task: int | None) -> Picture:
+def fetch(ref: str, _task: int | None) -> FetchedImage:
     """``<seed>.png``; anything else is not there."""
     name = ref.removesuffix(".png")
     if not name.isdigit():
-        raise PictureError("HTTP 404: not found")
+        raise ImageError("HTTP 404: not found")
     data = png(int(name))
-    return Picture(hashlib.sha256(data).hexdigest(), data)
+    return FetchedImage(hashlib.sha256(data).hexdigest(), data)
 
 
 def extractors(cache: Path, weights: Path) -> FeatureExtractors:
@@ -96,6 +103,7 @@ def publish(  # noqa: D417 - the rest is what its name says
     backbone: tuple[str, str] = (NAME, "fingerprint"),
     backbone_weights: Mapping[str, Tensor] | None = None,
     known: Evidence | None = None,
+    familiarity: Familiarity | None = None,
     target: float = 0.9,
 ) -> str:
     """A version as training writes it.
@@ -119,4 +127,5 @@ def publish(  # noqa: D417 - the rest is what its name says
         if known.depth is None:  # as releases wrote it that counted each level of the tree
             del kept[f"{EVIDENCE}depth"]
         tensors |= kept
+    tensors |= familiarity_tensors(familiarity)
     return store.publish(owner.key, manifest, tensors)

@@ -13,7 +13,7 @@ from inference.engine import Engine, EngineVectors, Pixels
 from inference.feature_extractor import FeatureExtractor, Item, Network
 from inference.predictor import Answer, Predictor, load_predictor
 from inference.store import ModelStore
-from studio.errors import PictureError
+from studio.errors import ImageError
 from tests.inference.small import (
     HEAD,
     extractors,
@@ -66,14 +66,14 @@ def test_a_bad_image_is_its_own_error(
 ) -> None:
     mixed = [item for number in range(count) for item in (items(2)[number % 2], ("gone.png", None))]
     found = answers(extractor, predictor, mixed)
-    assert [isinstance(one, PictureError) for one in found] == [False, True] * count
+    assert [isinstance(one, ImageError) for one in found] == [False, True] * count
     assert "404" in str(found[1])
 
 
 def test_only_bad_images_are_only_errors(extractor: FeatureExtractor, predictor: Predictor) -> None:
     for count in (3, FEW + 1):
         found = answers(extractor, predictor, [("gone.png", None)] * count)
-        assert [isinstance(one, PictureError) for one in found] == [True] * count
+        assert [isinstance(one, ImageError) for one in found] == [True] * count
 
 
 def test_nothing_asked_is_nothing_answered(

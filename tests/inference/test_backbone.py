@@ -280,7 +280,11 @@ def test_what_is_remembered_needs_neither_timm_nor_weights_until_its_module_is_a
         "print(type(made.module).__name__, 'timm' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert done.stdout.split() == [first.fingerprint, "1280", "7", "False", "FeatureMaps", "True"]
 

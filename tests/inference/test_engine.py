@@ -359,6 +359,7 @@ def test_conversion_says_nothing_and_calls_nobody(tmp_path: Path) -> None:
         check=False,
         env={"HOME": str(tmp_path), "OMP_NUM_THREADS": "2"},
         cwd=Path(__file__).parents[2],
+        timeout=60,
     )
     assert (result.stdout, result.stderr) == ("telemetry None\n", "")
     assert not list(tmp_path.iterdir())

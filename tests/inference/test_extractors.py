@@ -158,7 +158,7 @@ def test_threads_share_one_backbone(tmp_path: Path, file: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert len(found) == 4
     assert len({id(one) for one in found}) == 1
 

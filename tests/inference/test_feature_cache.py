@@ -262,7 +262,7 @@ def test_threads_and_processes_share_it(tmp_path: Path) -> None:
         list(pool.map(lambda at: keep(cache, 10, start=at), range(0, 200, 10)))
         list(pool.map(lambda _: cache.read(keys(200), LITE, 24), range(20)))
     for other in others:
-        other.join()
+        other.join(60)
         assert other.exitcode == 0
     for start in (0, 1000, 2000):
         assert all_of(cache, 200, start)
@@ -293,5 +293,5 @@ def test_a_forked_process_has_connections_of_its_own(tmp_path: Path) -> None:
     child = fork.Process(target=_read_and_write, args=(cache, told))
     child.start()
     assert told.get()
-    child.join()
+    child.join(60)
     assert all_of(cache, 10, start=100)

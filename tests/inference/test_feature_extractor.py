@@ -24,10 +24,10 @@ from inference.engine import Engine, EngineVectors, OpenVINOEngine, Pixels, Torc
 from inference.feature_cache import FeatureCache, Vectors
 from inference.feature_extractor import FeatureExtractor, Item, Network
 from inference.reference_index import ReferenceIndex
-from studio.apart import Here
-from studio.decoding import Fit
-from studio.errors import PictureError
-from studio.pictures import Picture, PictureFetcher, PictureLimits
+from studio.errors import ImageError
+from studio.image_decoder import Fit, ImageLimits
+from studio.image_fetcher import FetchedImage, ImageFetcher
+from studio.image_sandbox import InProcessDecoder
 
 SMALL = Preparation(36, 32)
 SMALLER = Preparation(28, 24)
@@ -55,13 +55,13 @@ class Shelf:
         self.fetched: Counter[str] = Counter()
         self.tasks: dict[str, int | None] = {}
 
-    def __call__(self, ref: str, task_id: int | None) -> Picture:
+    def __call__(self, ref: str, task_id: int | None) -> FetchedImage:
         self.fetched[ref] += 1
         self.tasks[ref] = task_id
         if ref not in self.blobs:
-            raise PictureError("HTTP 404: not found")
+            raise ImageError("HTTP 404: not found")
         data = self.blobs[ref]
-        return Picture(hashlib.sha256(data).hexdigest(), data)
+        return FetchedImage(hashlib.sha256(data).hexdigest(), data)
 
 
 def png(seed: int) -> bytes:
@@ -156,7 +156,7 @@ def test_an_image_costs_one_fetch_and_one_decoding_for_all_networks_and_augmenta
 ) -> None:
     decoded: Counter[bytes] = Counter()
 
-    class Counted(Here):
+    class Counted(InProcessDecoder):
         def decode(self, data: bytes, **how: Any) -> Image.Image:
             decoded[data] += 1
             return super().decode(data, **how)
@@ -286,21 +286,21 @@ def test_bad_pictures_cost_themselves_only(tiny: Network) -> None:
     del source.blobs["10.png"]
     for i, found in enumerate(FeatureExtractor(source, [tiny]).vectors(items(50))):
         if i in {7, 8, 9, 10}:
-            assert isinstance(found, PictureError)
+            assert isinstance(found, ImageError)
             assert found.reason
         else:
             assert_close(found, expected(tiny, source.blobs[f"{i}.png"]))
 
 
 def test_limits_are_kept(tiny: Network) -> None:
-    extractor = FeatureExtractor(shelf(1), [tiny], limits=PictureLimits(max_pixels=100))
+    extractor = FeatureExtractor(shelf(1), [tiny], limits=ImageLimits(max_pixels=100))
     (found,) = extractor.vectors(items(1))
-    assert isinstance(found, PictureError)
+    assert isinstance(found, ImageError)
     assert "pixels" in found.reason
 
 
 def test_an_error_of_ours_is_not_hidden(tiny: Network) -> None:
-    def fetch(ref: str, task_id: int | None) -> Picture:
+    def fetch(ref: str, task_id: int | None) -> FetchedImage:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
@@ -343,7 +343,7 @@ def test_fetching_goes_on_while_the_engine_runs(tiny: Network) -> None:
     source = shelf(100)
     later = threading.Event()
 
-    def fetch(ref: str, task_id: int | None) -> Picture:
+    def fetch(ref: str, task_id: int | None) -> FetchedImage:
         if ref == "90.png":
             later.set()
         return source(ref, task_id)
@@ -366,7 +366,7 @@ def test_one_slow_picture_does_not_hold_up_the_others(tiny: Network) -> None:
     source = shelf(80)
     release = threading.Event()
 
-    def fetch(ref: str, task_id: int | None) -> Picture:
+    def fetch(ref: str, task_id: int | None) -> FetchedImage:
         if ref == "0.png":
             assert release.wait(timeout=20)
         return source(ref, task_id)
@@ -411,7 +411,7 @@ def photo_server(shared: Path) -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
-        thread.join()
+        thread.join(60)
 
 
 def test_photos_over_http_with_one_missing(shared: Path, photo_server: str) -> None:
@@ -421,14 +421,14 @@ def test_photos_over_http_with_one_missing(shared: Path, photo_server: str) -> N
     files = [*sorted(folder.glob("Banana/*.jpg"))[:6], *sorted(folder.glob("Lemon/*.jpg"))[:6]]
     refs: list[Item] = [(f"{photo_server}/{f.relative_to(folder)}", None) for f in files]
     refs.insert(5, (f"{photo_server}/Banana/none.jpg", None))
-    with PictureFetcher(None, None, PictureLimits(), allow_private=True) as fetcher:
+    with ImageFetcher(None, None, ImageLimits(), allow_private=True) as fetcher:
         extractor = FeatureExtractor(
             lambda ref, task: fetcher.fetch(ref, task_id=task),
             [Network(backbone, OpenVINOEngine(backbone))],
         )
         found = extractor.vectors(refs)
     missing = found.pop(5)
-    assert isinstance(missing, PictureError)
+    assert isinstance(missing, ImageError)
     assert "404" in missing.reason
     right = TorchEngine(backbone).vectors(
         np.stack([prepare(Image.open(file), backbone.preparation) for file in files])
@@ -444,7 +444,7 @@ def test_an_image_at_hand_has_the_vector_it_would_have_by_its_address(
     net, counting = counted(tiny)
     extractor = FeatureExtractor(shelf(2), [net], cache=FeatureCache(tmp_path))
     (known,) = extractor.vectors([("0.png", None)])
-    held = [Picture(hashlib.sha256(png(seed)).hexdigest(), png(seed)) for seed in (0, 1)]
+    held = [FetchedImage(hashlib.sha256(png(seed)).hexdigest(), png(seed)) for seed in (0, 1)]
     np.testing.assert_array_equal(extractor.vectors_of_image(held[0]), known)
     assert counting.calls == [1]  # the cache had it
     fresh = extractor.vectors_of_image(held[1])
@@ -455,12 +455,12 @@ def test_an_image_at_hand_has_the_vector_it_would_have_by_its_address(
 
 def test_a_file_at_hand_that_is_no_image_is_told(tiny: Network) -> None:
     extractor = FeatureExtractor(shelf(0), [tiny])
-    with pytest.raises(PictureError):
-        extractor.vectors_of_image(Picture("0" * 64, b"no picture"))
+    with pytest.raises(ImageError):
+        extractor.vectors_of_image(FetchedImage("0" * 64, b"no picture"))
 
 
 def test_an_image_is_prepared_for_each_network(both: list[Network]) -> None:
-    picture = Picture(hashlib.sha256(png(3)).hexdigest(), png(3))
+    picture = FetchedImage(hashlib.sha256(png(3)).hexdigest(), png(3))
     found = FeatureExtractor(shelf(0), both).prepared(picture)
     for pixels, one in zip(found, both, strict=True):
         image = Image.open(io.BytesIO(png(3)))
@@ -471,8 +471,8 @@ def test_loaded_images_are_inferred_in_order(both: list[Network], tmp_path: Path
     extractor = FeatureExtractor(shelf(4), both, **caches(tmp_path))
     extractor.vectors(items(2))
     loaded = extractor.load([*items(4), ("gone.png", None)])
-    assert isinstance(loaded.pop(), PictureError)
-    found = extractor.infer([one for one in loaded if not isinstance(one, PictureError)])
+    assert isinstance(loaded.pop(), ImageError)
+    found = extractor.infer([one for one in loaded if not isinstance(one, ImageError)])
     for i, vector in enumerate(found):
         assert_close(vector, np.concatenate([expected(one, png(i)) for one in both]))
     assert extractor.infer([]).shape == (0, 13)
@@ -481,7 +481,7 @@ def test_loaded_images_are_inferred_in_order(both: list[Network], tmp_path: Path
 def ensured(extractor: FeatureExtractor, count: int, augmentations: tuple[int, ...]) -> list[str]:
     found = dict(extractor.ensure(items(count), augmentations))
     keys = [found[at] for at in range(count)]
-    assert not any(isinstance(one, PictureError) for one in keys)
+    assert not any(isinstance(one, ImageError) for one in keys)
     return [str(one) for one in keys]
 
 
@@ -534,13 +534,13 @@ def test_ensuring_tells_of_what_cannot_be_had(tiny: Network, tmp_path: Path) -> 
     extractor = FeatureExtractor(shelf(1), [tiny], **caches(tmp_path))
     found = dict(extractor.ensure([("0.png", None), ("gone.png", None)], (PLAIN,)))
     assert isinstance(found[0], str)
-    assert isinstance(found[1], PictureError)
-    with pytest.raises(PictureError):
+    assert isinstance(found[1], ImageError)
+    with pytest.raises(ImageError):
         extractor.read([("gone.png", None)], ["0" * 64])
 
 
 def test_an_error_that_looks_like_an_empty_queue_is_told(tiny: Network) -> None:
-    def fetch(ref: str, task_id: int | None) -> Picture:
+    def fetch(ref: str, task_id: int | None) -> FetchedImage:
         raise Empty(ref)
 
     with pytest.raises(Empty):

@@ -1,9 +1,12 @@
 """How many more answers a version that shows nothing needs: against the fit of the rule itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from hierarchy.calibration import Evidence, fit_rule
+from hierarchy.calibration import Evidence, deciding, fit_rule
+from inference import insight
 from inference.insight import Missing, missing_evidence
 
 
@@ -94,3 +97,28 @@ def test_the_number_that_is_said_is_about_the_number_that_is_needed() -> None:
             off.append(np.log2(said / (later[0] - now)))
     assert len(off) >= 8
     assert abs(float(np.median(off))) < np.log2(3.5)
+
+
+def test_where_random_answers_decide_alone_the_others_come_on_top() -> None:
+    """A quarter of the images was drawn at random: four answers bring one of those."""
+    every = drawn(np.random.default_rng(5), 400, 0.75)
+    alone = np.arange(400) % 4 == 0
+    seen = replace(every, drawn=alone)
+    assert len(deciding(seen, 0.9)) == 100
+    only = missing_evidence(every.some(alone), target=0.9)
+    told = missing_evidence(seen, target=0.9)
+    assert (told.checked, told.wrong) == (only.checked, only.wrong)
+    assert only.answers is not None
+    assert told.answers is not None
+    assert 3 * only.answers <= told.answers <= 5 * only.answers
+
+
+def test_a_label_that_is_surer_than_the_target_cannot_be_hidden() -> None:
+    """Ten right ones alone would do, but two wrong ones are as sure as the target asks."""
+    sure = np.r_[np.full(10, 0.99), np.full(2, 0.95)][:, None]
+    right = np.r_[np.ones(10, dtype=np.int64), np.zeros(2, dtype=np.int64)][:, None]
+    with pytest.MonkeyPatch.context() as patch:  # probabilities as they are, as of a good version
+        patch.setattr(insight, "left_out", lambda seen, _platt: seen.probability)
+        told = missing_evidence(Evidence(sure, right), target=0.9)
+    assert told.wrong == 2
+    assert told.answers is None or told.answers >= 5

@@ -118,7 +118,7 @@ def test_threads_and_processes_share_it(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: index.remember([(str(number), B)]), range(100)))
     for other in others:
-        other.join()
+        other.join(60)
     numbers = [*range(100), *range(1000, 1100), *range(2000, 2100)]
     assert index.known([str(number) for number in numbers], HOUR) == [B] * 100 + [A] * 200
 
@@ -137,7 +137,7 @@ def test_a_forked_process_has_a_connection_of_its_own(tmp_path: Path) -> None:
     child = fork.Process(target=_ask_and_remember, args=(index, told))
     child.start()
     assert told.get() == [A, B]
-    child.join()
+    child.join(60)
     assert index.known(["parent", "child"], time.time()) == [A, B]
 
 

@@ -16,8 +16,8 @@ from inference.feature_extractor import FeatureExtractor
 from inference.predictor import Predictor, load_predictor
 from inference.saliency import Box, last_maps, look, node_heats, seen_part, spread
 from inference.store import ModelStore
-from studio.errors import PictureError
-from studio.pictures import Picture
+from studio.errors import ImageError
+from studio.image_fetcher import FetchedImage
 from tests.inference.small import (
     HEAD,
     NAME,
@@ -49,8 +49,8 @@ def predictor(extractor: FeatureExtractor, tmp_path_factory: pytest.TempPathFact
     return load_predictor(store, project(), "v1")
 
 
-def picture(seed: int = 1) -> Picture:
-    return Picture(hashlib.sha256(png(seed)).hexdigest(), png(seed))
+def picture(seed: int = 1) -> FetchedImage:
+    return FetchedImage(hashlib.sha256(png(seed)).hexdigest(), png(seed))
 
 
 # --- what is told of each node ---
@@ -81,7 +81,9 @@ def test_heat_adds_up_to_what_the_networks_add(
         log_p = torch.as_tensor(predictor.log_probabilities(vector[None]))[0, node]
         scores = predictor.head(inputs)
         odds = _log_odds(scores, node)
-        assert odds.item() == pytest.approx((log_p - torch.log1p(-log_p.exp())).item(), abs=1e-3)
+        assert odds.detach().item() == pytest.approx(
+            (log_p - torch.log1p(-log_p.exp())).item(), abs=1e-3
+        )
         (gradient,) = torch.autograd.grad(odds, inputs)
         start = 0
         for heat, one in zip(heats, maps, strict=True):
@@ -132,8 +134,8 @@ def test_heat_is_only_where_a_network_looked(
 
 
 def test_a_file_that_is_no_image_is_told(extractor: FeatureExtractor, predictor: Predictor) -> None:
-    with pytest.raises(PictureError):
-        look(predictor, extractor, Picture("0" * 64, b"no picture"))
+    with pytest.raises(ImageError):
+        look(predictor, extractor, FetchedImage("0" * 64, b"no picture"))
 
 
 def test_no_nodes_have_no_heat(extractor: FeatureExtractor, predictor: Predictor) -> None:

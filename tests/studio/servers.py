@@ -108,7 +108,7 @@ def serving(answer: Callable[[Request], Reply]) -> Iterator[Server]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join()
+        thread.join(60)
 
 
 def script(*replies: Reply) -> Callable[[Request], Reply]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hierarchy.tree import LabelTree
 from studio.annotations import EMPTY, NOTHING_THERE, Ignored, Label, TaskLabels, read_task
 from studio.errors import AnnotationError
-from studio.labelconfig import LabelConfig, parse_label_config
+from studio.label_config import LabelConfig, parse_label_config
 from tests.studio.configs import (
     GROCERY,
     cascade_xml,
@@ -159,14 +159,14 @@ def test_recorded_cascade_is_one_path(recorded: dict[str, Any]) -> None:
 
 def test_recorded_answer_about_a_region_is_ignored(recorded: dict[str, Any]) -> None:
     body = recorded["rectangle + perRegion taxonomy"]
-    assert "region of the picture" in reason(TAXONOMY, *body["result"])
+    assert "region of the image" in reason(TAXONOMY, *body["result"])
 
 
 def test_recorded_webhook_annotation_is_read(shared: Path) -> None:
     text = (shared / "label-studio" / "webhook_ANNOTATION_CREATED.json").read_text()
     body = json.loads(text)["request_body"]
     found = read_task({**body["task"], "annotations": [body["annotation"]]}, TAXONOMY)
-    assert found.picture == "/data/upload/1/9609eab5-Anjou_012.jpg"
+    assert found.image == "/data/upload/1/9609eab5-Anjou_012.jpg"
     assert found.labels == (
         Label(
             task_id=1,
@@ -318,7 +318,7 @@ def test_a_shared_level_without_the_one_above_it_says_one_of_these() -> None:
 def test_a_level_that_does_not_belong_to_the_answer_above_is_left_out() -> None:
     found = label(CASCADE, ticked("l1", "Vegetables"), ticked("l2_Fruit", "Apple"))
     assert path_of(found, CASCADE) == ("Vegetables",)
-    assert found.note == '"Apple" of "l2_Fruit" does not belong to the answer above it'
+    assert found.note == '"Apple" of "l2_Fruit" does not belong to the label above it'
 
 
 def test_a_vanished_lower_choice_leaves_the_answer_above_and_says_so() -> None:
@@ -357,7 +357,7 @@ def test_only_the_ground_truth_counts_where_there_is_one() -> None:
     assert [(one.annotation_id, one.ground_truth) for one in found.labels] == [(2, True)]
     assert found.ignored == (
         Ignored(1, "another annotation is marked as ground truth"),
-        Ignored(3, "submitted without an answer"),
+        Ignored(3, "submitted without a label"),
     )
 
 
@@ -379,8 +379,8 @@ def test_withdrawn_annotations_are_ignored(more: dict[str, object], words: str) 
 
 
 def test_an_empty_annotation_is_ignored() -> None:
-    assert reason(TAXONOMY) == "submitted without an answer"
-    assert reason(TAXONOMY, taxonomy()) == "submitted without an answer"
+    assert reason(TAXONOMY) == "submitted without a label"
+    assert reason(TAXONOMY, taxonomy()) == "submitted without a label"
 
 
 def test_the_time_falls_back_on_the_creation() -> None:
@@ -408,7 +408,7 @@ def test_a_result_of_another_shape_is_ignored() -> None:
 @pytest.mark.parametrize("annotations", [None, []])
 def test_a_task_without_annotations_has_no_labels(annotations: object) -> None:
     found = read_task({"id": 1, "data": {"image": "a"}, "annotations": annotations}, TAXONOMY)
-    assert (found.labels, found.ignored, found.picture) == ((), (), "a")
+    assert (found.labels, found.ignored, found.image) == ((), (), "a")
     assert read_task({"id": 1}, TAXONOMY) == TaskLabels(1, None, (), (), {})
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hierarchy.errors import UnknownLabelError
 from hierarchy.tree import LabelTree
 from studio.annotations import read_task
-from studio.labelconfig import LabelConfig, parse_label_config
+from studio.label_config import LabelConfig, parse_label_config
 from studio.predictions import prediction
 from tests.studio.configs import (
     GROCERY,

@@ -117,6 +117,10 @@ class Stand:
     def _wiring(self, request: Request) -> Reply:
         if request.path.endswith("/model-versions/"):
             return Reply({"live": self.backends})
+        if request.method == "DELETE" and request.path.startswith("/api/ml/"):
+            number = int(request.path.split("/")[3])
+            self.backends = [row for row in self.backends if row["id"] != number]
+            return Reply(b"", 204)
         if not request.path.startswith("/api/webhooks/"):
             return Reply({"detail": request.path}, 404)
         if request.method == "GET":

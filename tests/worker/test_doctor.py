@@ -1,4 +1,4 @@
-"""What doctor finds: each thing that can be wrong on this machine, with its mend."""
+"""What doctor finds: each thing that can be wrong on this machine, with its fix."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from rq import Worker
 
 from inference.store import ModelStore
-from studio.connection import Finding
+from studio.project_checks import Finding
 from tests.published import project
 from tests.redis import running
 from tests.studio.servers import Reply, Request, serving
@@ -25,9 +25,9 @@ def settings(tmp_path: Path, redis_url: str, board: Board) -> Settings:
 
 
 def found(settings: Settings) -> dict[str, Finding]:
-    """Findings by what they are about; each that is wrong says how to mend it."""
+    """Findings by what they are about; each that is wrong says how to fix it."""
     findings = examine(Parts(settings))
-    assert all(one.ok or one.mend for one in findings)
+    assert all(one.ok or one.fix for one in findings)
     return {one.code: one for one in findings}
 
 
@@ -50,7 +50,7 @@ def test_no_worker_is_told(settings: Settings) -> None:
     told = found(settings)
     assert told["redis"].ok
     assert not told["worker"].ok
-    assert "hrn work" in told["worker"].mend
+    assert "hrn work" in told["worker"].fix
 
 
 def test_a_worker_is_seen(settings: Settings, board: Board) -> None:
@@ -64,7 +64,7 @@ def test_a_worker_is_seen(settings: Settings, board: Board) -> None:
 def test_redis_that_cannot_be_reached_is_told(settings: Settings, url: str) -> None:
     told = found(replace(settings, redis_url=url))
     assert not told["redis"].ok
-    assert "hrn up" in told["redis"].mend
+    assert "hrn up" in told["redis"].fix
     assert "worker" not in told
 
 
@@ -72,7 +72,7 @@ def test_a_store_that_cannot_be_written_is_told(settings: Settings, tmp_path: Pa
     (tmp_path / "models").write_text("a file where the folder should be", encoding="utf-8")
     told = found(settings)["store"]
     assert not told.ok
-    assert "HRN_HOME" in told.mend
+    assert "HRN_HOME" in told.fix
 
 
 def test_a_store_that_can_be_written_is_seen(settings: Settings) -> None:
@@ -85,7 +85,7 @@ def test_a_gpu_that_is_asked_for_and_absent_is_told(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     told = found(replace(settings, device="cuda"))["device"]
     assert not told.ok
-    assert "HRN_DEVICE=auto" in told.mend
+    assert "HRN_DEVICE=auto" in told.fix
     assert found(settings)["device"].what == "computing on the CPU"
 
 
@@ -164,7 +164,7 @@ def test_no_project_is_told_beside_a_label_studio_that_answers(settings: Setting
         )
     assert told["label-studio"].ok
     assert "admin@example.com" in told["label-studio"].what
-    assert "hrn connect" in told["project"].mend
+    assert "hrn connect" in told["project"].fix
 
 
 def test_projects_of_another_label_studio_are_left_out_and_one_number_is_asked_once(

@@ -13,7 +13,7 @@ from PIL import Image
 from inference.predictor import load_predictor, read_evidence
 from inference.store import Project
 from studio.annotations import Label, TaskLabels
-from studio.labelconfig import LabelConfig, parse_label_config
+from studio.label_config import LabelConfig, parse_label_config
 from tests.inference.small import NAME, png, weights_file
 from tests.studio.configs import taxonomy_xml, tree_of
 from worker import fine_tuning, gate, trainer, training
@@ -176,8 +176,8 @@ def test_what_was_fine_tuned_comes_back_from_the_store(parts: Parts, twelve: Gat
     )
     predictor = load_predictor(parts.store, project, version)
     extractor = parts.extractors.of(predictor)
-    image_keys = [image_key for _, image_key in extractor.ensure(twelve.refs, (0,))]
-    found = extractor.read(twelve.refs, [str(one) for one in image_keys])
+    image_keys = dict(extractor.ensure(twelve.refs, (0,)))
+    found = extractor.read(twelve.refs, [str(image_keys[at]) for at in range(12)])
     served = predictor.log_probabilities(found[judged])
     np.testing.assert_allclose(served, made.trained.held_out[judged], atol=0.1)
     assert np.ptp(served, axis=0).max() > 0.2  # and they tell pictures apart
@@ -300,7 +300,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     small = TrainingConfig(
         augmentations=(0, 1), members=1, hidden=8, epochs=2, least_shown=240, folds=3
     )
-    monkeypatch.setattr(TrainingConfig, "suited", lambda *_, **__: small)
+    monkeypatch.setattr(TrainingConfig, "for_networks", lambda *_, **__: small)
 
 
 @pytest.mark.usefixtures("quick")
@@ -365,14 +365,14 @@ def coloured(parts: Parts, count: int) -> Snapshot:
 
 #: Learns colours in a second, and nothing.
 GOOD = TrainingConfig(
-    augmentations=(0,), members=1, hidden=16, epochs=8, least_shown=3_000, folds=3
+    augmentations=(0,), members=1, hidden=64, dropout=0.2, least_shown=6_000, batch=32, folds=3
 )
 POOR = replace(GOOD, epochs=1, least_shown=1, rate=1e-9)
 
 
 @pytest.fixture
 def good(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TrainingConfig, "suited", lambda *_, **__: GOOD)
+    monkeypatch.setattr(TrainingConfig, "for_networks", lambda *_, **__: GOOD)
 
 
 @pytest.mark.usefixtures("good")
@@ -409,7 +409,7 @@ def test_a_version_goes_on_from_the_live_one_and_is_held_against_it(
     assert stays.float().mean() > 0.75
 
     with monkeypatch.context() as patched:
-        patched.setattr(TrainingConfig, "suited", lambda *_, **__: POOR)
+        patched.setattr(TrainingConfig, "for_networks", lambda *_, **__: POOR)
         poor = learn(replace(order, force=True), project, CONFIG, labels, parts, silent)
     assert poor.state == "refused"
     assert poor.why.startswith("v2 stays live, v3 stays in the store: ")
@@ -444,7 +444,7 @@ def test_a_live_version_of_an_earlier_release_is_replaced_without_new_labels(
     """Even by one that is right less often than the earlier one says it was; and its folds go."""
     project = owner(parts, "earlier-1-17")
     name = earlier(parts, project)
-    monkeypatch.setattr(TrainingConfig, "suited", lambda *_, **__: replace(POOR, seed=3))
+    monkeypatch.setattr(TrainingConfig, "for_networks", lambda *_, **__: replace(POOR, seed=3))
     order, labels = Order(project.key, fine_tune=False), coloured(parts, 60)
     ended = learn(order, project, CONFIG, labels, parts, silent)
     assert (ended.state, name, ended.version) == ("published", "v2", "v3")

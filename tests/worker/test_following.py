@@ -13,13 +13,14 @@ import torch
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence
 from hierarchy.choice import DepthRule, candidates, choose_depth, corrected
+from hierarchy.familiarity import Familiarity
 from hierarchy.feedback import Feedback, begin, follow
 from inference.answers import answers
 from inference.extractors import FeatureExtractors
 from inference.predictor import Answer
 from inference.store import Project
 from studio.client import LabelStudio
-from studio.errors import PictureError, StudioUnavailableError
+from studio.errors import ImageError, StudioUnavailableError
 from tests.inference import small
 from tests.published import TREE
 from tests.studio.configs import taxonomy_xml
@@ -54,12 +55,21 @@ def served(parts: Parts, shared: FeatureExtractors) -> Parts:
     return parts
 
 
-def publish(parts: Parts, known: Project, *, seed: int = 0, seen: Evidence = BOLD) -> str:
+def publish(
+    parts: Parts,
+    known: Project,
+    *,
+    seed: int = 0,
+    seen: Evidence = BOLD,
+    familiarity: Familiarity | None = None,
+) -> str:
     """A live version that this server can serve."""
     backbone = parts.extractors.backbone()
     head = small.head_of(TREE, small.HEAD, seed)
     named = (backbone.name, backbone.fingerprint)
-    version = small.publish(parts.store, known, TREE, head, backbone=named, known=seen)
+    version = small.publish(
+        parts.store, known, TREE, head, backbone=named, known=seen, familiarity=familiarity
+    )
     parts.store.point(known.key, version, reason="test")
     return version
 
@@ -260,7 +270,7 @@ def test_rows_hold_the_probabilities_of_the_version(
     (row,) = kept(served, known)["rows"]
     predictor = served.predictors.get(known, "v1", TREE)
     (vector,) = served.extractors.of(predictor).vectors([("1.png", 1)])
-    assert not isinstance(vector, PictureError)
+    assert not isinstance(vector, ImageError)
     found = candidates(predictor.log_probabilities(vector[None]), TREE)
     assert row["probability"] == pytest.approx(found.probability[0].tolist(), abs=1e-5)
     nodes = found.nodes[0].tolist()

@@ -6,7 +6,7 @@ import io
 from PIL import Image
 
 from inference.store import Project
-from studio.connection import Finding
+from studio.project_checks import Finding
 from tests.published import publish, publish_earlier
 from tests.worker.stand import Stand
 from worker import image_check, jobs
@@ -18,7 +18,7 @@ from worker.queue import Board
 def found(parts: Parts, number: int = 1) -> dict[str, Finding]:
     """Findings by what they are about; each that is wrong says what to do."""
     findings = list(image_check.look(parts, number))
-    assert all(one.ok or one.mend for one in findings)
+    assert all(one.ok or one.fix for one in findings)
     return {one.code: one for one in findings}
 
 
@@ -60,7 +60,7 @@ def test_a_version_of_an_earlier_release_is_said_to_need_a_training(
     told = found(parts, known.number)["version"]
     assert not told.ok
     assert told.what.startswith("v1 was trained by an earlier release")
-    assert "hrn train" in told.mend
+    assert "hrn train" in told.fix
 
 
 def test_a_project_without_tasks_has_nothing_to_try(parts: Parts, known: Project) -> None:
@@ -87,7 +87,7 @@ def test_labels_that_do_not_count_are_told_with_their_reasons_everywhere(
     told = found(parts, known.number)["training"]
     assert not told.ok
     assert "20 (holds no result of label)" in told.what
-    assert "hrn train" in told.mend
+    assert "hrn train" in told.fix
 
 
 def test_a_project_that_has_few_labels_yet_is_as_it_should_be(

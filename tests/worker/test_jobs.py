@@ -7,7 +7,7 @@ import pytest
 from cli.services import as_environment
 from inference.store import Project
 from studio.client import LabelStudio
-from studio.transport import Patience
+from studio.http_client import RetryLimits
 from tests.published import publish
 from tests.worker.stand import LEGACY, Stand
 from worker import jobs
@@ -17,14 +17,14 @@ from worker.queue import FINE_TUNE, FOLLOW, REFRESH, Board
 from worker.settings import Settings
 from worker.taking import ALLOWED
 
-QUICK = Patience(backoff=0.01)
+QUICK = RetryLimits(backoff=0.01)
 
 
 @pytest.fixture
 def away(parts: Parts, stand: Stand) -> Parts:
     """Parts whose Label Studio does not answer, and a client that soon gives up."""
     stand.away = True
-    vars(parts)["studio"] = LabelStudio(stand.url, LEGACY, retries=0, patience=QUICK)
+    vars(parts)["studio"] = LabelStudio(stand.url, LEGACY, retries=0, limits=QUICK)
     return parts
 
 

@@ -56,7 +56,7 @@ def _certificate(folder: Path) -> Path:
     what = ["req", "-x509", *curve, "-nodes", "-days", "2"]
     whose = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     command = ["openssl", *what, *whose, "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
     return certificate
 
 

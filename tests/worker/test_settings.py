@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.studio.picture_server import CERTIFICATE
+from tests.studio.image_server import CERTIFICATE
 from worker.settings import Secret, SettingError, Settings
 
 WRONG = [

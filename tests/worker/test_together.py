@@ -123,7 +123,7 @@ def test_processes_end_when_their_job_is_killed(tmp_path: Path) -> None:
         assert workers_in(tmp_path)
     finally:
         job.send_signal(signal.SIGKILL)
-        job.wait()
+        job.wait(10)
     until(lambda: workers_in(tmp_path) == [])
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from hierarchy import LabelTree
+from hierarchy.calibration import LEAST_LIKE, fit_rule
 from hierarchy.choice import candidates
 from hierarchy.heads import HRNHead
 from worker.trainer import Examples, TooFewLabelsError, Trained, judge, train
@@ -356,3 +357,28 @@ def test_one_of_these_is_learnt_as_such() -> None:
     pairs = np.where(other == leaves, -1, other)
     unions = replace(base, target=np.stack([leaves, pairs], axis=1))
     assert accuracy(train(TREE, unions, SMALL, target=0.9, report=silent), level=1) > 0.9
+
+
+# --- images unlike the labelled ones ---
+
+
+def test_what_labelled_images_look_like_is_learnt(trained: Trained) -> None:
+    known = trained.familiarity
+    assert known is not None
+    assert len(known.distances) == 120
+    assert trained.seen.like is not None
+    assert sorted(trained.seen.like) == pytest.approx(np.arange(1, 121) / 120)
+    same = known.likeness(vectors(leaves_of(400, seed=7), seed=7)[:, 0])
+    assert (same < 0.05).mean() < 0.12
+    away = np.random.default_rng(3).normal(size=(400, CHANNELS))
+    assert (known.likeness(away) < 0.05).mean() > 0.5
+
+
+def test_the_rule_counts_what_it_holds_back(trained: Trained) -> None:
+    """Two of 120 held-out images are beyond the rest: they are shown nothing."""
+    assert trained.seen.like is not None
+    beyond = trained.seen.like < LEAST_LIKE
+    assert beyond.sum() == 2
+    assert trained.fitted.given <= 1 - beyond.mean() + 1e-9
+    free = fit_rule(replace(trained.seen, like=None), target=0.9)
+    assert free.given > trained.fitted.given

@@ -7,8 +7,7 @@ import pytest
 
 from hierarchy import LabelTree
 from inference.store import Project
-from studio.errors import PictureError
-from studio.pictures import PictureUnavailableError
+from studio.errors import ImageError, ImageUnavailableError
 from worker import training
 from worker.errors import MisconfiguredError
 from worker.gathering import Gathered
@@ -33,15 +32,15 @@ def gathered(**skipped: int) -> Gathered:
 def test_an_outage_puts_the_training_off() -> None:
     found = replace(gathered(timeout=28, truncated=2), passing=28)
     with pytest.raises(
-        PictureUnavailableError, match="30 of 100 images could not be read, mostly: timeout"
+        ImageUnavailableError, match="30 of 100 images could not be read, mostly: timeout"
     ):
         training._check_pictures(found, 100)
 
 
 def test_images_that_never_can_be_read_end_it() -> None:
-    with pytest.raises(PictureError, match="mostly: truncated") as raised:
+    with pytest.raises(ImageError, match="mostly: truncated") as raised:
         training._check_pictures(gathered(truncated=30), 100)
-    assert not isinstance(raised.value, PictureUnavailableError)
+    assert not isinstance(raised.value, ImageUnavailableError)
 
 
 def test_a_few_bad_pictures_do_not() -> None:

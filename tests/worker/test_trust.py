@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from studio.client import LabelStudio
-from studio.errors import PictureError, StudioError
-from studio.transport import Patience
+from studio.errors import ImageError, StudioError
+from studio.http_client import RetryLimits
 from tests.redis import board, redis_url
-from tests.studio.picture_server import PictureServer, serving
+from tests.studio.image_server import ImageServer, serving
 from tests.worker.stand import LEGACY
 from worker.doctor import examine_machine
 from worker.parts import Parts
@@ -38,14 +38,14 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
     ):
         arguments = ["openssl", *command.split()]
-        subprocess.run(arguments, check=True, capture_output=True, cwd=folder)
+        subprocess.run(arguments, check=True, capture_output=True, cwd=folder, timeout=60)
     both = (folder / "certificate.pem").read_text() + (folder / "key.pem").read_text()
     (folder / "both.pem").write_text(both, encoding="utf-8")
     return folder
 
 
 @pytest.fixture
-def server(authority: Path) -> Iterator[PictureServer]:
+def server(authority: Path) -> Iterator[ImageServer]:
     """Label Studio and our own server, behind the authority's certificate."""
     with serving(tls=True, certificate=authority / "both.pem") as made:
         made.answers |= {
@@ -58,7 +58,7 @@ def server(authority: Path) -> Iterator[PictureServer]:
 
 @pytest.fixture
 def environ(
-    server: PictureServer, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    server: ImageServer, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> pytest.MonkeyPatch:
     """The environment of a server that is set up for it, but for the certificate."""
     for name in (*VARIABLES, "CURL_CA_BUNDLE"):
@@ -82,9 +82,9 @@ def parts() -> Parts:
     import os
 
     made = Parts(Settings.from_environ(os.environ))
-    quick = Patience(backoff=0.01)
+    quick = RetryLimits(backoff=0.01)
     client = LabelStudio(
-        made.settings.label_studio_url, LEGACY, retries=0, patience=quick, trust=made.trust
+        made.settings.label_studio_url, LEGACY, retries=0, limits=quick, trust=made.trust
     )
     assert made.studio.url == client.url
     vars(made)["studio"] = client
@@ -110,7 +110,7 @@ def test_where_both_are_set_both_count(environ: pytest.MonkeyPatch, authority: P
         "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=Other"
         f" -keyout {authority / 'other.key'} -out {other}"
     )
-    subprocess.run(["openssl", *arguments.split()], check=True, capture_output=True)
+    subprocess.run(["openssl", *arguments.split()], check=True, capture_output=True, timeout=60)
     for first, second in (VARIABLES, VARIABLES[::-1]):
         environ.setenv(first, str(other))
         environ.setenv(second, str(authority / "ca.pem"))
@@ -123,22 +123,22 @@ def test_a_folder_of_certificates_will_do(environ: pytest.MonkeyPatch, authority
     folder = authority / "hashed"
     folder.mkdir(exist_ok=True)
     (folder / "ca.pem").write_bytes((authority / "ca.pem").read_bytes())
-    subprocess.run(["openssl", "rehash", str(folder)], check=True, capture_output=True)
+    subprocess.run(["openssl", "rehash", str(folder)], check=True, capture_output=True, timeout=60)
     environ.setenv("REQUESTS_CA_BUNDLE", str(folder))
     assert parts().studio.version() == "1.23.2"
     assert parts().fetcher.fetch(UPLOAD).data == CAT
 
 
 @pytest.mark.usefixtures("environ")
-def test_without_one_each_message_names_them(server: PictureServer) -> None:
+def test_without_one_each_message_names_them(server: ImageServer) -> None:
     made = parts()
     with pytest.raises(StudioError) as api:
         made.studio.version()
-    with pytest.raises(PictureError) as image:
+    with pytest.raises(ImageError) as image:
         made.fetcher.fetch(UPLOAD)
     told = {one.code: one for one in examine_machine(made)}["address"]
     assert not told.ok
-    for words in (str(api.value), str(image.value), told.mend):
+    for words in (str(api.value), str(image.value), told.fix):
         assert "REQUESTS_CA_BUNDLE or SSL_CERT_FILE" in words
     for words in (str(api.value), str(image.value), told.what):
         assert "unable to get local issuer" in words

@@ -19,6 +19,7 @@ from hierarchy import LabelTree, tree_loss
 from hierarchy.heads import HRNHead
 from inference.backbone import PACKAGES, RandomWeights, load_backbone
 from inference.predictor import build_head
+from tests.processes import running
 from tests.worker.tiny_tuning import (
     PICTURES,
     RECIPES,
@@ -129,7 +130,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(
     tmp_path: Path, kind: str
 ) -> None:
     """Another process, killed without notice (SIGKILL) in the middle of an epoch."""
-    with subprocess.Popen(
+    with running(
         [sys.executable, "-m", "tests.worker.tiny_tuning", str(tmp_path), "7", kind],
         cwd=ROOT,
         stdin=subprocess.PIPE,
@@ -138,7 +139,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(
         assert child.stdout is not None
         assert child.stdout.readline() == b"7\n"
         os.kill(child.pid, signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL
+        assert child.wait(10) == -signal.SIGKILL
     resumed, heard = tuner(RECIPES[kind], Checkpoints(tmp_path, kind, every_s=0)), StopAt()
     resumed.run(heard)
     assert heard.steps[0] == 8

@@ -180,7 +180,9 @@ def test_a_worker_killed_with_its_job_leaves_the_work_to_be_queued_again(
 def test_a_worker_without_redis_says_what_is_missing() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "REDIS_URL"}
     command = [sys.executable, "-m", "worker", "reconcile"]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
     assert ended.returncode != 0
     assert "REDIS_URL is not set" in ended.stderr
 

@@ -13,12 +13,12 @@ from werkzeug.test import TestResponse, encode_multipart
 from backend.console.look import MOST_BYTES
 from inference.store import Project
 from studio.client import LabelStudio
-from studio.errors import PictureError
+from studio.errors import ImageError
 from tests.backend.conftest import asking, go_live, jpeg
 from tests.backend.console import trained
 from tests.backend.console.conftest import token
 from tests.backend.test_predict import huge_png
-from tests.studio.picture_server import PictureServer
+from tests.studio.image_server import ImageServer
 from tests.studio.servers import Reply, Request, serving
 from worker.parts import Parts
 from worker.training_config import TrainingConfig
@@ -77,16 +77,16 @@ def test_an_uploaded_picture_is_answered_as_annotators_see_it(
     assert page.count("data:image/jpeg;base64,") == 3  # the image, and both levels
     predictor = parts.predictors.get(known, "v1")
     (vector,) = parts.extractors.of(predictor).vectors([("/data/upload/1/0.jpg", 1)])
-    assert not isinstance(vector, PictureError)
+    assert not isinstance(vector, ImageError)
     assert predictor.answer(vector[None])[0].why in unescape(page)
     assert "Down the tree" in page
 
 
 def test_maps_and_bars_are_of_the_way_down_and_of_nothing_else(
-    admin: FlaskClient, parts: Parts, pictures: PictureServer, monkeypatch: pytest.MonkeyPatch
+    admin: FlaskClient, parts: Parts, pictures: ImageServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A leaf on level 1 has one map; what fits no label has a bar, and bars make up the whole."""
-    monkeypatch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
+    monkeypatch.setattr(TrainingConfig, "for_networks", lambda *_, **__: trained.QUICK)
     known = trained.train(parts, pictures, 914, named=[("Milk",), ("Fruit", "Apple")])
     ways = set()
     for seed in range(12):
@@ -181,7 +181,7 @@ def test_a_picture_without_the_token_is_not_looked_at(admin: FlaskClient, known:
 
 @pytest.mark.usefixtures("with_tasks")
 def test_an_older_version_can_be_asked(
-    admin: FlaskClient, known: Project, parts: Parts, pictures: PictureServer
+    admin: FlaskClient, known: Project, parts: Parts, pictures: ImageServer
 ) -> None:
     go_live(parts, known)
     assert "· v1</p>" in admin.get(address(known, "?task=1&version=v1")).text

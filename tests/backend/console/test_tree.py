@@ -18,15 +18,15 @@ from inference.store import Project
 from tests.backend.conftest import go_live
 from tests.backend.console import trained
 from tests.published import manifest
-from tests.studio.picture_server import PictureServer
+from tests.studio.image_server import ImageServer
 from worker.parts import Parts
 from worker.training_config import TrainingConfig
 
 
 @pytest.fixture(scope="module")
-def known(parts: Parts, pictures: PictureServer) -> Project:
+def known(parts: Parts, pictures: ImageServer) -> Project:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
+        patch.setattr(TrainingConfig, "for_networks", lambda *_, **__: trained.QUICK)
         return trained.train(parts, pictures, 911)
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from flask.testing import FlaskClient
 
@@ -17,17 +18,20 @@ from inference.store import Project
 from tests.backend.conftest import go_live
 from tests.backend.console import trained
 from tests.backend.console.conftest import Post
+from tests.inference.small import head_of, seen
+from tests.inference.small import publish as publish_with_evidence
+from tests.published import TREE
 from tests.studio.configs import tree_of
-from tests.studio.picture_server import PictureServer
+from tests.studio.image_server import ImageServer
 from worker.parts import Parts
 from worker.queue import Board
 from worker.training_config import TrainingConfig
 
 
 @pytest.fixture(scope="module")
-def known(parts: Parts, pictures: PictureServer) -> Project:
+def known(parts: Parts, pictures: ImageServer) -> Project:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
+        patch.setattr(TrainingConfig, "for_networks", lambda *_, **__: trained.QUICK)
         return trained.train(parts, pictures, 912)
 
 
@@ -61,6 +65,50 @@ def test_it_says_what_the_promise_rests_on(
     assert "4 of 80 were wrong when held out, 1 of the 6 drawn at random." in versions
 
 
+def test_the_grounds_are_those_of_the_settings_in_force(
+    admin: FlaskClient, parts: Parts, fresh: Callable[..., Project]
+) -> None:
+    """Not those that the version was published with; images drawn at random are among them."""
+    known, evidence = fresh(), seen(400)
+    evidence = replace(evidence, drawn=np.arange(400) % 4 == 0)
+    version = publish_with_evidence(
+        parts.store, known, TREE, head_of(TREE), known=evidence, target=0.95
+    )
+    parts.store.point(known.key, version, reason="test")
+    modest = replace(known, target_accuracy=0.75)
+    parts.store.save_project(modest)
+    published = parts.store.manifest(known.key, version)["calibration"]
+    in_force = parts.records.calibration(modest, version)
+    assert in_force["checked"] > published["checked"] > 0
+    assert in_force["drawn"] > 0
+    page = admin.get(address(known)).text
+    assert "fitted to these settings: " in page
+    assert (
+        f"rests on {in_force['checked']} shown labels that were checked when held out "
+        f"({in_force['wrong']} wrong); {in_force['drawn']} of these images were drawn at random "
+        f"({in_force['drawn_wrong']} wrong)"
+    ) in page
+
+
+def test_open_images_unlike_the_labelled_ones_are_told(
+    admin: FlaskClient, known: Project, board: Board
+) -> None:
+    heading = "Open images unlike the labelled ones"
+    assert heading not in admin.get(address(known)).text
+    node = {"path": ["Fruit", "Apple"], "open": 100, "unlike": 60}
+    told = {"open": 200, "unlike": 62, "words": "31% look unlike", "nodes": [node]}
+    board.note_unlike(known.key, "v1", {"told": told})
+    page = admin.get(address(known)).text
+    assert heading in page
+    assert "<strong>31% look unlike.</strong>" in page
+    assert re.search(r"Fruit &gt; Apple.*?100.*?60 ?%", page, re.DOTALL)
+    assert "31% look unlike." in admin.get("/console").text
+    fine = {"open": 200, "unlike": 9, "words": "", "nodes": []}
+    board.note_unlike(known.key, "v1", {"told": fine})
+    assert "9 of 200 open images look unlike" in admin.get(address(known)).text
+    assert "look unlike" not in admin.get("/console").text
+
+
 # --- a tree below one root ---
 
 #: The same tree below one root, with a label that has no sibling.
@@ -70,11 +118,11 @@ ROOTED = tree_of(
 
 
 @pytest.fixture(scope="module")
-def rooted(parts: Parts, pictures: PictureServer) -> Project:
+def rooted(parts: Parts, pictures: ImageServer) -> Project:
     """A version that was trained below one root, with a coarse answer for each leaf."""
     named = [("Life", *path) for path in trained.NAMED]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingConfig, "suited", lambda *_, **__: trained.QUICK)
+        patch.setattr(TrainingConfig, "for_networks", lambda *_, **__: trained.QUICK)
         return trained.train(parts, pictures, 913, tree=ROOTED, named=[*named, ("Life",)])
 
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from hierarchy import LabelTree
 from inference.store import Project
 from studio.annotations import Label, TaskLabels
-from studio.labelconfig import parse_label_config
+from studio.label_config import parse_label_config
 from tests.backend.conftest import jpeg
 from tests.published import project
 from tests.studio.configs import taxonomy_xml, tree_of
-from tests.studio.picture_server import PictureServer
+from tests.studio.image_server import ImageServer
 from worker import training
 from worker.order import Order
 from worker.parts import Parts
@@ -39,7 +39,7 @@ QUICK = TrainingConfig(augmentations=(0,), members=1, hidden=8, epochs=2, least_
 
 def train(
     parts: Parts,
-    pictures: PictureServer,
+    pictures: ImageServer,
     number: int,
     *,
     count: int = PICTURES,
