@@ -14,6 +14,7 @@ settings.register_profile(
 settings.load_profile("hrn")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests share a process where pytest-xdist runs several (`--dist loadgroup`).
 
@@ -22,10 +23,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     campaign = {item.path for item in items if "campaign" in getattr(item, "fixturenames", ())}
     for item in items:
-        group = str(item.path)
+        group = item.path.stem
         if item.path in campaign:
             group = "campaign"
-        elif item.get_closest_marker("label_studio"):
+        elif "label_studio" in getattr(item, "fixturenames", ()) or item.get_closest_marker(
+            "label_studio"
+        ):
             group = "label studio"
         item.add_marker(pytest.mark.xdist_group(group))
 
