@@ -62,7 +62,7 @@ unit: .venv/.done ## the fast tests, on all cores
 # The slow ones mostly wait, for servers, trainings and the next look: two go side by side. Those that
 # measure go alone. tests/conftest.py says which share a Label Studio.
 test: chromium axe redis install .venv-upstream/.done check unit ## the checks and all tests, on a real Label Studio, Redis, worker and browser
-	.venv/bin/python -m pytest -n 2 --dist loadgroup $(SLOWEST) -m "(slow or label_studio or browser) and not chaos and not image and not alone" tests
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(SLOWEST) -m "(slow or label_studio or browser) and not chaos and not image and not alone" tests
 	.venv/bin/python -m pytest $(SLOWEST) -m "(slow or label_studio or browser) and not chaos and not image and alone" tests/chaos
 
 image: .venv/.done ## build the container image and run it, as root; some minutes and 20 GB, of which nothing stays

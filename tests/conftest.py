@@ -1,10 +1,15 @@
 """What every test stands on: settings of Hypothesis, the folder of shared data, who runs where."""
 
 import os
+from functools import cache
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
+
+ROOT: Final = Path(__file__).resolve().parents[1]
 
 # torch's first call outlasts any deadline. The same examples each time, so that red stays red, and
 # more of them would find nothing new in the next run; only `make chaos SEED=...` draws others.
@@ -14,23 +19,29 @@ settings.register_profile(
 settings.load_profile("hrn")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests share a process where pytest-xdist runs several (`--dist loadgroup`).
+class SharedServers(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types
+    """Deals test files to processes, those that share a Label Studio to one.
 
     Two groups have a Label Studio and an `hrn up` each: files with a test of the campaign, and all
-    others that need them. Every other file is a group of its own.
+    others that need them. pytest-xdist's own groups (`xdist_group`) do nothing under pytest 9.2.
     """
-    campaign = {item.path for item in items if "campaign" in getattr(item, "fixturenames", ())}
-    for item in items:
-        group = item.path.stem
-        if item.path in campaign:
-            group = "campaign"
-        elif "label_studio" in getattr(item, "fixturenames", ()) or item.get_closest_marker(
-            "label_studio"
-        ):
-            group = "label studio"
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return _group(file)
+
+
+@cache
+def _group(file: str) -> str:
+    code = (ROOT / file).read_text(encoding="utf-8")
+    if "campaign: Campaign" in code:
+        return "campaign"
+    return "label studio" if "label_studio: RunningLabelStudio" in code else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedServers | None:
+    """See pytest-xdist: used where tests are dealt out by file."""
+    return SharedServers(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
