@@ -21,7 +21,7 @@ from label_studio_ml.model import LabelStudioMLBase
 
 from inference.answers import answers
 from inference.errors import EarlierReleaseError, ModelError
-from inference.predictor import Answer
+from inference.predictor import Answer, runs_here
 from inference.store import Project
 from inference.store import project_key as store_key
 from studio.annotations import read_task
@@ -415,7 +415,9 @@ def _train(parts: Parts, project: Project, call: FitCall) -> Ended:
 def _unlearnt(parts: Parts, project: Project, snapshot: Snapshot) -> int:
     """Labels newer than what the live version has learnt."""
     live = parts.store.current(project.key)
-    through = str(parts.store.manifest(project.key, live)["trained_through"]) if live else ""
+    manifest = parts.store.manifest(project.key, live) if live else None
+    # A version of an earlier release answers nothing: all labels wait for its successor.
+    through = str(manifest["trained_through"]) if manifest and runs_here(manifest) else ""
     return sum(label.updated_at > through for label in snapshot.labels)
 
 

@@ -33,7 +33,7 @@ from evaluation.harness import machine
 from hierarchy import LabelTree
 from hierarchy.choice import DepthRule
 from inference.extractors import FeatureExtractors
-from inference.predictor import build_head
+from inference.predictor import KIND, build_head
 from inference.store import UNTRAINED, Project, project_key
 from studio.image_fetcher import FetchedImage
 from studio.label_config import parse_label_config
@@ -45,9 +45,6 @@ from worker.__main__ import load
 from worker.parts import Parts
 from worker.refreshing import refresh_predictions
 from worker.settings import Secret, Settings
-
-#: The default head's sizes.
-NETWORK = {"kind": "frozen", "channels": 1280}
 
 
 @dataclass
@@ -98,11 +95,11 @@ def prepare(parts: Parts, folder: Path, count: int, *, real: bool) -> tuple[Proj
 
     ours = parts.settings
     extractors = FeatureExtractors(
-        ours.cache, fetch, backbone=ours.backbone, device=ours.device, decode=parts.decoders
+        ours.cache, fetch, networks=ours.networks, device=ours.device, decode=parts.decoders
     )
     vars(parts)["extractors"] = extractors
-    gallery, began = extractors.base(), time.monotonic()
-    for _ in gallery.stream([(row["data"]["image"], None) for row in rows]):
+    extractor, began = extractors.base(), time.monotonic()
+    for _ in extractor.stream([(row["data"]["image"], None) for row in rows]):
         pass
     return parts.store.register(known), time.monotonic() - began
 
@@ -110,17 +107,18 @@ def prepare(parts: Parts, folder: Path, count: int, *, real: bool) -> tuple[Proj
 def publish(parts: Parts, known: Project) -> str:
     """A live version with fresh weights that shows the deepest node of every picture."""
     tree = parse_label_config(known.label_config).tree
-    backbone = parts.extractors.backbone()
+    extractor = parts.extractors.base()
+    network = {"kind": KIND, "channels": extractor.channels}
     torch.manual_seed(0)
     rule = DepthRule(0.9, 1e-6, ((1.0, 0.0),) * tree.depth)
     manifest = {
         "tree": tree.to_json(),
-        "network": NETWORK,
-        "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
+        "network": network,
+        "backbone": {"name": extractor.name, "fingerprint": extractor.fingerprint},
         "calibration": {"rule": rule.to_json()},
         "metrics": {},
     }
-    version = parts.store.publish(known.key, manifest, build_head(tree, NETWORK).state_dict())
+    version = parts.store.publish(known.key, manifest, build_head(tree, network).state_dict())
     parts.store.point(known.key, version, reason="benchmark")
     return version
 

@@ -1,6 +1,6 @@
 """An SQLite file that may be lost: what is in it can be computed or fetched again.
 
-Damage, a full disk or a folder that cannot be written costs time and one log line, never an answer.
+Damage, a full disk or a folder that cannot be written costs time and a log line, never an answer.
 """
 
 import logging
@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 log = logging.getLogger(__name__)
 
 #: Seconds that another process's write is waited for.
-_TIMEOUT_S: Final = 5.0
+_TIMEOUT_S: Final = 10.0
 #: Bytes of a page: ten feature vectors fit, and little of it is left empty.
 _PAGE: Final = 32768
 #: For a new file alone: of one that is there they would wait for who writes.
@@ -63,7 +63,7 @@ class CacheDatabase:
         """Return what the work finds; None where the database does not work."""
         with self._lock:
             try:
-                return work(self._opened())
+                found = work(self._opened())
             except (sqlite3.Error, OSError) as error:
                 if not self._complained:  # a full disk fails thousands of times
                     self._complained = True
@@ -71,6 +71,8 @@ class CacheDatabase:
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF in _LOST:
                     self._begin_again()
                 return None
+            self._complained = False
+            return found
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is not None and self._inode == self._inode_now():
@@ -104,7 +106,8 @@ class CacheDatabase:
         ours = self._inode in (0, self._inode_now())
         self._close()
         if ours:  # otherwise another process was quicker
-            for path in self.path.parent.glob(f"{self.path.name}*"):
+            # The database itself last: beside a new one, an old log would be taken for its own.
+            for path in sorted(self.path.parent.glob(f"{self.path.name}*"), reverse=True):
                 with suppress(OSError):
                     path.unlink()
 

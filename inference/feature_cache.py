@@ -24,6 +24,8 @@ _SECONDS_PER_DAY: Final = 24 * 3600
 _NOTED_AFTER: Final = 7
 #: Rows read or written at once: others wait for the connection meanwhile.
 _AT_ONCE: Final = 500
+#: Pages given back to the disk at once: 64 MB.
+_PAGES_AT_ONCE: Final = 2000
 #: Rows evicted in one transaction.
 _EVICTED_AT_ONCE: Final = 5000
 #: What releases before kept features in.
@@ -149,14 +151,25 @@ class FeatureCache:
         while (self._writing.run(_bytes) or 0) > max_bytes:
             if not self._writing.run(_evict):
                 break
-        # As a script, for `execute` would stop after the first page that it gives back.
-        shrink = "PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)"
-        self._writing.run(lambda database: database.executescript(shrink))
+        left = self._writing.run(_unused_pages) or 0
+        for _ in range(0, left, _PAGES_AT_ONCE):  # in steps: others write in between
+            self._writing.run(_shrink)
+        self._writing.run(lambda db: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
         return before - (self._writing.run(_bytes) or 0)
 
     def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
         for start in range(0, len(rows), _AT_ONCE):
             self._writing.run(partial(_execute, statement, rows[start : start + _AT_ONCE]))
+
+
+def _unused_pages(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA freelist_count").fetchone()[0])
+
+
+def _shrink(database: sqlite3.Connection) -> None:
+    """Give some unused pages back to the disk."""
+    # As a script, for `execute` would stop after the first page.
+    database.executescript(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})")
 
 
 def _some(image_keys: Sequence[str]) -> Iterator[tuple[int, list[bytes]]]:

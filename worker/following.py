@@ -24,7 +24,7 @@ from hierarchy.feedback import KEEP, REFIT_FROM, Feedback, Follower, begin, foll
 from hierarchy.tree import TOP
 from inference.errors import ModelStoreError
 from inference.feature_extractor import FeatureExtractor, Item
-from inference.predictor import EVIDENCE, Predictor
+from inference.predictor import EVIDENCE, Predictor, runs_here
 from inference.store import Project
 from studio.errors import ImageError
 from studio.label_config import LabelConfig, parse_label_config
@@ -153,6 +153,8 @@ def follow_version(key: str, version: str, parts: Parts) -> dict[str, Any]:
     project = parts.store.project(key)
     if project is None or parts.store.current(key) != version:
         return {"state": "outdated"}
+    if not runs_here(parts.store.manifest(key, version)):
+        return {"state": "needs a training"}
     config = parse_label_config(str(parts.studio.settings(project.number)["label_config"]))
     before, saved = _kept(parts, key, version, config.tree)
     notes, fresh = _read(parts, project, version, config, before)

@@ -70,6 +70,13 @@ def _ask(key: str) -> ResponseReturnValue:
 def _forget(key: str) -> ResponseReturnValue:
     """Remove the project's versions and what is known of it."""
     project, parts = the_project(key), services().parts
+    if project.state == CONNECTED and not _is_ours(project):
+        tell(
+            "Nothing was removed: the project belongs to another Label Studio, and a server that"
+            " shares these versions may use it. If none does: `hrn forget` on this machine.",
+            "wrong",
+        )
+        return _back(project)
     try:
         presence.check_left(parts, project)
     except StillConnectedError as error:

@@ -4,10 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.end_to_end.backend import RunningBackend
 from tests.end_to_end.campaign import Campaign
 from tests.end_to_end.label_studio import RunningLabelStudio
+
+# Trainings run beside the browser: a page takes longer than Playwright's five seconds then.
+expect.set_options(timeout=20_000)
 
 #: Screenshots and logs that are kept for people to look at.
 ARTEFACTS = Path(__file__).parents[2] / "artefacts"

@@ -143,7 +143,7 @@ SEEN = """
 }
 """
 
-PICTURE = ".hrn-picture img"
+PICTURE = ".hrn-image img"
 
 
 def wait_until_seen(page: Page, *parts: str) -> None:
@@ -154,7 +154,7 @@ def wait_until_seen(page: Page, *parts: str) -> None:
 
 def box(page: Page, name: str) -> Locator:
     """The visible box of a choice."""
-    return page.locator(f'.hrn-answer input[name="{name}"]:visible')
+    return page.locator(f'.hrn-labels input[name="{name}"]:visible')
 
 
 def submit(page: Page, how: Any) -> None:
@@ -173,7 +173,7 @@ def test_picture_and_taxonomy_are_on_the_screen_together(
     taxonomy.open(page, shape, window)
     chip = page.locator(".ant-select-selection-item-content")
     expect(chip).to_have_text(path_separator(TREE.names).join(COARSE))
-    wait_until_seen(page, PICTURE, ".hrn-answer .ant-select-selection-item-content")
+    wait_until_seen(page, PICTURE, ".hrn-labels .ant-select-selection-item-content")
     page.wait_for_timeout(500)  # the picture's fade-in
     page.screenshot(path=artefacts / f"taxonomy-{shape}-{window[0]}.png")
 
@@ -185,7 +185,7 @@ def test_picture_and_cascade_are_on_the_screen_together(
 ) -> None:
     cascade.open(page, shape, window)
     expect(box(page, "Apple")).to_be_checked()
-    wait_until_seen(page, PICTURE, ".hrn-answer")
+    wait_until_seen(page, PICTURE, ".hrn-labels")
     page.wait_for_timeout(500)
     page.screenshot(path=artefacts / f"cascade-{shape}-{window[0]}.png")
 
@@ -193,7 +193,7 @@ def test_picture_and_cascade_are_on_the_screen_together(
 def test_one_key_deepens_a_coarse_pre_label(page: Page, cascade: Project) -> None:
     cascade.open(page, "tall", WINDOWS[0])
     expect(box(page, "Apple")).to_be_checked()
-    hint = page.locator(".hrn-answer label:visible", has_text="Pink-Lady").locator("sup")
+    hint = page.locator(".hrn-labels label:visible", has_text="Pink-Lady").locator("sup")
     page.keyboard.press(hint.inner_text().strip("[]"))
     expect(box(page, "Pink-Lady")).to_be_checked()
     submit(page, lambda: page.keyboard.press("Control+Enter"))
@@ -236,11 +236,11 @@ def test_what_auto_chooses_fits_the_screen(
     project = Project(label_studio, label_config(tree, chosen.form), photos, path)
     project.open(page, "tall", WINDOWS[0])
     expect(box(page, path[-1])).to_be_checked()
-    wait_until_seen(page, PICTURE, ".hrn-answer")
+    wait_until_seen(page, PICTURE, ".hrn-labels")
     page.wait_for_timeout(500)
     page.screenshot(path=artefacts / f"auto-{most_shown(tree)}-lines.png")
     other = tree.names[tree.children[tree.index(path[:-1])][-1]]
-    hint = page.locator(".hrn-answer label:visible", has_text=other).locator("sup")
+    hint = page.locator(".hrn-labels label:visible", has_text=other).locator("sup")
     page.keyboard.press(hint.inner_text().strip("[]"))
     submit(page, lambda: page.keyboard.press("Control+Enter"))
     label = project.only_label("tall")

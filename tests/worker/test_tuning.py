@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hierarchy import LabelTree, tree_loss
-from hierarchy.heads import HRNHead
+from hierarchy.heads import HRNHead, LevelBlock
 from inference.backbone import PACKAGES, RandomWeights, load_backbone
 from inference.predictor import build_head
 from tests.processes import running
@@ -370,8 +370,9 @@ def test_batch_norms_end_with_the_statistics_of_the_pictures() -> None:
     Tuner(network, tree_aim(TREE), still, recipe).run(silent)
     pixels = torch.from_numpy(np.stack([show(at, "") for at in range(PICTURES)]))
     vectors = network.backbone(pixels).mean(dim=(2, 3))
-    ours = network.head.blocks[0]  # type: ignore[union-attr, index]
-    wide = ours.connect[0](vectors)  # type: ignore[union-attr, index]
+    ours = network.head.blocks[0]  # type: ignore[index]
+    assert isinstance(ours, LevelBlock)
+    wide = ours.connect[0](vectors)
     torch.testing.assert_close(ours.normalise.running_mean, wide.mean(dim=0), rtol=0.01, atol=1e-3)
     assert ours.normalise.momentum == 0.1
 
