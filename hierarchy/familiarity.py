@@ -108,10 +108,7 @@ def _centres(unit: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     """Return at most ``CENTRES`` of k-means, and at most one per two images, of length 1."""
     from sklearn.cluster import KMeans  # a second, which a server that only answers need not spend
 
-    # Distinct images only: k-means warns when asked for more centres than there are.
-    rounded = unit.round(6) + 0.0
-    rows = {row.tobytes(): at for at, row in enumerate(rounded)}
-    distinct = rounded[sorted(rows.values())]
+    distinct = np.unique(unit.round(6), axis=0)  # k-means warns when asked for more than there are
     count = min(CENTRES, (len(distinct) + 1) // 2)
     found = KMeans(count, init="random", n_init=1, max_iter=10, random_state=seed).fit(distinct)
     return _unit(found.cluster_centers_)
