@@ -74,6 +74,7 @@ def open_task(page: Page, campaign: Campaign, task: int) -> None:
     page.goto(f"{campaign.studio.url}/projects/{campaign.project}/data?task={task}")
     expect(page.get_by_role("button", name="Submit")).to_be_visible()
     expect(page.locator(".ant-select-selection-item-content").first).to_be_visible()
+    page.wait_for_timeout(1000)  # the editor may draw a task a second time
 
 
 def expect_ticked(page: Page, name: str) -> None:
