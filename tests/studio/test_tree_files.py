@@ -222,7 +222,7 @@ def test_texts_are_labels_or_with_a_separator_paths() -> None:
 
 def test_a_key_given_twice_is_refused() -> None:
     text = '{"Top": {"Apple": 1, "Apple": 2}}'
-    assert 'below "Top": "Apple" stands there twice' in json_refusal(None, text=text)
+    assert '"Apple" stands twice in one object' in json_refusal(None, text=text)
 
 
 def test_what_is_no_json_is_refused_with_its_line() -> None:
@@ -233,11 +233,11 @@ def test_what_is_no_json_is_refused_with_its_line() -> None:
     ("data", "words"),
     [
         ({"A": 7}, 'below "A": expected an object, a list or a name, got a number'),
-        ({"A": [True]}, 'below "A": expected a name or an object, got true or false'),
+        ({"A": [True]}, 'below "A": expected a name or an object, got a boolean'),
         ([["A", 1]], "[0]: expected a path, a list of names, got a list"),
         ([["A"], []], "[1]: expected a path"),
-        ("A", "at the top: expected an object, a list or a name, got a text"),
-        (None, "got null"),
+        ("A", "at the top: expected an object, a list or a name, got a string"),
+        (None, "got nothing"),
         ([], "found none"),
         ({}, "found none"),
         ({"A": [""]}, "is empty"),

@@ -196,11 +196,6 @@ def test_parents_that_are_not_there_give_way_to_ranks() -> None:
     assert 'its parent "99" is on no line' in notes(text)
 
 
-def test_a_taxon_with_and_without_a_rank_above_it_is_noted() -> None:
-    text = "kingdom,class,order\nAnimalia,,Carnivora\nAnimalia,Mammalia,Carnivora\n"
-    assert '"Carnivora" (line 2)' in notes(text)
-
-
 SPECIESNET = "\n".join(
     f"f1856211-cfb7-4a5b-9158-c0f72fd09e{number};{rest}"
     for number, rest in enumerate(
