@@ -26,12 +26,12 @@ from studio.project_setup import (
     at_address,
     authorization,
     backend_faults,
-    foreign,
     missing_tabs,
     normalised_url,
     remarks,
     webhook_faults,
     webhook_url,
+    would_hide,
 )
 from studio.ssrf import not_public, system_resolver
 
@@ -120,7 +120,7 @@ class _Checks:
                 yield self._called(found[0])
                 yield self._titled(found[0])
             yield self._webhook(registered=bool(found))
-            yield from self._switches(settings, title, backends)
+            yield from self._switches(settings, title)
             yield self._tab()
             backend = int(found[0]["id"]) if found else -1
             for what, fix in remarks(settings, backends if found else [], backend):
@@ -174,25 +174,22 @@ class _Checks:
         what = f"The webhook is wrong: {'; '.join(faults)}" if faults else "The webhook is right"
         return Finding("webhook", ok=not faults, what=what, fix=CONNECT)
 
-    def _switches(
-        self, settings: Object, title: str | None, backends: list[Object]
-    ) -> Iterator[Finding]:
+    def _switches(self, settings: Object, title: str | None) -> Iterator[Finding]:
         shown = bool(settings.get("show_collab_predictions"))
         what = f"Pre-labels are {'shown to' if shown else 'hidden from'} annotators"
         yield Finding("prelabels", ok=shown, what=what, fix=CONNECT)
         if title is not None:
-            yield self._shown(settings.get("model_version"), title, backends)
+            yield self._shown(settings.get("model_version"), title)
         sampling = settings.get("sampling")
         what = f"The label stream's order is {sampling!r}"
         fix = f"{SAMPLING!r} brings the tasks that teach the model most. {CONNECT}"
         yield Finding("sampling", ok=sampling == SAMPLING, what=what, fix=fix)
 
-    def _shown(self, used: object, title: str, backends: list[Object]) -> Finding:
+    def _shown(self, used: object, title: str) -> Finding:
         """Check whose pre-labels the project shows; somebody else's were set by an admin."""
         live = used == title
-        if used and not live and used not in self.ours:
-            counts = self.client.prediction_counts(self.project)
-            theirs = foreign(str(used), backends, counts, self.url)
+        if not live:
+            theirs = would_hide(self.client, self.project, self.url, self.ours)
             if theirs is not None:
                 what = f"{theirs.stays(title)}. {theirs.fix(self.project)}"
                 return Finding("model_version", ok=True, what=what)

@@ -216,24 +216,6 @@ class Foreign:
         return f"{self.version!r} ({self.stored} stored)" if self.stored else f"{self.version!r}"
 
 
-def foreign(
-    shown: str, backends: Sequence[Object], counts: Mapping[str, int], url: str
-) -> Foreign | None:
-    """Return the pre-labels that a project shows if they are somebody else's, and exist.
-
-    Args:
-        shown: the project's ``model_version``, which is no version of this backend.
-        backends: the project's.
-        counts: stored predictions by their version.
-        url: this backend's address.
-    """
-    if any(row.get("title") == shown for row in at_address(backends, url)):
-        return None
-    if counts.get(shown) or any(row.get("title") == shown for row in backends):
-        return Foreign(shown, counts.get(shown, 0))
-    return None
-
-
 def would_hide(
     client: LabelStudio, project_id: int, backend_url: str, ours: Collection[str]
 ) -> Foreign | None:
@@ -248,11 +230,15 @@ def would_hide(
     Raises:
         StudioError: Label Studio could not be reached, or refused.
     """
-    shown = client.settings(project_id).get("model_version")
+    shown = str(client.settings(project_id).get("model_version") or "")
     if not shown or shown in ours:
         return None
-    rows, counts = client.known_backends(project_id), client.prediction_counts(project_id)
-    return foreign(str(shown), rows, counts, backend_url)
+    backends = client.known_backends(project_id)
+    if any(row.get("title") == shown for row in at_address(backends, backend_url)):
+        return None
+    stored = client.prediction_counts(project_id).get(shown, 0)
+    others = any(row.get("title") == shown for row in backends)
+    return Foreign(shown, stored) if stored or others else None
 
 
 # Changing what is
