@@ -715,7 +715,10 @@ def test_gzip_is_unpacked_although_not_asked_for(make: Make, studio: ImageServer
 def test_an_answer_that_is_cut_or_no_http_is_not_an_image(
     make: Make, studio: ImageServer, raw: bytes
 ) -> None:
-    studio.answers[UPLOAD] = lambda handler: handler.wfile.write(raw)
+    def answer(handler: Handler) -> None:
+        handler.wfile.write(raw)
+
+    studio.answers[UPLOAD] = answer
     assert "broke" in passing_reason(make(), UPLOAD)
 
 
