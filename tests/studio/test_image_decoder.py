@@ -42,6 +42,9 @@ def corners() -> Image.Image:
     return image
 
 
+Colour = tuple[int, int, int]
+
+
 def near(pixel: Any, expected: tuple[int, int, int], within: int = 6) -> bool:
     """Equal but for what a lossy format costs."""
     return all(abs(a - b) <= within for a, b in zip(pixel, expected, strict=True))
@@ -345,7 +348,7 @@ def test_pixels_are_laid_on_white(
     image: Image.Image,
     kind: str,
     settings: dict[str, Any],
-    expected: tuple[tuple[int, ...], ...],
+    expected: tuple[Colour, ...],
 ) -> None:
     found = decode(saved(image, kind, **settings), limits=LIMITS)
     for x, colour in enumerate(expected):
@@ -419,7 +422,7 @@ def test_grey_of_no_declared_range_fills_eight_bits(
     ],
 )
 def test_other_colour_spaces_are_converted(
-    mode: str, colour: Any, kind: str, expected: tuple[int, ...]
+    mode: str, colour: Any, kind: str, expected: Colour
 ) -> None:
     data = saved(Image.new(mode, (16, 16), colour), kind)
     assert near(decode(data, limits=LIMITS).getpixel((8, 8)), expected)
