@@ -149,7 +149,7 @@ def test_an_access_token_that_does_not_tell_its_end_is_used() -> None:
 
 
 @pytest.mark.parametrize("reply", [{}, {"access": None}, ["access"]])
-def test_a_trade_without_an_access_token_is_told(reply: object) -> None:
+def test_a_trade_without_an_access_token_is_reported(reply: object) -> None:
     error = fails(Reply(reply), token=PERSONAL)
     assert isinstance(error, StudioRequestError)
     assert "gave no access token" in str(error)
@@ -198,7 +198,7 @@ def test_a_netrc_does_not_replace_the_token(
     assert server.requests[0].token == f"Token {LEGACY}"
 
 
-def test_cookies_are_not_kept() -> None:
+def test_cookies_are_not_stored() -> None:
     with serving(script(Reply(headers={"Set-Cookie": "sessionid=1; Path=/"}))) as server:
         client = http(server.url)
         client.send(WHO)
@@ -325,7 +325,7 @@ def test_an_unknown_host_is_said_to_be_unknown() -> None:
         client.send(WHO)
 
 
-def test_https_to_a_plain_server_is_told_apart() -> None:
+def test_https_to_a_plain_server_is_distinguished() -> None:
     with serving(script(Reply())) as server:
         client = HttpClient(
             server.url.replace("http:", "https:"), LEGACY, RetryLimits(retries=0), TRUST

@@ -432,11 +432,11 @@ def test_other_colour_spaces_are_converted(
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
-def test_a_file_cut_short_is_an_image_error(kind: str, kept: float) -> None:
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_a_file_cut_short_is_an_image_error(kind: str, part: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = saved(Image.fromarray(noise), kind)
-    assert f"{kind} file cannot be read" in reason(data[: int(len(data) * kept)])
+    assert f"{kind} file cannot be read" in reason(data[: int(len(data) * part)])
 
 
 @pytest.mark.parametrize(

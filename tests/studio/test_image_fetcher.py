@@ -305,12 +305,12 @@ def test_label_studio_says_why_in_its_own_words(
     make: Make, studio: ImageServer, status: int, body: bytes, words: str
 ) -> None:
     studio.answers[UPLOAD] = (status, {}, body)
-    told = reason(make(), UPLOAD)
-    assert words in told
-    assert "More" not in told
-    assert told.isprintable()
-    assert len(told) < 500
-    assert ("access token" in told) is (status < 404 and body == b"")
+    found = reason(make(), UPLOAD)
+    assert words in found
+    assert "More" not in found
+    assert found.isprintable()
+    assert len(found) < 500
+    assert ("access token" in found) is (status < 404 and body == b"")
 
 
 def test_an_upload_whose_record_is_gone_is_no_outage(make: Make, studio: ImageServer) -> None:
@@ -395,7 +395,7 @@ def test_only_images_are_asked_for_so(make: Make, studio: ImageServer) -> None:
     assert studio.tokens == [None]
 
 
-def test_a_host_that_may_be_label_studio_is_told_with_the_setting(
+def test_a_host_that_may_be_label_studio_is_named_with_the_setting(
     make: Make, studio: ImageServer, store: ImageServer
 ) -> None:
     other = f"http://localhost:{store.port}"
@@ -748,7 +748,9 @@ def test_a_limit_of_nothing_is_a_mistake(limit: str) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 410, 204, 304])
-def test_a_status_is_told_and_not_tried_again(make: Make, store: ImageServer, status: int) -> None:
+def test_a_status_is_reported_and_not_tried_again(
+    make: Make, store: ImageServer, status: int
+) -> None:
     store.answers["/cat.jpg"] = (status, {}, b"")
     words = reason(make(allow_private=True), f"{store.url}/cat.jpg")
     host = f"127.0.0.1:{store.port}"
@@ -792,7 +794,9 @@ def test_sixteen_threads_share_one_fetcher_and_its_connections(
     assert len(studio.peers) <= 16
 
 
-def test_a_kept_connection_has_the_next_image_s_time_limit(make: Make, studio: ImageServer) -> None:
+def test_an_open_connection_has_the_next_image_s_time_limit(
+    make: Make, studio: ImageServer
+) -> None:
     fetcher = make(limits=ImageLimits(read_timeout=1, total_timeout=0.5))
     fetcher.fetch(UPLOAD)
     studio.answers["/data/slow"] = drip(b"0", 50, before=b"HTTP/1.1 200 OK\r\nX-Long: ")

@@ -326,7 +326,7 @@ def test_a_lone_control_under_another_condition_is_refused(condition: str) -> No
     assert "is shown" in refusal(view(choices("l2", "x", more=condition)))
 
 
-def test_a_level_under_an_unreadable_condition_is_refused_with_the_mend() -> None:
+def test_a_level_under_an_unreadable_condition_is_refused_with_the_fix() -> None:
     inner = choices("l2", "x", more=f'{WHEN} whenTagName="l1" prelabel="true"')
     xml = view(choices("l1", "A"), f'<View visibleWhen="no-region-selected">{inner}</View>')
     assert 'write visibleWhen="choice-selected" whenTagName' in refusal(xml)
@@ -501,13 +501,13 @@ def test_a_plain_taxonomy_has_but_the_note_that_it_takes_several_ticks() -> None
 
 
 def test_a_root_above_everything_is_noted() -> None:
-    tops = choice("Bird", choice("Owl")) + choice("Fish")
-    rooted = view(taxonomy(choice("Life", choice("Animal", tops)), more='maxUsages="1"'))
+    roots = choice("Bird", choice("Owl")) + choice("Fish")
+    rooted = view(taxonomy(choice("Life", choice("Animal", roots)), more='maxUsages="1"'))
     assert (
         "'Life' > 'Animal' stands above all other labels and names every image alike: it is never "
         "pre-labelled, and levels that hold it alone are not counted as right."
     ) in notes(rooted)
-    assert "names every image alike" not in notes(view(taxonomy(tops)))
+    assert "names every image alike" not in notes(view(taxonomy(roots)))
     assert "leave no choice" in notes(view(taxonomy(choice("Life", choice("Animal")))))
 
 
@@ -544,7 +544,7 @@ def test_a_required_level_below_the_top_is_noted_as_a_forced_guess() -> None:
     assert "Skip" in notes(choices_xml(["A"], 'required="true"'))
 
 
-def test_a_separator_inside_a_name_is_noted_and_kept() -> None:
+def test_a_separator_inside_a_name_is_noted_and_put_together() -> None:
     """The editor joins and splits paths there when an answer changes (NewTaxonomy.onChange)."""
     config = parse_label_config(view(taxonomy(choice("Bread / Rolls", choice("A")))))
     assert config.separator == " / "
@@ -599,6 +599,6 @@ def test_any_arrangement_of_tags_is_read_or_refused(parts: list[str]) -> None:
 
 
 def test_the_recorded_setup_schema_is_cut_and_refused_as_such(shared: Path) -> None:
-    """The recording shortened its XML, which is no longer well-formed; that is told."""
+    """The recording shortened its XML, which is no longer well-formed; and the message says so."""
     body = json.loads((shared / "label-studio" / "setup.json").read_text())["request_body"]
     assert "not well-formed" in refusal(body["schema"])

@@ -1,4 +1,4 @@
-"""What `hrn doctor` is told: each thing that can be wrong is found, and nothing else."""
+"""What `hrn doctor` reports: each thing that can be wrong is found, and nothing else."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_no_label_studio_at_all() -> None:
         (404, "not here", "request"),
     ],
 )
-def test_a_refusal_is_told_by_its_kind(status: int, detail: str, code: str) -> None:
+def test_a_refusal_is_reported_by_its_kind(status: int, detail: str, code: str) -> None:
     with serving(script(Reply({"detail": detail}, status))) as server:
         (finding,) = checks(LabelStudio(server.url, LEGACY), 1, "http://backend")
     assert finding.code == code

@@ -108,7 +108,7 @@ def test_only_wrong_switches_are_set() -> None:
     }
 
 
-def test_tabs_are_made_once_and_the_default_one_is_kept() -> None:
+def test_tabs_are_made_once_and_the_default_one_stays() -> None:
     assert missing_tabs([]) == [DEFAULT_TAB, *OPEN_TABS]
     assert missing_tabs([{"data": {"title": "Mine"}}, {"data": None}]) == list(OPEN_TABS)
     assert missing_tabs([{"data": dict(OPEN_TABS[0])}]) == [OPEN_TABS[1]]

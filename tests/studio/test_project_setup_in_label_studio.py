@@ -230,7 +230,7 @@ def test_tabs_of_others_stay(client: LabelStudio, project: int, backend: Recordi
     ]
 
 
-def test_what_an_admin_should_know_is_told(
+def test_what_an_admin_should_know_is_reported(
     client: LabelStudio, project: int, backend: RecordingBackend
 ) -> None:
     """A first backend that is not ours is the only one Label Studio asks."""
@@ -253,7 +253,7 @@ def test_labels_that_are_no_tree_change_nothing(
     assert client.known_backends(project) == []
 
 
-def test_a_backend_that_is_not_there_is_told(client: LabelStudio, project: int) -> None:
+def test_a_backend_that_is_not_there_is_reported(client: LabelStudio, project: int) -> None:
     with running_backend() as backend:
         pass
     with pytest.raises(StudioRequestError, match="health check failed"):

@@ -52,7 +52,7 @@ def test_recorded_predict_keeps_the_order_of_tasks(body: Callable[[str], Any]) -
     assert call.label_config.startswith("<View>")
 
 
-def test_recorded_history_is_not_kept(body: Callable[[str], Any]) -> None:
+def test_recorded_history_is_dropped(body: Callable[[str], Any]) -> None:
     call = PredictCall.from_json(body("predict_one_with_history"))
     assert "prediction" not in repr(call)
 
@@ -134,7 +134,7 @@ def test_recorded_webhooks_are_read(body: Callable[[str], Any], name: str) -> No
     assert call.label_config == sent["project"]["label_config"]
 
 
-def test_events_that_change_labels_are_told_from_the_others() -> None:
+def test_events_that_change_labels_are_distinguished_from_the_others() -> None:
     silent = {event for event in Event if not event.changes_labels}
     assert silent == {Event.START_TRAINING, Event.PROJECT_UPDATED, Event.OTHER}
 
@@ -145,7 +145,7 @@ def test_an_unknown_action_is_accepted_as_other(action: str) -> None:
     assert (call.action, call.kind) == (action, Event.OTHER)
 
 
-def test_the_project_may_be_told_in_part() -> None:
+def test_the_project_may_come_in_part() -> None:
     """So does the upstream library's own test call it."""
     sent = {"action": "ANNOTATION_CREATED", "project": {"id": 1, "label_config": "<View></View>"}}
     call = WebhookCall.from_json(sent)
