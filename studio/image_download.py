@@ -66,7 +66,7 @@ _DEADLINE: Final = _Deadline()
 
 
 class _UntilDeadline(socket.socket):
-    """Ends a wait for data at the deadline: a timeout alone starts anew with each byte."""
+    """Ends a wait for data at the deadline: a timeout alone starts again with each byte."""
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:  # noqa: ANN401 - the socket's arguments
         left = _DEADLINE.left()
