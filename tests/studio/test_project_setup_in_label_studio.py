@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,45 +9,17 @@ import requests
 
 from studio.client import LabelStudio
 from studio.errors import LabelConfigError, StudioRequestError
-from studio.project_setup import ACTIONS, Connected, announce, connect
+from studio.project_setup import ACTIONS, announce
 from tests.end_to_end.label_studio import RunningLabelStudio
-from tests.studio.recording_backend import HEADER, PASSWORD, USER, RecordingBackend, running_backend
+from tests.studio.recording_backend import HEADER, RecordingBackend, join, running_backend
 from tests.studio.test_client import CONFIG, fruit
 
 pytestmark = pytest.mark.label_studio
 
 
 @pytest.fixture
-def backend() -> Iterator[RecordingBackend]:
-    with running_backend() as running:
-        yield running
-
-
-@pytest.fixture
-def client(label_studio: RunningLabelStudio) -> LabelStudio:
-    return label_studio.client()
-
-
-@pytest.fixture
 def project(label_studio: RunningLabelStudio) -> int:
     return label_studio.create_project("connection", CONFIG)
-
-
-def join(
-    client: LabelStudio,
-    project: int,
-    backend: RecordingBackend,
-    password: str = PASSWORD,
-    slash: str = "",
-) -> Connected:
-    return connect(
-        client,
-        project,
-        backend_url=backend.url + slash,
-        user=USER,
-        password=password,
-        version=backend.version,
-    )
 
 
 def connected(client: LabelStudio, project: int, backend: RecordingBackend) -> tuple[str, ...]:
