@@ -224,7 +224,8 @@ class SandboxedDecoder:
             )
             reason, size = answer.get("reason"), answer.get("size", (0, 0))
             width, height = map(int, size)
-            if not isinstance(reason, str) and len(pixels) != (inputs or 3 * width * height):
+            expected = inputs or (3 * width * height if width > 0 else -1)
+            if not isinstance(reason, str) and len(pixels) != expected:
                 raise ValueError("not as many pixels as asked for")  # noqa: TRY301 - as other damage
         except (BrokenPipeError, EOFError):  # it is gone
             process.wait()

@@ -288,7 +288,7 @@ def test_what_a_network_is_shown_may_be_larger_than_the_image(decoders: Sandboxe
     assert decoders.processes[: len(before)] == before
 
 
-@pytest.mark.parametrize("lie", [{"size": [56, 55]}, {"size": "x"}, [1]])
+@pytest.mark.parametrize("lie", [{"size": [56, 55]}, {"size": [-3, -1]}, {"size": "x"}, [1]])
 def test_a_process_whose_answer_is_none_goes(
     lie: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
