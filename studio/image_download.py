@@ -66,7 +66,7 @@ _DEADLINE: Final = _Deadline()
 
 
 class _UntilDeadline(socket.socket):
-    """Ends a wait for data at the deadline: a timeout alone starts anew with each byte."""
+    """Ends a wait for data at the deadline: a timeout alone starts again with each byte."""
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:  # noqa: ANN401 - the socket's arguments
         left = _DEADLINE.left()
@@ -81,42 +81,8 @@ class _TlsUntilDeadline(_UntilDeadline, ssl.SSLSocket):
     """The same over TLS."""
 
 
-class _Connector:
-    """Opens connections to the addresses that the rules allow."""
-
-    def __init__(self, rules: AddressRules, limits: ImageLimits) -> None:
-        self._rules = rules
-        self._limits = limits
-
-    def connect(self, origin: Origin) -> socket.socket:
-        """Return a connection to an address that was checked; a second look-up could differ.
-
-        Raises:
-            ImageError: the host or an address is not allowed.
-            ImageUnavailableError: the name is not known, or nothing there accepts a connection.
-        """
-        try:
-            addresses = self._rules.addresses(origin)
-        except OSError as error:
-            raise ImageUnavailableError(
-                f"no address is known for the host {origin.host}"
-            ) from error
-        for address in addresses:
-            with contextlib.suppress(OSError):
-                return self._connect(address, origin.port)
-        raise ImageUnavailableError(
-            f"{origin.host} does not accept connections on port {origin.port}"
-        )
-
-    def _connect(self, address: str, port: int) -> socket.socket:
-        seconds = min(_DEADLINE.left(), self._limits.connect_timeout)
-        if not seconds:
-            raise TimeoutError
-        plain = socket.create_connection((address, port), seconds)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = _UntilDeadline(fileno=plain.detach())
-        connection.settimeout(seconds)
-        return connection
+#: Opens a connection to a host's checked address.
+Connect = Callable[[Origin], socket.socket]
 
 
 class _CheckedConnection(HTTPConnection):
@@ -124,12 +90,12 @@ class _CheckedConnection(HTTPConnection):
 
     scheme: ClassVar[str] = "http"
 
-    def __init__(self, *args: Any, connector: _Connector, **kwargs: Any) -> None:  # noqa: ANN401 - the pool's own arguments
+    def __init__(self, *args: Any, connect_to: Connect, **kwargs: Any) -> None:  # noqa: ANN401 - the pool's own arguments
         super().__init__(*args, **kwargs)
-        self._connector = connector
+        self._connect_to = connect_to
 
     def _new_conn(self) -> socket.socket:
-        return self._connector.connect(Origin(self.scheme, self.host.lower(), self.port))
+        return self._connect_to(Origin(self.scheme, self.host.lower(), self.port))
 
 
 class _CheckedTlsConnection(_CheckedConnection, HTTPSConnection):
@@ -143,9 +109,9 @@ class _CheckedPools(urllib3.PoolManager):
     reach of the check.
     """
 
-    def __init__(self, connector: _Connector, **settings: Any) -> None:  # noqa: ANN401 - urllib3's settings
+    def __init__(self, connect_to: Connect, **settings: Any) -> None:  # noqa: ANN401 - urllib3's settings
         super().__init__(**settings)
-        self._connector = connector
+        self._connect_to = connect_to
 
     def _new_pool(
         self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
@@ -153,7 +119,7 @@ class _CheckedPools(urllib3.PoolManager):
         """Create a pool; urllib3 documents this method as the place to change what a pool is."""
         pool = super()._new_pool(scheme, host, port, request_context)
         pool.ConnectionCls = _CheckedTlsConnection if scheme == "https" else _CheckedConnection
-        pool.conn_kw["connector"] = self._connector
+        pool.conn_kw["connect_to"] = self._connect_to
         return pool
 
 
@@ -167,14 +133,14 @@ class Downloader:
         authorize: Authorize,
         trust: ssl.SSLContext | None,
     ) -> None:
-        self._own = rules.own
+        self._rules = rules
         self._limits = limits
         self._authorize = authorize
         self._slots = threading.BoundedSemaphore(AT_ONCE)
         context = trust or ssl_context()
         context.sslsocket_class = _TlsUntilDeadline
         self._pools = _CheckedPools(
-            _Connector(rules, limits),
+            self._connect,
             num_pools=16,
             maxsize=AT_ONCE,  # per host: connections that are used at once stay open
             ssl_context=context,
@@ -206,13 +172,40 @@ class Downloader:
             finally:
                 _DEADLINE.end = math.inf
 
+    def _connect(self, origin: Origin) -> socket.socket:
+        """Return a connection to an address that was checked; a second look-up could differ.
+
+        Raises:
+            ImageError: the host or an address is not allowed.
+            ImageUnavailableError: the name is not known, or nothing there accepts a connection.
+        """
+        try:
+            addresses = self._rules.addresses(origin)
+        except OSError as error:
+            raise ImageUnavailableError(
+                f"no address is known for the host {origin.host}"
+            ) from error
+        for address in addresses:
+            seconds = min(_DEADLINE.left(), self._limits.connect_timeout)
+            if not seconds:
+                break
+            with contextlib.suppress(OSError):
+                plain = socket.create_connection((address, origin.port), seconds)
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection = _UntilDeadline(fileno=plain.detach())
+                connection.settimeout(seconds)
+                return connection
+        raise ImageUnavailableError(
+            f"{origin.host} does not accept connections on port {origin.port}"
+        )
+
     def _follow(self, url: str) -> bytes:
         inside = True  # only Label Studio was asked so far: only then may it get its token
         for hop in range(self._limits.max_redirects + 1):
             origin = Origin.of(url)
-            if origin == self._own and hop and not inside:
+            if origin == self._rules.own and hop and not inside:
                 raise ImageError("the image's server sends the request on into Label Studio")
-            inside = inside and origin == self._own
+            inside = inside and origin == self._rules.own
             headers = {**_HEADERS, **(self._authorize(url) if inside else {})}
             with (
                 self._explained(origin),
@@ -248,7 +241,7 @@ class Downloader:
     def _status_error(self, response: urllib3.BaseHTTPResponse, origin: Origin) -> ImageError:
         """Say why the image is not given, in the words of the server that was asked."""
         status, body = response.status, response.read1(_WORDS, decode_content=True)
-        own, words = origin == self._own, plain_words(body)
+        own, words = origin == self._rules.own, plain_words(body)
         if own and status == HTTPStatus.INTERNAL_SERVER_ERROR and _FILE_GONE in words:
             return StatusError(
                 "Label Studio knows no such file: its upload was deleted",

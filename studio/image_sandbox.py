@@ -5,11 +5,12 @@ place of `InProcessDecoder` and returns the same images and the same errors. Its
 module (`python -m studio.image_sandbox`): they have no secrets, open no files and no connections,
 and can send pixels only.
 
-Per image: ``REQUEST`` and the file on standard input, ``REPLY`` and its bytes on standard output; a
-process ends when its standard input does.
+A process gets a message per image on standard input and answers with one on standard output: JSON
+that says what it is, and bytes. A process ends when its standard input does.
 """
 
 import hashlib
+import json
 import logging
 import os
 import resource
@@ -20,10 +21,11 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final
 
 from PIL import Image
 
@@ -35,25 +37,14 @@ log = logging.getLogger(__name__)
 
 #: How a decoding process is started; its settings follow.
 COMMAND: Final[list[str]] = [sys.executable, "-m", "studio.image_sandbox"]
-#: Bytes of the file, `ImageLimits.max_pixels`, ``at_least`` or 0 for `decode`, and the number of
-#: ``FIT`` that follow for `planes`.
-REQUEST: Final = struct.Struct(">QQQB")
-#: The fields of `Fit`, the filter by Pillow's number.
-FIT: Final = struct.Struct(">IIB")
-#: ``FOUND``, width and height, then ``3 * width * height`` bytes; for `planes` the pixels of all
-#: inputs and 1, then the planes of each. Or ``REFUSED``, the length of the reason and 0, then the
-#: reason.
-REPLY: Final = struct.Struct(">BQQ")
-FOUND, REFUSED = 0, 1
-
 #: Seconds of computing per image: the most expensive that the limits let through take five.
 CPU_SECONDS: Final = 20.0
 #: Seconds per image on a machine however busy.
 SECONDS: Final = 60.0
 #: Bytes of memory per pixel of the largest image allowed; a float TIFF takes this much.
 BYTES_PER_PIXEL: Final = 40
-#: Bytes in a pipe: most images fit, so that the two processes wait less for each other. What Linux
-#: allows anyone.
+#: Bytes in a pipe: most images fit, so that the two processes wait less for each other. Linux
+#: allows anyone this much.
 PIPE: Final = 1 << 20
 #: Settings of glibc that keep memory for the next image. By default it is given back after each,
 #: and the system clears it again page by page: a fifth of the time of a photo.
@@ -63,24 +54,10 @@ _KEEP_MEMORY: Final = {
 }
 #: Images remembered that ended a process, so that they do not do it each time they are met.
 _REMEMBERED: Final = 1000
-#: Longest reason that is read from a process, which may have been taken over.
-_LONGEST_REASON: Final = 10_000
-
-
-class ImageDecoder(Protocol):
-    """Decodes files to images: `SandboxedDecoder` or `InProcessDecoder`."""
-
-    def decode(
-        self, data: bytes, *, limits: ImageLimits, at_least: int | None = None
-    ) -> Image.Image:
-        """See `studio.image_decoder.decode`."""
-        ...
-
-    def planes(
-        self, data: bytes, fits: Sequence[Fit], *, limits: ImageLimits
-    ) -> Sequence[bytes | bytearray | memoryview]:
-        """See `studio.image_decoder.planes`."""
-        ...
+#: Before each message: the lengths of its JSON and of its bytes.
+_LENGTHS: Final = struct.Struct(">QQ")
+#: Longest JSON that is read from a process, which may have been taken over.
+_LONGEST: Final = 20_000
 
 
 class InProcessDecoder:
@@ -95,82 +72,6 @@ class InProcessDecoder:
     def planes(self, data: bytes, fits: Sequence[Fit], *, limits: ImageLimits) -> list[bytes]:
         """See `studio.image_decoder.planes`."""
         return image_decoder.planes(data, fits, limits=limits)
-
-
-class _ProcessEndedError(Exception):
-    """A decoding process is gone.
-
-    Attributes:
-        status: its exit status.
-    """
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
-
-
-class _Process:
-    """One decoding process, for one caller at a time."""
-
-    def __init__(self, max_pixels: int, cpu_seconds: float, seconds: float) -> None:
-        root = str(Path(__file__).resolve().parents[1])
-        # Where Python and this package are, and no secret.
-        environ = {
-            name: os.environ[name] for name in ("PATH", "LANG", "HOME") if name in os.environ
-        }
-        environ |= {"PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [*COMMAND, str(max_pixels), str(cpu_seconds), str(seconds)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # libtiff and libpng comment on what they read
-            bufsize=0,
-            env={**environ, **_KEEP_MEMORY},
-            pipesize=PIPE,
-        )
-        self.pid = self._process.pid
-        assert self._process.stdin is not None  # noqa: S101 - made with pipes
-        assert self._process.stdout is not None  # noqa: S101
-        self._input = self._process.stdin.fileno()
-        self._output = self._process.stdout.fileno()
-
-    def run(
-        self, data: bytes, limits: ImageLimits, at_least: int | None, fits: Sequence[Fit]
-    ) -> tuple[tuple[int, int], bytearray]:
-        """Return an image's width, height and pixels; the inputs where ``fits`` are given.
-
-        Raises:
-            ImageError: with the reason that the process gave.
-            _ProcessEndedError: the process is gone.
-        """
-        try:
-            head = REQUEST.pack(len(data), limits.max_pixels, at_least or 0, len(fits))
-            _write(self._input, head + b"".join(map(_packed, fits)))
-            _write(self._input, data)
-        except BrokenPipeError:
-            raise _ProcessEndedError(self._process.wait()) from None
-        kind, first, second = REPLY.unpack(self._receive(REPLY.size))
-        if kind == FOUND:
-            squares = sum(fit.crop**2 for fit in fits)
-            if (first, second) == (squares, 1) if fits else first * second <= limits.max_pixels:
-                return (first, second), self._receive(3 * first * second)
-        elif first <= _LONGEST_REASON:
-            raise ImageError(self._receive(first).decode("utf-8", "replace"))
-        raise _ProcessEndedError(self.end())  # no reply of ours: whatever wrote it must go
-
-    def end(self) -> int:
-        """Kill the process, if it still runs; return its exit status."""
-        self._process.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-        return self._process.wait()
-
-    def _receive(self, length: int) -> bytearray:
-        data = _read(self._output, length)
-        if len(data) < length:
-            raise _ProcessEndedError(self._process.wait())
-        return data
 
 
 class SandboxedDecoder:
@@ -243,60 +144,105 @@ class SandboxedDecoder:
     def _reset(self) -> None:
         self._owner = os.getpid()
         self._slots = threading.BoundedSemaphore(self._most)
-        self._idle: list[_Process] = []
-        self._running: list[_Process] = []
+        self._idle: list[subprocess.Popen[bytes]] = []
+        self._running: list[subprocess.Popen[bytes]] = []
         self._finish = weakref.finalize(self, _end_all, self._running, self._owner)
 
     def _run(
         self, data: bytes, limits: ImageLimits, at_least: int | None, fits: Sequence[Fit]
     ) -> tuple[tuple[int, int], bytearray]:
+        """Return an image's size and pixels; the inputs of networks where ``fits`` are given."""
         if self._harmful and (reason := self._harmful.get(hashlib.sha256(data).digest())):
             raise ImageError(reason)
         if self._owner != os.getpid():
             self._reset()  # after a fork: the pipes are the parent's
+        request = {
+            "max_pixels": limits.max_pixels,
+            "at_least": at_least,
+            "fits": [astuple(fit) for fit in fits],
+        }
         with self._slots:
             try:
+                process = self._idle.pop()
+            except IndexError:  # not looked up before: another thread may take the last one
+                process = self._start()
+            status = 0
+            # Again after SIGKILL, of an operator or for lack of memory: the image may be innocent.
+            for again in (False, True):
                 try:
-                    process = self._idle.pop()
-                except IndexError:  # not looked up before: another thread may take the last one
-                    process = self._start()
-                return self._run_in(process, data, limits, at_least, fits)
-            except _ProcessEndedError as ended:
-                if ended.status != -signal.SIGKILL:
-                    raise ImageError(self._remember(data, ended.status)) from None
-            try:  # an operator or lack of memory may have killed it: the image may be innocent
-                return self._run_in(self._start(), data, limits, at_least, fits)
-            except _ProcessEndedError as ended:
-                raise ImageError(self._remember(data, ended.status)) from None
+                    return self._ask(process, request, data, limits, fits)
+                except _ProcessEndedError as ended:
+                    status = ended.status
+                if again or status != -signal.SIGKILL:
+                    break
+                process = self._start()
+            raise ImageError(self._remember(data, status))
 
-    def _start(self) -> _Process:
+    def _start(self) -> "subprocess.Popen[bytes]":
+        root = str(Path(__file__).resolve().parents[1])
+        # Where Python and this package are, and no secret.
+        environ = {
+            name: os.environ[name] for name in ("PATH", "LANG", "HOME") if name in os.environ
+        }
+        environ |= {"PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:
-            process = _Process(*self._settings)
+            process = subprocess.Popen(
+                [*COMMAND, *map(str, self._settings)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # libtiff and libpng comment on what they read
+                bufsize=0,
+                env={**environ, **_KEEP_MEMORY},
+                pipesize=PIPE,
+            )
         except OSError as error:
             words = f"no process could be started to decode it: {error}"
             raise ImageUnavailableError(words) from error
         self._running.append(process)
         return process
 
-    def _run_in(
+    def _ask(
         self,
-        process: _Process,
+        process: "subprocess.Popen[bytes]",
+        request: Mapping[str, object],
         data: bytes,
         limits: ImageLimits,
-        at_least: int | None,
         fits: Sequence[Fit],
     ) -> tuple[tuple[int, int], bytearray]:
+        """Have one process decode one image.
+
+        Raises:
+            ImageError: with the reason that the process gave.
+            _ProcessEndedError: the process is gone.
+        """
+        inputs = 3 * sum(fit.crop**2 for fit in fits)
         try:
-            found = process.run(data, limits, at_least, fits)
-        except ImageError:
-            self._idle.append(process)
-            raise
-        except BaseException:  # it is gone, or a job's time is up: half a reply is in the pipe
-            self._running.remove(process)
-            process.end()
+            _send(process.stdin.fileno(), request, data)  # type: ignore[union-attr] # made with pipes
+            answer, pixels = _receive(
+                process.stdout.fileno(),  # type: ignore[union-attr]
+                inputs or 3 * limits.max_pixels,
+            )
+            reason, size = answer.get("reason"), answer.get("size", (0, 0))
+            width, height = map(int, size)
+            expected = inputs or (3 * width * height if width > 0 else -1)
+            if not isinstance(reason, str) and len(pixels) != expected:
+                raise ValueError("not as many pixels as asked for")  # noqa: TRY301 - as other damage
+        except (BrokenPipeError, EOFError):  # it is gone
+            process.wait()
+            raise _ProcessEndedError(self._end(process)) from None
+        except (ValueError, TypeError, RecursionError):  # not our answer: whatever wrote it must go
+            raise _ProcessEndedError(self._end(process)) from None
+        except BaseException:  # a job's time is up: half an answer is in the pipe
+            self._end(process)
             raise
         self._idle.append(process)
-        return found
+        if isinstance(reason, str):
+            raise ImageError(reason)
+        return (width, height), pixels
+
+    def _end(self, process: "subprocess.Popen[bytes]") -> int:
+        self._running.remove(process)
+        return _end(process)
 
     def _remember(self, data: bytes, status: int) -> str:
         """Return why the process ended; the image is refused from now on."""
@@ -314,36 +260,68 @@ class SandboxedDecoder:
         return reason
 
 
-def _packed(fit: Fit) -> bytes:
-    return FIT.pack(fit.resize, fit.crop, Image.Resampling[fit.interpolation.upper()].value)
+#: Decodes files to images.
+ImageDecoder = InProcessDecoder | SandboxedDecoder
 
 
-def _unpacked(data: bytes | bytearray) -> Fit:
-    resize, crop, number = FIT.unpack(data)
-    return Fit(resize, crop, Image.Resampling(number).name.lower())
+class _ProcessEndedError(Exception):
+    """A decoding process is gone, with this exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
-def _end_all(processes: list[_Process], owner: int) -> None:
+def _end(process: "subprocess.Popen[bytes]") -> int:
+    """Kill the process, if it still runs; return its exit status."""
+    process.kill()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+    return process.wait()
+
+
+def _end_all(processes: "list[subprocess.Popen[bytes]]", owner: int) -> None:
     if owner == os.getpid():  # the exit of a fork must not end its parent's processes
         for process in processes:
-            process.end()
+            _end(process)
+
+
+# Messages
+
+
+def _send(descriptor: int, message: Mapping[str, object], data: bytes) -> None:
+    words = json.dumps(message).encode()
+    for part in (_LENGTHS.pack(len(words), len(data)) + words, data):
+        view = memoryview(part)
+        while view:
+            view = view[os.write(descriptor, view) :]
+
+
+def _receive(descriptor: int, most: int) -> tuple[dict[str, Any], bytearray]:
+    """Return the next message.
+
+    Raises:
+        EOFError: the stream ended.
+        ValueError: it is no message, or has more bytes than ``most``.
+    """
+    length, size = _LENGTHS.unpack(_read(descriptor, _LENGTHS.size))
+    if length > _LONGEST or size > most:
+        raise ValueError("a message is too long")
+    message = json.loads(_read(descriptor, length))
+    if not isinstance(message, dict):
+        raise TypeError("a message is no object")
+    return message, _read(descriptor, size)
 
 
 def _read(descriptor: int, length: int) -> bytearray:
-    """Read this many bytes, fewer only at the end of the stream."""
     data = bytearray(length)
     view, got = memoryview(data), 0
     while got < length:
         if not (count := os.readv(descriptor, [view[got:]])):
-            return data[:got]
+            raise EOFError
         got += count
     return data
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 # The process that decodes
@@ -360,7 +338,19 @@ def main(decode: Callable[..., Image.Image] = image_decoder.decode) -> None:
     max_pixels, cpu_seconds, seconds = sys.argv[1:]
     Image.MAX_IMAGE_PIXELS = int(max_pixels)  # for a GIF's frames, which may exceed its size
     _confine(int(max_pixels))
-    _serve(decode, float(cpu_seconds), float(seconds))
+    answers = os.dup(1)
+    os.dup2(2, 1)  # a library that prints must not be taken for an answer
+    while True:
+        try:
+            request, data = _receive(0, sys.maxsize)
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_PROF, float(cpu_seconds))  # a signal ends us
+        signal.setitimer(signal.ITIMER_REAL, float(seconds))
+        answer, body = _answer(decode, request, bytes(data))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _send(answers, answer, body)
 
 
 def _confine(max_pixels: int) -> None:
@@ -372,37 +362,18 @@ def _confine(max_pixels: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
-def _serve(decode: Callable[..., Image.Image], cpu_seconds: float, seconds: float) -> None:
-    """Reply until standard input ends, or an image takes too long: then a signal ends us.
-
-    Args:
-        decode: see `main`.
-        cpu_seconds: of computing, per image (SIGPROF).
-        seconds: per image, however busy the machine is (SIGALRM).
-    """
-    replies = os.dup(1)
-    os.dup2(2, 1)  # a library that prints must not be taken for a reply
-    while len(head := _read(0, REQUEST.size)) == REQUEST.size:
-        length, max_pixels, at_least, count = REQUEST.unpack(head)
-        fits = [_unpacked(_read(0, FIT.size)) for _ in range(count)]
-        data, limits = bytes(_read(0, length)), ImageLimits(max_pixels=max_pixels)
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        try:
-            if fits:
-                inputs = image_decoder.planes(data, fits, limits=limits, decode=decode)
-                body = b"".join(inputs)
-                reply = REPLY.pack(FOUND, len(body) // 3, 1)
-            else:
-                image = decode(data, limits=limits, at_least=at_least or None)
-                reply, body = REPLY.pack(FOUND, *image.size), image.tobytes()
-        except ImageError as error:
-            body = error.reason.encode()
-            reply = REPLY.pack(REFUSED, len(body), 0)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        _write(replies, reply)
-        _write(replies, body)
+def _answer(
+    decode: Callable[..., Image.Image], request: Mapping[str, Any], data: bytes
+) -> tuple[dict[str, object], bytes]:
+    """Return size and pixels of an image, or the inputs of networks, or why there are none."""
+    limits = ImageLimits(max_pixels=request["max_pixels"])
+    try:
+        if fits := [Fit(*fields) for fields in request["fits"]]:
+            return {}, b"".join(image_decoder.planes(data, fits, limits=limits, decode=decode))
+        image = decode(data, limits=limits, at_least=request["at_least"])
+    except ImageError as error:
+        return {"reason": error.reason[: _LONGEST // 12]}, b""  # JSON may take 12 bytes for one
+    return {"size": image.size}, image.tobytes()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from hierarchy import LabelTree
 from studio.errors import LabelConfigError
 from studio.label_config import FIELD, PRELABEL, parse_label_config
 from studio.label_controls import MAX_DEPTH, MAX_NODES, REFERENCE
+from studio.tree_tables import shorten
 
 #: How labels are asked for.
 Form = Literal["taxonomy", "choices"]
@@ -110,12 +111,12 @@ def why_no_cascade(tree: LabelTree) -> str | None:
     for node, name in enumerate(tree.names):
         if REFERENCE.search(name):
             return (
-                f'in a cascade Label Studio replaces the "$..." in "{_short(name)}" by task data: '
+                f'in a cascade Label Studio replaces the "$..." in {shorten(name)} by task data: '
                 "rename it"
             )
         if "," in name and tree.children[node]:
             return (
-                f'a cascade cannot show what lies below "{_short(name)}": Label Studio splits '
+                f"a cascade cannot show what lies below {shorten(name)}: Label Studio splits "
                 "whenChoiceValue at the comma. Rename it"
             )
     return None
@@ -256,7 +257,7 @@ def _page(image_key: str, title: str) -> tuple[ET.Element, ET.Element]:
 def _check(tree: LabelTree, image_key: str, title: str) -> None:
     if FIELD.fullmatch(f"${image_key}") is None:
         raise LabelConfigError(
-            f'"{_short(image_key)}" cannot name a field of the task data: expected letters, '
+            f"{shorten(image_key)} cannot name a field of the task data: expected letters, "
             "digits and _, such as image"
         )
     if (bad := _NO_XML.search(title)) is not None:
@@ -269,7 +270,7 @@ def _check(tree: LabelTree, image_key: str, title: str) -> None:
     for name in tree.names:
         if (bad := _NO_XML.search(name)) is not None:
             raise LabelConfigError(
-                f"the name {_short(name)!a} holds {bad[0]!a}, which a label config cannot: "
+                f"the name {shorten(name)} holds {bad[0]!a}, which a label config cannot: "
                 "remove that character"
             )
         if not name.strip():
@@ -285,7 +286,3 @@ def _written(view: ET.Element, tree: LabelTree) -> str:
     if len(back) != len(tree) or set(back.paths) != set(tree.paths):
         raise LabelConfigError("this tree cannot be written so that it is read back as it was")
     return xml
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:60]}..."

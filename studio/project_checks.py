@@ -26,12 +26,12 @@ from studio.project_setup import (
     at_address,
     authorization,
     backend_faults,
-    foreign,
     missing_tabs,
     normalised_url,
     remarks,
     webhook_faults,
     webhook_url,
+    would_hide,
 )
 from studio.ssrf import not_public, system_resolver
 
@@ -56,13 +56,18 @@ class Finding:
         code: its name, for scripts.
         ok: whether all is as it should be.
         what: what was found, a sentence.
-        fix: how to fix it; empty if it is ok.
+        fix: how to fix it; emptied if it is ok.
     """
 
     code: str
     ok: bool
     what: str
     fix: str = ""
+
+    def __post_init__(self) -> None:
+        """Leave nothing to fix where all is as it should be."""
+        if self.ok:
+            object.__setattr__(self, "fix", "")
 
 
 def checks(  # noqa: PLR0913 - what is checked, and what it is compared with
@@ -114,111 +119,97 @@ class _Checks:
             if found:
                 yield self._called(found[0])
                 yield self._titled(found[0])
-            yield from self._webhook(registered=bool(found))
-            yield from self._switches(settings, title, backends)
+            yield self._webhook(registered=bool(found))
+            yield from self._switches(settings, title)
             yield self._tab()
             backend = int(found[0]["id"]) if found else -1
             for what, fix in remarks(settings, backends if found else [], backend):
                 yield Finding("remark", ok=False, what=what, fix=fix)
         except ProjectMissingError as error:
-            fix = visible_projects(self.client)
-            yield Finding("request", ok=False, what=str(error), fix=fix)
+            yield Finding("request", ok=False, what=str(error), fix=visible_projects(self.client))
         except StudioError as error:
             yield _stopped(error)
 
     def _access(self) -> Iterator[Finding]:
         release = self.client.version()
         numbers = tuple(int(part) for part in re.findall(r"\d+", release)[:2])
-        yield Finding(
-            "label_studio",
-            ok=numbers >= OLDEST,
-            what=f"Label Studio {release} answers at {self.client.url}",
-            fix="" if numbers >= OLDEST else "Upgrade Label Studio to 1.23 or a later release.",
-        )
+        what = f"Label Studio {release} answers at {self.client.url}"
+        fix = "Upgrade Label Studio to 1.23 or a later release."
+        yield Finding("label_studio", ok=numbers >= OLDEST, what=what, fix=fix)
         me = self.client.whoami()
         yield Finding("token", ok=True, what=f"The access token belongs to {me.get('email')}")
 
     def _registered(self, found: list[Object], backends: list[Object]) -> Finding:
-        if found:
-            return Finding("backend", ok=True, what=f"The backend {self.url} is registered")
         others = ", ".join(str(row.get("url")) for row in backends) or "none"
-        return Finding(
-            "backend",
-            ok=False,
-            what=f"The backend {self.url} is not registered (registered: {others})",
-            fix=CONNECT + (PRIVATE if _is_private(self.url) else ""),
-        )
+        missing = "" if found else f" is not registered (registered: {others})"
+        what = f"The backend {self.url}{missing or ' is registered'}"
+        fix = "" if found else CONNECT + self._private()
+        return Finding("backend", ok=bool(found), what=what, fix=fix)
 
     def _called(self, row: Object) -> Finding:
         user = self.auth.user if self.auth else str(row.get("basic_auth_user"))
         faults = backend_faults(row, user)
         if not faults:
             return Finding("state", ok=True, what="Label Studio reaches the backend")
+        what = f"Label Studio cannot use the backend: {'; '.join(faults)}"
         fix = f"Start the backend, see that Label Studio's machine reaches {self.url}. {CONNECT}"
-        return Finding(
-            "state",
-            ok=False,
-            what=f"Label Studio cannot use the backend: {'; '.join(faults)}",
-            fix=fix + (PRIVATE if _is_private(self.url) else ""),
-        )
+        return Finding("state", ok=False, what=what, fix=fix + self._private())
 
     def _titled(self, row: Object) -> Finding:
         title, version = row.get("title"), self.version or row.get("model_version")
-        good = title == version
         what = f"The backend is called {title!r} in Label Studio, its version is {version!r}"
         fix = f"Without equal names there are no scores and no sampling by them. {CONNECT}"
-        return Finding("title", ok=good, what=what, fix="" if good else fix)
+        return Finding("title", ok=title == version, what=what, fix=fix)
 
-    def _webhook(self, *, registered: bool) -> Iterator[Finding]:
+    def _webhook(self, *, registered: bool) -> Finding:
         found = at_address(self.client.webhooks(self.project), webhook_url(self.url))
         if not found:
             # Half of the protection against private addresses leaves just this behind.
-            why = PRIVATE if registered and _is_private(self.url) else ""
+            why = self._private() if registered else ""
             what = "There is no webhook: no annotation reaches the backend"
-            yield Finding("webhook", ok=False, what=what, fix=CONNECT + why)
-            return
+            return Finding("webhook", ok=False, what=what, fix=CONNECT + why)
         faults = webhook_faults(found[0], authorization(self.auth) if self.auth else None)
         if len(found) > 1:
             faults.append(f"there are {len(found)} of them, and each sends every event")
-        yield Finding(
-            "webhook",
-            ok=not faults,
-            what=f"The webhook is wrong: {'; '.join(faults)}" if faults else "The webhook is right",
-            fix=CONNECT if faults else "",
-        )
+        what = f"The webhook is wrong: {'; '.join(faults)}" if faults else "The webhook is right"
+        return Finding("webhook", ok=not faults, what=what, fix=CONNECT)
 
-    def _switches(
-        self, settings: Object, title: str | None, backends: list[Object]
-    ) -> Iterator[Finding]:
+    def _switches(self, settings: Object, title: str | None) -> Iterator[Finding]:
         shown = bool(settings.get("show_collab_predictions"))
         what = f"Pre-labels are {'shown to' if shown else 'hidden from'} annotators"
-        yield Finding("prelabels", ok=shown, what=what, fix="" if shown else CONNECT)
+        yield Finding("prelabels", ok=shown, what=what, fix=CONNECT)
         if title is not None:
-            yield self._shown(settings.get("model_version"), title, backends)
+            yield self._shown(settings.get("model_version"), title)
         sampling = settings.get("sampling")
-        good = sampling == SAMPLING
         what = f"The label stream's order is {sampling!r}"
         fix = f"{SAMPLING!r} brings the tasks that teach the model most. {CONNECT}"
-        yield Finding("sampling", ok=good, what=what, fix="" if good else fix)
+        yield Finding("sampling", ok=sampling == SAMPLING, what=what, fix=fix)
 
-    def _shown(self, used: object, title: str, backends: list[Object]) -> Finding:
+    def _shown(self, used: object, title: str) -> Finding:
         """Check whose pre-labels the project shows; somebody else's were set by an admin."""
         live = used == title
-        if used and not live and used not in self.ours:
-            counts = self.client.prediction_counts(self.project)
-            theirs = foreign(str(used), backends, counts, self.url)
+        if not live:
+            theirs = would_hide(self.client, self.project, self.url, self.ours)
             if theirs is not None:
                 what = f"{theirs.stays(title)}. {theirs.fix(self.project)}"
                 return Finding("model_version", ok=True, what=what)
         what = f"The project uses the pre-labels of {used!r}" if used else "It uses no pre-labels"
         fix = f"Only {title!r} is live and brings scores. {CONNECT}"
-        return Finding("model_version", ok=live, what=what, fix="" if live else fix)
+        return Finding("model_version", ok=live, what=what, fix=fix)
 
     def _tab(self) -> Finding:
         missing = missing_tabs(self.client.views(self.project))
         names = " and ".join(f'"{tab["title"]}"' for tab in missing or OPEN_TABS)
         what = f"The Data Manager {'lacks' if missing else 'has'} the tabs {names}"
-        return Finding("tab", ok=not missing, what=what, fix=CONNECT if missing else "")
+        return Finding("tab", ok=not missing, what=what, fix=CONNECT)
+
+    def _private(self) -> str:
+        """Return why a private address does not work; empty where the backend's is public."""
+        try:
+            found = system_resolver(urlsplit(self.url).hostname or "", 0)
+        except OSError:
+            return ""
+        return PRIVATE if any(not_public(address) is not None for address in found) else ""
 
 
 def visible_projects(client: LabelStudio) -> str:
@@ -233,15 +224,6 @@ def visible_projects(client: LabelStudio) -> str:
     names = ", ".join(f"{row['id']} ({row.get('title')})" for row in first[:MOST_NAMED])
     more = ", and more" if len(first) > MOST_NAMED else ""
     return f"This account sees these projects: {names}{more}."
-
-
-def _is_private(url: str) -> bool:
-    """Return whether Label Studio will not call the address, as this machine resolves it."""
-    try:
-        found = system_resolver(urlsplit(url).hostname or "", 0)
-    except OSError:
-        return False
-    return any(not_public(address) is not None for address in found)
 
 
 def _label_config(xml: str) -> Finding:

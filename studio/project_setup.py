@@ -216,24 +216,6 @@ class Foreign:
         return f"{self.version!r} ({self.stored} stored)" if self.stored else f"{self.version!r}"
 
 
-def foreign(
-    shown: str, backends: Sequence[Object], counts: Mapping[str, int], url: str
-) -> Foreign | None:
-    """Return the pre-labels that a project shows if they are somebody else's, and exist.
-
-    Args:
-        shown: the project's ``model_version``, which is no version of this backend.
-        backends: the project's.
-        counts: stored predictions by their version.
-        url: this backend's address.
-    """
-    if any(row.get("title") == shown for row in at_address(backends, url)):
-        return None
-    if counts.get(shown) or any(row.get("title") == shown for row in backends):
-        return Foreign(shown, counts.get(shown, 0))
-    return None
-
-
 def would_hide(
     client: LabelStudio, project_id: int, backend_url: str, ours: Collection[str]
 ) -> Foreign | None:
@@ -248,11 +230,15 @@ def would_hide(
     Raises:
         StudioError: Label Studio could not be reached, or refused.
     """
-    shown = client.settings(project_id).get("model_version")
+    shown = str(client.settings(project_id).get("model_version") or "")
     if not shown or shown in ours:
         return None
-    rows, counts = client.known_backends(project_id), client.prediction_counts(project_id)
-    return foreign(str(shown), rows, counts, backend_url)
+    backends = client.known_backends(project_id)
+    if any(row.get("title") == shown for row in at_address(backends, backend_url)):
+        return None
+    stored = client.prediction_counts(project_id).get(shown, 0)
+    others = any(row.get("title") == shown for row in backends)
+    return Foreign(shown, stored) if stored or others else None
 
 
 # Changing what is
@@ -263,14 +249,10 @@ class Connected:
     """A project that is set up.
 
     Attributes:
-        backend_id: the backend's id in Label Studio.
-        webhook_id: the webhook's.
         changes: what was changed, a sentence each; empty if everything was right.
         remarks: what was left alone, but the admin should know.
     """
 
-    backend_id: int
-    webhook_id: int
     changes: tuple[str, ...]
     remarks: tuple[str, ...]
 
@@ -319,7 +301,7 @@ def connect(  # noqa: PLR0913 - the names are the command's options
     setup = _Setup(client, project_id, normalised_url(backend_url), version, auth)
     with _explained(setup.url):
         backend = setup.backend()
-        webhook = setup.webhook(backend)
+        setup.webhook(backend)
     setup.switches(others.version if others and not take_over else version)
     setup.tabs()
     log.info("connected project=%d backend=%d changes=%d", project_id, backend, len(setup.changes))
@@ -329,7 +311,7 @@ def connect(  # noqa: PLR0913 - the names are the command's options
         notes.insert(0, f"{others.hidden()}.")
     elif others is not None:
         notes.insert(0, f"{others.stays(version)}. {others.fix(project_id)}")
-    return Connected(backend, webhook, tuple(setup.changes), (*notes, *config.notes))
+    return Connected(tuple(setup.changes), (*notes, *config.notes))
 
 
 @contextmanager
@@ -387,7 +369,7 @@ class _Setup:
         if faults:
             self._update(int(row["id"]))
             reasons = "; ".join(faults)
-            self.changes.append(f"The backend at {self.url} is registered anew: {reasons}.")
+            self.changes.append(f"The backend at {self.url} is registered again: {reasons}.")
         return int(row["id"])
 
     def _update(self, backend: int) -> None:
@@ -397,7 +379,7 @@ class _Setup:
         )
         self.tried = True
 
-    def webhook(self, backend: int) -> int:
+    def webhook(self, backend: int) -> None:
         header, first = authorization(self.auth), self.tried
         url, wanted = webhook_url(self.url), {"Authorization": header}
         found = at_address(self.client.webhooks(self.project), url)
@@ -405,9 +387,9 @@ class _Setup:
         if (faults or not found) and not self.tried:
             self._update(backend)  # before a wrong password replaces the right one
         if not found:
-            row = self.client.create_webhook(self.project, url=url, actions=ACTIONS, headers=wanted)
+            self.client.create_webhook(self.project, url=url, actions=ACTIONS, headers=wanted)
             self.changes.append("Events now go to the backend (a webhook, with its password).")
-            return int(row["id"])
+            return
         row, *doubles = found
         if faults:
             headers = {**(row.get("headers") or {}), **wanted}
@@ -420,7 +402,6 @@ class _Setup:
         for double in doubles:  # left by earlier connections; each would send every event
             self.client.delete_webhook(int(double["id"]))
             self.changes.append("A second webhook to the same address is removed.")
-        return int(row["id"])
 
     def switches(self, shown: str) -> None:
         # Read again: Label Studio may have set model_version when the backend came or was renamed.

@@ -6,9 +6,8 @@ token, project token, data passwords) are not kept.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -37,13 +36,11 @@ class PredictCall:
         tasks: in the order of the results.
         project: ``<id>.<creation time>``.
         label_config: XML.
-        context: what the editor holds, for interactive calls; else None.
     """
 
     tasks: tuple[TaskRef, ...]
     project: str
     label_config: str
-    context: Mapping[str, object] | None = None
 
     @classmethod
     def from_json(cls, obj: object) -> Self:
@@ -58,12 +55,10 @@ class PredictCall:
         body = _object(obj, "body")
         tasks = body.get("tasks")
         entries = [tasks] if isinstance(tasks, Mapping) else _list(tasks, "tasks")
-        params = _optional_object(body.get("params"), "params")
         return cls(
             tasks=tuple(_task(task, f"tasks[{n}]") for n, task in enumerate(entries)),
             project=_project_key(body.get("project"), "project"),
             label_config=_text(body.get("label_config"), "label_config"),
-            context=_optional_object(params.get("context"), "params.context") or None,
         )
 
 
@@ -77,13 +72,11 @@ class SetupCall:
         project: ``<id>.<creation time>``.
         schema: the label config, XML.
         hostname: Label Studio's own idea of its address; may be empty.
-        extra_params: what the admin entered on the connection.
     """
 
     project: str
     schema: str
     hostname: str
-    extra_params: Mapping[str, object]
 
     @classmethod
     def from_json(cls, obj: object) -> Self:
@@ -97,7 +90,6 @@ class SetupCall:
             project=_project_key(body.get("project"), "project"),
             schema=_text(body.get("schema"), "schema"),
             hostname=as_text(body.get("hostname")),
-            extra_params=_extra_params(body.get("extra_params")),
         )
 
 
@@ -127,22 +119,15 @@ class WebhookCall:
     Attributes:
         action: as sent.
         kind: the same as a type, `Event.OTHER` where it is not known.
-        project_id: the project, if given.
         project_key: ``<id>.<creation time>``, if both are given.
         label_config: the project's label config, XML, if given.
-        annotation_ids: annotations concerned, each once, in order.
-        task_ids: tasks concerned, each once; empty for deleted annotations, whose tasks
-            Label Studio does not name.
         skipped: whether an annotator skipped a task.
     """
 
     action: str
     kind: Event
-    project_id: int | None
     project_key: str | None
     label_config: str | None
-    annotation_ids: tuple[int, ...] = ()
-    task_ids: tuple[int, ...] = ()
     skipped: bool = False
 
     @classmethod
@@ -156,18 +141,13 @@ class WebhookCall:
         action = _text(body.get("action"), "action")
         project = _optional_object(body.get("project"), "project")
         project_id = _optional_id(project.get("id"), "project.id")
-        annotations = list(_entries(body, "annotation", "annotations"))
-        tasks = list(_entries(body, "task", "tasks"))
-        of_annotations = (entry.get("task") for entry in annotations)
+        annotations = [*_entries(body, "annotation"), *_entries(body, "annotations")]
         config = project.get("label_config")
         return cls(
             action=action,
             kind=Event(action) if action in set(Event) - {Event.OTHER} else Event.OTHER,
-            project_id=project_id,
             project_key=_key_of(project_id, project.get("created_at")),
             label_config=None if config is None else _text(config, "project.label_config"),
-            annotation_ids=_ids(entry.get("id") for entry in annotations),
-            task_ids=_ids([*(task.get("id") for task in tasks), *of_annotations]),
             skipped=any(entry.get("was_cancelled") is True for entry in annotations),
         )
 
@@ -207,19 +187,12 @@ def _key_of(project_id: int | None, created_at: object) -> str | None:
     return project_key(project_id, _text(created_at, "project.created_at"))
 
 
-def _entries(body: Mapping[str, object], one: str, many: str) -> Iterator[Mapping[str, object]]:
-    """Yield the objects of a field that holds one or a list, and of one that holds a list."""
-    for field in (one, many):
-        value = body.get(field)
-        if isinstance(value, list):
-            yield from (_object(entry, f"{field}[{n}]") for n, entry in enumerate(value))
-        elif value is not None:
-            yield _object(value, field)
-
-
-def _ids(values: Iterable[object]) -> tuple[int, ...]:
-    """Return the ids among some values, each once."""
-    return tuple(dict.fromkeys(found for value in values if (found := as_id(value)) is not None))
+def _entries(body: Mapping[str, object], field: str) -> list[Mapping[str, object]]:
+    """Return the objects of a field that holds one or a list."""
+    value = body.get(field)
+    if isinstance(value, list):
+        return [_object(entry, f"{field}[{n}]") for n, entry in enumerate(value)]
+    return [] if value is None else [_object(value, field)]
 
 
 def _task(value: object, where: str) -> TaskRef:
@@ -228,16 +201,6 @@ def _task(value: object, where: str) -> TaskRef:
     if task_id is None:
         raise _wrong(f"{where}.id", "an integer", None)
     return TaskRef(task_id, _optional_object(task.get("data"), f"{where}.data"))
-
-
-def _extra_params(value: object) -> Mapping[str, object]:
-    """Return an object, which some versions of the editor store as its text."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else None
-        except (ValueError, RecursionError) as error:
-            raise ContractError("extra_params: expected an object, got a string") from error
-    return _optional_object(value, "extra_params")
 
 
 def _project_key(value: object, where: str) -> str:

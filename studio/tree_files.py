@@ -18,6 +18,7 @@ from typing import Final, Literal
 from hierarchy import LabelTree
 from hierarchy.errors import TreeError
 from studio.errors import TreeFileError
+from studio.json_fields import kind_of
 from studio.label_config_writer import MAX_LEVELS
 from studio.label_controls import MAX_NODES
 from studio.tree_tables import (
@@ -345,14 +346,6 @@ def _unquoted(line: str) -> str:
 # JSON
 
 
-class _Object:
-    """A JSON object with all its pairs, also those of a key given twice."""
-
-    def __init__(self, items: list[tuple[str, object]]) -> None:
-        self.items = items
-        self.fields = dict(items)
-
-
 def read_json(
     text: str,
     *,
@@ -378,7 +371,7 @@ def read_json(
         TreeFileError: with the line or position, what was expected and what came.
     """
     data = _parse_json(text)
-    fields = data.fields if isinstance(data, _Object) else {}
+    fields = data if isinstance(data, dict) else {}
     parents = fields.get("parents")
     # LabelTree's own form has parents by number, which no other form has.
     if "names" in fields and isinstance(parents, list) and all(type(up) is int for up in parents):
@@ -387,22 +380,19 @@ def read_json(
         except TreeError as error:
             raise TreeFileError(str(error)) from error
         return from_paths((f"node {node}", path) for node, path in enumerate(tree.paths))
-    if (records := _records(data)) is not None:
-        head = list(dict.fromkeys(key for record in records for key in record.fields))
+    if records := _records(data):
+        head = list(dict.fromkeys(key for record in records for key in record))
         rows = [
-            (at, [_cell(record.fields.get(key)) for key in head])
-            for at, record in enumerate(records, 1)
+            (at, ["" if one.get(key) is None else str(one[key]).strip() for key in head])
+            for at, one in enumerate(records, 1)
         ]
         table = read_table(head, 1, rows, levels=levels, name=name)
         if not table.split:
             notes = ["records are read as rows: line 1 is the first of them", *table.notes]
             return from_paths(table.paths, notes)
-    if len(fields) > 1 and all(
-        key.isdecimal() and isinstance(value, str) for key, value in fields.items()
-    ):
-        assert isinstance(data, _Object)  # noqa: S101 - it has fields
+    if len(fields) > 1 and all(key.isdecimal() and isinstance(fields[key], str) for key in fields):
         notes = ["labels by number: the numbers are left out"]
-        return from_paths(((f"[{key}]", (str(one),)) for key, one in data.items), notes)
+        return from_paths(((f"[{key}]", (one,)) for key, one in fields.items()), notes)
     listed = fields.get("paths") if fields else data
     if isinstance(listed, list) and listed and all(isinstance(one, list) for one in listed):
         return from_paths(_listed_paths(listed))
@@ -414,7 +404,7 @@ def read_json(
 def _parse_json(text: str) -> object:
     _check_length(text)
     try:
-        return json.loads(text, object_pairs_hook=_Object)
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise TreeFileError(
             f"line {error.lineno}, column {error.colno}: expected JSON: {error.msg}"
@@ -428,41 +418,44 @@ def _parse_json(text: str) -> object:
         raise TreeFileError(f"expected names, found a number: {error}") from error
 
 
-def _records(data: object) -> list[_Object] | None:
-    """Return the records of a list of flat objects whose keys are headings, None otherwise."""
-    if isinstance(data, _Object):
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise TreeFileError(f"{shorten(twice)} stands twice in one object: keep one")
+    return fields
+
+
+def _records(data: object) -> list[dict[str, object]]:
+    """Return the records of a list of flat objects whose keys are headings, none otherwise."""
+    if isinstance(data, dict):
         by_id = [
-            _Object([("id", key), *(pair for pair in one.items if pair[0] != "id")])
-            for key, one in data.items
-            if isinstance(one, _Object) and is_heading(next(iter(one.fields), ""))
+            {"id": key, **{name: value for name, value in one.items() if name != "id"}}
+            for key, one in data.items()
+            if isinstance(one, dict) and is_heading(next(iter(one), ""))
         ]
-        complete = by_id and len(by_id) == len(data.items)
-        data = by_id if complete else data.fields.get("categories")
-    if not isinstance(data, list) or not data:
-        return None
-    for one in data:
-        if not isinstance(one, _Object) or len(one.items) < 2:
-            return None
-        if any(isinstance(value, list | _Object) for _, value in one.items):
-            return None
-    return data if any(map(is_heading, data[0].fields)) else None
-
-
-def _cell(value: object) -> str:
-    return "" if value is None else str(value).strip()
+        data = by_id if by_id and len(by_id) == len(data) else data.get("categories")
+    if not isinstance(data, list) or not all(
+        isinstance(one, dict)
+        and len(one) > 1
+        and not any(isinstance(value, list | dict) for value in one.values())
+        for one in data
+    ):
+        return []
+    return data if data and any(map(is_heading, data[0])) else []
 
 
 def _listed_paths(data: Sequence[Sequence[object]]) -> Iterator[tuple[str, Path]]:
     for at, path in enumerate(data):
         if not path or not all(isinstance(name, str) for name in path):
-            raise TreeFileError(f"[{at}]: expected a path, a list of names, got {_kind(path)}")
+            raise TreeFileError(f"[{at}]: expected a path, a list of names, got {kind_of(path)}")
         yield f"[{at}]", tuple(str(name).strip() for name in path)
 
 
 def _split_texts(data: Sequence[object], separator: str) -> Iterator[tuple[str, Path]]:
     for at, text in enumerate(data):
         if not isinstance(text, str):
-            raise TreeFileError(f"[{at}]: expected a path as text, got {_kind(text)}")
+            raise TreeFileError(f"[{at}]: expected a path as text, got {kind_of(text)}")
         yield f"[{at}]", _split(text, separator)
 
 
@@ -485,20 +478,17 @@ def _members(data: object, above: Path, where: str) -> Iterator[tuple[str, objec
         for one in data:
             if isinstance(one, str):
                 yield one, None
-            elif isinstance(one, _Object):
+            elif isinstance(one, dict):
                 yield from _members(one, above, where)
             else:
-                raise TreeFileError(f"{where}: expected a name or an object, got {_kind(one)}")
-    elif isinstance(data, _Object):
-        if (node := _node_name(data.fields, where)) is not None:
-            yield node, data.fields.get("children")
-            return
-        if len(data.fields) < len(data.items):
-            ((twice, _),) = Counter(key for key, _ in data.items).most_common(1)
-            raise TreeFileError(f"{where}: {shorten(twice)} stands there twice: keep one")
-        yield from data.items
+                raise TreeFileError(f"{where}: expected a name or an object, got {kind_of(one)}")
+    elif isinstance(data, dict):
+        if (node := _node_name(data, where)) is not None:
+            yield node, data.get("children")
+        else:
+            yield from data.items()
     elif not above or data not in (None, ""):
-        raise TreeFileError(f"{where}: expected an object, a list or a name, got {_kind(data)}")
+        raise TreeFileError(f"{where}: expected an object, a list or a name, got {kind_of(data)}")
 
 
 def _node_name(fields: Mapping[str, object], where: str) -> str | None:
@@ -509,25 +499,12 @@ def _node_name(fields: Mapping[str, object], where: str) -> str | None:
         raise TreeFileError(f"{where}: an object has children and no name: call its name name")
     if found is not None:
         for key, value in fields.items():
-            if key != "children" and isinstance(value, list | _Object):
+            if key != "children" and isinstance(value, list | dict):
                 raise TreeFileError(
                     f"{where}: expected what lies below {shorten(found)} as children, got it as "
                     f"{shorten(key)}: rename that"
                 )
     return found
-
-
-def _kind(value: object) -> str:
-    words: Mapping[type, str] = {
-        _Object: "an object",
-        list: "a list",
-        str: "a text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        type(None): "null",
-    }
-    return words.get(type(value), "something else")
 
 
 # Words

@@ -50,8 +50,8 @@ _PATH: Final = _words(
 )
 _CODE: Final = _words("code icdcode icd10 icd10code icd10cm icd10cmcode icd9code diagnosiscode")
 _KEYS: Final = frozenset(
-    _words("id key tsn uid uuid guid identifier usagekey taxonkey index")
-) | frozenset(_CODE)
+    (*_words("id key tsn uid uuid guid identifier usagekey taxonkey index"), *_CODE)
+)
 _AUTHOR: Final = ("scientificnameauthorship", "authorship", "authority")
 _STATUS: Final = ("taxonomicstatus", "taxonstatus", "status")
 _ACCEPTED_ID: Final = _words(
@@ -165,7 +165,7 @@ class _Columns:
 
     def first(self, words: Iterable[str]) -> int | None:
         """Return the column of the first of these headings that the table has."""
-        return next((self.words.index(word) for word in words if word in self.words), None)
+        return next(iter(self.all(words)), None)
 
     def all(self, words: Iterable[str]) -> list[int]:
         """Return the columns of all of these headings that the table has, in this order."""
@@ -190,9 +190,7 @@ class _Columns:
         return [
             column
             for column, word in enumerate(self.words)
-            if (word in _KEYS or word.endswith(("id", "key")))
-            and not word.startswith(_OTHER_IDS)
-            and not _is_parent(word)
+            if (word in _KEYS or word.endswith(("id", "key"))) and not word.startswith(_OTHER_IDS)
         ]
 
     def left_out(self, used: Iterable[int]) -> list[str]:
@@ -204,9 +202,9 @@ class _Columns:
     def common_names(self, named: int) -> list[str]:
         """Return a note that common names could be taken."""
         common = self.first(_COMMON)
-        if common in {None, named}:
+        if common is None or common == named:
             return []
-        heading = shorten(self.head[common or 0])
+        heading = shorten(self.head[common])
         return [f"labels are named by {shorten(self.head[named])}; --name {heading} takes those"]
 
 
@@ -249,6 +247,8 @@ def read_table(
         return _parent_table(columns, rows, parents, own)
     ranks = columns.all(RANKS)
     if len(ranks) > 1 or (ranks and columns.first(_NAMES) is not None):
+        if len(head) == 7 and columns.words[1:6] == _SPECIESNET and _have_uuids(rows):
+            return _speciesnet(rows, common=own == 6)
         return _rank_table(columns, rows, ranks, own)
     return _code_table(columns, rows, own) or _level_table(columns, rows, own)
 
@@ -260,7 +260,7 @@ def headless(rows: Sequence[Row]) -> Table:
     """Return the paths of a table without headings: SpeciesNet's labels, or a column per level."""
     width = max(len(cells) for _, cells in rows)
     rows = [(line, cells + [""] * (width - len(cells))) for line, cells in rows]
-    if width == 7 and all(_UUID.fullmatch(cells[0]) for _, cells in rows):
+    if width == 7 and _have_uuids(rows):
         return _speciesnet(rows)
     columns, notes = list(range(width)), []
     first = [cells[0] for _, cells in rows]
@@ -306,11 +306,11 @@ def _level_table(columns: _Columns, rows: Sequence[Row], own: int | None) -> Tab
     ids = {*columns.ids(), *index}
     rest = [column for column in range(len(columns.head)) if column not in ids]
     rest.sort(key=lambda column: not columns.words[column].startswith("super"))
+    words = {column: columns.words[column] for column in rest}
     strange = [
         columns.head[column]
-        for column in rest
-        if not _LEVEL.fullmatch(columns.words[column])
-        and columns.words[column] not in {*RANKS, *_NAMES}
+        for column, word in words.items()
+        if not _LEVEL.fullmatch(word) and word not in {*RANKS, *_NAMES}
     ]
     if not rest or (strange and rest != [own]):
         what = f"do not understand the heading(s) {some(strange)}" if strange else "see no names"
@@ -320,7 +320,7 @@ def _level_table(columns: _Columns, rows: Sequence[Row], own: int | None) -> Tab
             "remove the other columns, or say --no-header if the line is a label"
         )
     for column in rest[:-1]:
-        if columns.words[column] in _NAMES:
+        if words[column] in _NAMES:
             raise TreeFileError(
                 f"line {columns.line}: the column {shorten(columns.head[column])} stands before "
                 f"{shorten(columns.head[column + 1])}; expected the levels from coarse to fine. "
@@ -330,9 +330,8 @@ def _level_table(columns: _Columns, rows: Sequence[Row], own: int | None) -> Tab
     return Table(list(_levels(rows, rest)), columns.left_out([*rest, *index]))
 
 
-def _check_names(rows: Iterable[Row], columns: Sequence[int]) -> None:
+def _check_names(rows: Sequence[Row], columns: Sequence[int]) -> None:
     """Refuse a column in which all cells are numbers or ids."""
-    rows = list(rows)
     for column in columns:
         filled = [(line, row[column]) for line, row in rows if row[column] not in _EMPTY]
         if filled and all(_NUMBER.fullmatch(cell) or _UUID.fullmatch(cell) for _, cell in filled):
@@ -350,49 +349,46 @@ def _check_names(rows: Iterable[Row], columns: Sequence[int]) -> None:
 def _rank_table(
     columns: _Columns, rows: Sequence[Row], ranks: Sequence[int], own: int | None
 ) -> Table:
-    """Read a column per rank; cells may be empty, further columns may name the row's own taxon."""
-    ids = all(_UUID.fullmatch(row[0]) for _, row in rows)
-    if ids and len(columns.head) == 7 and columns.words[1:6] == _SPECIESNET:
-        return _speciesnet(rows, common=own == 6)
-    names = columns.all(_SCIENTIFIC)
-    scientific = bool(names)
-    names = names or columns.all(_PLAIN)[:1]
+    """Read a column per rank; cells may be empty, further columns may name the row's own taxon.
+
+    A taxon is known by its rank and the cell there, and named by the cell, or by what names it
+    better: the row's own name, or the column that a person chose.
+    """
+    scientific = columns.all(_SCIENTIFIC)
+    names = scientific or columns.all(_PLAIN)[:1]
     if not names and "species" not in columns.words:
         names = columns.all(_COMMON)[:1]
     rows, notes = _accepted_rows(columns, rows)
-    keys: list[tuple[int, Path]] = []
-    titles: dict[Path, str] = {}
-    lineages = [(line, ["" if row[c] in _NO_RANK else row[c] for c in ranks]) for line, row in rows]
-    for (line, row), (_, cells) in zip(rows, lineages, strict=True):
-        path = [(columns.words[c], cell) for c, cell in zip(ranks, cells, strict=True) if cell]
+    taxa: list[tuple[int, list[tuple[str, str]]]] = []
+    titles: dict[tuple[tuple[str, str], ...], str] = {}
+    for line, row in rows:
+        path = [(columns.words[c], row[c]) for c in ranks if row[c] not in _NO_RANK]
         name = _own_name(columns, row, names, path)
         if not path and not name:
             raise TreeFileError(
                 f"line {line}: expected a name in one of the columns "
                 f"{some(columns.head[c] for c in ranks)}, all are empty"
             )
-        if number := next((c for c in (name, *cells) if _NUMBER.fullmatch(c)), ""):
+        if number := next((c for _, c in [("", name), *path] if _NUMBER.fullmatch(c)), ""):
             raise TreeFileError(f"line {line}: expected a name, got the number {shorten(number)}")
-        key = tuple(f"{word}\0{cell}" for word, cell in path)
         rank = columns.cell(row, _RANK).casefold()
-        if name and not _same_taxon(name, path, rank, scientific=scientific):
-            key = (*key, f"\0{name}")
+        if name and not _same_taxon(name, path, rank, scientific=bool(scientific)):
+            path.append(("", name))
         elif name and not name.startswith(path[-1][1]):
-            titles.setdefault(key, name)  # "Mytilus edulis" where the column says "edulis"
+            titles.setdefault(tuple(path), name)  # "Mytilus edulis" where the column says "edulis"
         if own is not None and row[own] not in _NO_RANK:
-            titles[key] = row[own]
-        keys.append((line, key))
+            titles[tuple(path)] = row[own]
+        taxa.append((line, path))
     notes += columns.common_names(own if own is not None else (names or ranks)[-1])
     used = {*ranks, *names, *columns.all(_RANK), *([] if own is None else [own])}
-    notes += [*_gap_notes(lineages), *columns.left_out(used)]
-    return Table([(f"line {line}", _titled(key, titles)) for line, key in keys], notes)
-
-
-def _titled(key: Path, titles: Mapping[Path, str]) -> Path:
-    """Return a key's path with the names that are shown."""
-    return tuple(
-        titles.get(key[:end], key[end - 1].partition("\0")[2]) for end in range(1, len(key) + 1)
-    )
+    paths = [
+        (
+            f"line {line}",
+            tuple(titles.get(tuple(path[: end + 1]), cell) for end, (_, cell) in enumerate(path)),
+        )
+        for line, path in taxa
+    ]
+    return Table(paths, [*notes, *columns.left_out(used)])
 
 
 def _own_name(
@@ -404,7 +400,7 @@ def _own_name(
     epithet = columns.cell(row, ("specificepithet",))
     if name or epithet in _NO_RANK:
         return name
-    return f"{next((cell for word, cell in path if word == 'genus'), '')} {epithet}".strip()
+    return f"{dict(path).get('genus', '')} {epithet}".strip()
 
 
 def _without_author(name: str, author: str) -> str:
@@ -419,35 +415,13 @@ def _same_taxon(name: str, path: Sequence[tuple[str, str]], rank: str, *, scient
     word, cell = path[-1]
     if rank in RANKS:
         return RANKS.index(rank) <= RANKS.index(word)
-    if name == cell or rank:
+    if name == cell or rank or not scientific or not name.startswith(f"{cell} "):
         return name == cell
-    if not scientific or not name.startswith(f"{cell} "):
-        return False
     return not name[len(cell) + 1 :][:1].islower()  # "Panthera Oken", not "Panthera leo"
 
 
-def _gap_notes(lineages: Sequence[tuple[int, list[str]]]) -> list[str]:
-    """Return a note on taxa that appear with a rank above them and without it: two labels."""
-    above: dict[tuple[int, str], dict[Path, int]] = {}
-    for line, cells in lineages:
-        for depth, cell in enumerate(cells):
-            if cell:
-                above.setdefault((depth, cell), {}).setdefault(tuple(cells[:depth]), line)
-    found = [
-        f"{shorten(cell)} (line {line})"
-        for (_, cell), ways in above.items()
-        for way, line in ways.items()
-        if any(
-            other != way
-            and all(mine in {"", theirs} for mine, theirs in zip(way, other, strict=True))
-            for other in ways
-        )
-    ]
-    if not found:
-        return []
-    listed = ", ".join(found[:3]) + (f", and {len(found) - 3} more" if len(found) > 3 else "")
-    words = f"{len(found)} taxa stand with a rank above them and without it, as two labels"
-    return [f"{words}: {listed}. Fill the gap where they are one"]
+def _have_uuids(rows: Sequence[Row]) -> bool:
+    return all(_UUID.fullmatch(row[0]) for _, row in rows)
 
 
 def _speciesnet(rows: Sequence[Row], *, common: bool = False) -> Table:
@@ -457,26 +431,21 @@ def _speciesnet(rows: Sequence[Row], *, common: bool = False) -> Table:
     is above all that has one.
     """
     root = any(not any(row[1:6]) and row[6].casefold() == "animal" for _, row in rows)
-    keys: list[tuple[int, Path]] = []
-    titles: dict[Path, str] = {}
-    for line, row in rows:
-        ranks = [f"{depth}\0{cell}" for depth, cell in enumerate(row[1:6]) if cell]
-        if not ranks and not row[6]:
-            raise TreeFileError(f"line {line}: expected a rank or a common name, got neither")
-        if not ranks:
-            name = "animal" if row[6].casefold() == "animal" else row[6]
-            keys.append((line, (f"\0{name}",)))
-            continue
-        key = (*(["\0animal"] if root else []), *ranks)
-        if row[4] and row[5]:
-            titles.setdefault(key, f"{row[4]} {row[5]}")
-        if common and row[6]:
-            titles[key] = row[6]
-        keys.append((line, key))
+    as_ranks: list[Row] = []
+    for line, (_, *ranks, title) in rows:
+        if any(ranks):
+            epithet = f"{ranks[3]} {ranks[4]}" if ranks[3] and ranks[4] else ranks[4]
+            cells = ["animal" if root else "", *ranks[:4], epithet, "", title]
+        else:
+            animal = title.casefold() == "animal"
+            cells = ["animal" if animal else "", *[""] * 5, "" if animal else title, title]
+        as_ranks.append((line, cells))
+    columns = _Columns(["domain", *_SPECIESNET, "name", "common name"], rows[0][0])
+    table = _rank_table(columns, as_ranks, range(6), 7 if common else None)
     notes = ["read as SpeciesNet's labels: ids are left out, and common names beside ranks"]
     if root:
         notes.append('"animal" stands above all classes, as in SpeciesNet')
-    return Table([(f"line {line}", _titled(key, titles)) for line, key in keys], notes)
+    return Table(table.paths, notes)
 
 
 def _accepted_rows(columns: _Columns, rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
@@ -486,24 +455,24 @@ def _accepted_rows(columns: _Columns, rows: Sequence[Row]) -> tuple[list[Row], l
     if columns.first(_STATUS[:2]) is None and not words & _ACCEPTED:
         status = None  # some other status
     ids = columns.ids()
-    kept: list[Row] = []
-    synonyms: list[int] = []
-    for line, row in rows:
-        word = "" if status is None else row[status].casefold()
-        is_accepted = not word or word in _ACCEPTED
-        if not word and accepted is not None and row[accepted] not in _NO_PARENT and ids:
-            is_accepted = any(row[column] == row[accepted] for column in ids)
-        if is_accepted:
-            kept.append((line, row))
-        else:
-            synonyms.append(line)
-    if rows and not kept:
+
+    def is_accepted(row: Sequence[str]) -> bool:
+        if status is not None and row[status]:
+            return row[status].casefold() in _ACCEPTED
+        if accepted is None or row[accepted] in _NO_PARENT or not ids:
+            return True
+        return any(row[column] == row[accepted] for column in ids)
+
+    found = [(line, row) for line, row in rows if is_accepted(row)]
+    if rows and not found:
         raise TreeFileError(
             f"line {rows[0][0]}: no row is an accepted name: expected some whose "
             f"{shorten(columns.head[status if status is not None else accepted or 0])} says so"
         )
-    note = f"{len(synonyms)} synonym(s) left out, such as on line {min(synonyms, default=0)}"
-    return kept, [note] if synonyms else []
+    if len(found) == len(rows):
+        return found, []
+    first = next(line for line, row in rows if not is_accepted(row))
+    return found, [f"{len(rows) - len(found)} synonym(s) left out, such as on line {first}"]
 
 
 # Parents by id or by name, and edges
@@ -522,17 +491,19 @@ def _paths(nodes: Mapping[str, _Node]) -> list[tuple[str, Path]]:
     """Return the path of each node, found by going up."""
     paths: dict[str, Path] = {"": ()}
     for key in nodes:
-        way: dict[str, None] = {}
+        way: list[str] = []
+        seen: set[str] = set()
         at = key
         while at not in paths:
-            if at in way:
-                ring = [nodes[one].name for one in [*way, at][list(way).index(at) :]]
+            if at in seen:
+                ring = [nodes[one].name for one in [*way[way.index(at) :], at]]
                 raise TreeFileError(
                     f"line {nodes[at].line}: the parents go round in a circle "
                     f"({' > '.join(map(shorten, ring[:5]))}): empty the parent of the label at the "
                     "top"
                 )
-            way[at] = None
+            way.append(at)
+            seen.add(at)
             at = nodes[at].parent
         for one in reversed(way):
             paths[one] = (*paths[nodes[one].parent], nodes[one].name)
@@ -553,12 +524,13 @@ def _parent_columns(columns: _Columns, rows: Sequence[Row]) -> list[int]:
 def _parent_table(
     columns: _Columns, rows: Sequence[Row], parents: Sequence[int], own: int | None
 ) -> Table:
-    """Read a row per label, with its parent by id or by name."""
+    """Read a row per label, with its parent by id or by name, or a row per edge."""
     parent = next((c for c in parents if not columns.words[c].endswith("name")), parents[0])
     child = columns.first(("child", "childname", "childlabel"))
     named = own if own is not None else columns.first(_NAMES)
-    if named is None and child is not None:
-        return _edge_table(rows, parent, child, columns.left_out([parent, child]))
+    edges = named is None and child is not None
+    if named is None:
+        named = child
     if named is None:
         named = columns.first(("species", "category", "class", "type", *_DESCRIPTION))
     if named is None:
@@ -566,12 +538,14 @@ def _parent_table(
             f"line {columns.line}: expected a column with the names of the labels beside "
             f"{shorten(columns.head[parent])}: head it name, or say --name COLUMN"
         )
-    kept, notes = _accepted_rows(columns, rows)
-    key = _key_column(columns, rows, parent, named)
-    nodes, repeated = _nodes(columns, rows, kept, (parent, key, named))
+    accepted, notes = _accepted_rows(columns, rows)
+    key = named if edges else _key_column(columns, rows, parent, named)
+    nodes, repeated = _nodes(columns, rows, accepted, (parent, key, named))
     notes += _repeated_notes(repeated)
     missing = [node for node in nodes.values() if node.parent and node.parent not in nodes]
-    if missing:
+    if edges:  # what is nobody's child is at the top
+        nodes |= {node.parent: _Node(node.line, node.parent, "") for node in missing}
+    elif missing:
         first = missing[0]
         known = any(row[key] == first.parent for _, row in rows)
         what = "is no accepted name" if known else "is on no line"
@@ -585,22 +559,23 @@ def _parent_table(
             f"{why}{more}: expected it in the column {shorten(columns.head[key])}. Add a row for "
             "it, or empty the cell if the label is at the top"
         )
-    _check_names(((node.line, [node.name]) for node in nodes.values()), [0])
+    _check_names([(node.line, [node.name]) for node in nodes.values()], [0])
     used = {parent, named, key, *columns.all(_SCIENTIFIC), *columns.all(_AUTHOR)}
     return Table(_paths(nodes), [*notes, *columns.common_names(named), *columns.left_out(used)])
 
 
 def _nodes(
-    columns: _Columns, rows: Sequence[Row], kept: Sequence[Row], positions: tuple[int, int, int]
+    columns: _Columns, rows: Sequence[Row], accepted: Sequence[Row], positions: tuple[int, int, int]
 ) -> tuple[dict[str, _Node], list[str]]:
     """Return the labels by key, and which rows repeat another one."""
     parent, key, named = positions
     names = [named, *columns.all(_SCIENTIFIC)]
-    known = {row[key] for _, row in rows}
-    accepted = _accepted_ids(columns, rows, kept, key)
+    known, in_use = {row[key] for _, row in rows}, {row[key] for _, row in accepted}
+    to = columns.first(_ACCEPTED_ID)
+    synonyms = {row[key]: row[to] for _, row in rows if to is not None and row[key] not in in_use}
     nodes: dict[str, _Node] = {}
     repeated = []
-    for line, row in kept:
+    for line, row in accepted:
         name = next((row[c] for c in names if row[c] not in _EMPTY), "")
         name = _without_author(name, columns.cell(row, _AUTHOR))
         up = row[parent] if row[parent] in known or row[parent] not in _NO_PARENT else ""
@@ -610,7 +585,7 @@ def _nodes(
             raise TreeFileError(
                 f"line {line}: expected a name, the cell is empty: fill it in, or remove the row"
             )
-        node = _Node(line, name, accepted.get(up, up))
+        node = _Node(line, name, synonyms.get(up, up))
         first = nodes.setdefault(row[key], node)
         if (first.name, first.parent) != (node.name, node.parent):
             raise TreeFileError(
@@ -633,50 +608,9 @@ def _key_column(columns: _Columns, rows: Sequence[Row], parent: int, named: int)
     """Return the column to which the parents refer: an id, or else the name."""
     wanted = {row[parent] for _, row in rows} - _NO_PARENT
     ids = columns.ids()
-    candidates = [*ids, *([named] if named not in ids else [])]
-    if columns.words[parent].endswith(("id", "key", "tsn")) and ids:
-        candidates = ids
-    found = {c: len(wanted & {row[c] for _, row in rows}) for c in candidates}
-    best = max(candidates, key=lambda c: found[c])
-    if wanted and not found[best] and len(candidates) > 1:
-        return ids[0] if ids else named
-    return best
-
-
-def _accepted_ids(
-    columns: _Columns, rows: Sequence[Row], kept: Sequence[Row], key: int
-) -> dict[str, str]:
-    """Return the id of the accepted name of each synonym."""
-    accepted = columns.first(_ACCEPTED_ID)
-    if accepted is None or len(kept) == len(rows):
-        return {}
-    keys = {row[key] for _, row in kept}
-    return {row[key]: row[accepted] for _, row in rows if row[key] not in keys}
-
-
-def _edge_table(rows: Sequence[Row], parent: int, child: int, notes: list[str]) -> Table:
-    """Read a row per edge; a label that is nobody's child is at the top."""
-    nodes: dict[str, _Node] = {}
-    for line, row in rows:
-        name = row[child] if row[child] not in _EMPTY else ""
-        up = row[parent] if row[parent] not in _NO_PARENT else ""
-        if not name and not up:
-            raise TreeFileError(f"line {line}: expected a parent and a child, got neither")
-        if not name:
-            name, up = up, ""
-        known = nodes.get(name)
-        if known is not None and up and known.parent and known.parent != up:
-            raise TreeFileError(
-                f"line {line}: {shorten(name)} has the parent {shorten(known.parent)} on line "
-                f"{known.line}: expected one parent. If they are two labels, give each an id"
-            )
-        if known is None or (up and not known.parent):
-            nodes[name] = _Node(line, name, up)
-    for node in list(nodes.values()):
-        if node.parent:
-            nodes.setdefault(node.parent, _Node(node.line, node.parent, ""))
-    _check_names(((node.line, [node.name]) for node in nodes.values()), [0])
-    return Table(_paths(nodes), notes)
+    candidates = ids if ids and columns.words[parent].endswith(("id", "key", "tsn")) else []
+    candidates = candidates or [*ids, named]
+    return max(candidates, key=lambda column: len(wanted & {row[column] for _, row in rows}))
 
 
 # ICD codes
@@ -702,7 +636,7 @@ def icd_codes(rows: Iterable[tuple[int, str, str]], heading: str = "code") -> Ta
         rows: line, code and description of each.
         heading: what the codes are called.
     """
-    found: dict[str, _Node] = {}
+    found: dict[str, tuple[int, str]] = {}
     blocks: list[tuple[str, str, str]] = []
     repeated = []
     for line, text, name in rows:
@@ -716,20 +650,19 @@ def icd_codes(rows: Iterable[tuple[int, str, str]], heading: str = "code") -> Ta
                 "ICD-9 or ICD-10 code such as A00.1: what lies below what cannot be seen from "
                 f"other codes. Add a column parent_id. For a flat list: {CHOOSE}"
             )
-        if code in found and found[code].name != name:
+        first, known = found.setdefault(code, (line, name))
+        if known != name:
             raise TreeFileError(
-                f"line {line}: the code {shorten(text)} stands on line {found[code].line} already, "
-                f"for {shorten(found[code].name)}: expected each once"
+                f"line {line}: the code {shorten(text)} stands on line {first} already, "
+                f"for {shorten(known)}: expected each once"
             )
-        if code in found:
-            repeated.append(f"line {line} repeats line {found[code].line}")
-            continue
-        found[code] = _Node(line, name, "")
-        if block is not None:
+        if first != line:
+            repeated.append(f"line {line} repeats line {first}")
+        elif block is not None:
             blocks.append((block[1], block[2], code))
     nodes = {
-        code: _Node(node.line, node.name, _icd_parent(code, found, blocks))
-        for code, node in found.items()
+        code: _Node(line, name, _icd_parent(code, found, blocks))
+        for code, (line, name) in found.items()
     }
     example = next((f"{code} below {one.parent}" for code, one in nodes.items() if one.parent), "")
     note = "each code lies below the longest code that begins it, such as "

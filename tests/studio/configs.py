@@ -58,8 +58,8 @@ def taxonomy_xml(tree: LabelTree, *, aliased: bool = False, attributes: str = ""
         title = f"shown {node}" if aliased else None
         return choice(tree.names[node], *map(nested, tree.children[node]), title=title)
 
-    tops = "".join(map(nested, tree.level_nodes(0)))
-    return view(f'<Taxonomy name="label" toName="image" {attributes}>{tops}</Taxonomy>')
+    roots = "".join(map(nested, tree.level_nodes(0)))
+    return view(f'<Taxonomy name="label" toName="image" {attributes}>{roots}</Taxonomy>')
 
 
 def choices_xml(names: Sequence[str], attributes: str = "") -> str:
@@ -69,7 +69,7 @@ def choices_xml(names: Sequence[str], attributes: str = "") -> str:
 
 
 def cascade_xml(tree: LabelTree) -> str:
-    """One Choices for the tops, and one for the children of each inner node."""
+    """One Choices for the root nodes, and one for the children of each inner node."""
 
     def level(nodes: Sequence[int], name: str, condition: str) -> str:
         inner = "".join(choice(tree.names[node]) for node in nodes)

@@ -1,4 +1,4 @@
-"""A real HTTP server for tests of fetching: it remembers what was asked, and answers as told."""
+"""A real HTTP server for tests of fetching: it remembers what was asked."""
 
 import http.server
 import ssl

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from studio.client import LabelStudio
+from studio.project_setup import Connected, connect
 from tests.studio.servers import Reply, Request, Server, serving
 
 USER, PASSWORD = "hrn", "open-sesame"
@@ -72,3 +74,21 @@ def running_backend(version: str = "untrained") -> Iterator[RecordingBackend]:
     with serving(backend) as server:
         backend.server = server
         yield backend
+
+
+def join(
+    client: LabelStudio,
+    project: int,
+    backend: RecordingBackend,
+    password: str = PASSWORD,
+    slash: str = "",
+) -> Connected:
+    """Connect a project to the backend."""
+    return connect(
+        client,
+        project,
+        backend_url=backend.url + slash,
+        user=USER,
+        password=password,
+        version=backend.version,
+    )

@@ -117,49 +117,57 @@ def recorded(shared: Path) -> dict[str, Any]:
     return found
 
 
-def test_recorded_coarse_pre_label_accepted_is_a_coarse_target(recorded: dict[str, Any]) -> None:
-    body = recorded["taxonomy: pre-label accepted as is (coarse)"]
-    found = read(TAXONOMY, {"id": 1, **body}).labels[0]
-    assert path_of(found) == ("Fruit",)
-    assert (found.origin, found.parent_prediction) == ("prediction", 156)
+@pytest.mark.parametrize(
+    ("name", "config", "path", "origin"),
+    [
+        ("taxonomy: pre-label accepted as is (coarse)", TAXONOMY, "Fruit", "prediction"),
+        (
+            "taxonomy: annotator changed coarse pre-label to leaf",
+            TAXONOMY,
+            "Fruit/Apple/Granny-Smith",
+            "prediction-changed",
+        ),
+        (
+            "cascade: level 2 changed Apple->Avocado",
+            CASCADE,
+            "Fruit/Avocado",
+            "prediction-changed",
+        ),
+        (
+            "cascade: level 1 changed Fruit->Vegetables (hidden lower levels are dropped)",
+            CASCADE,
+            "Vegetables",
+            "prediction-changed",
+        ),
+    ],
+)
+def test_recorded_labels_are_read(
+    recorded: dict[str, Any], name: str, config: LabelConfig, path: str, origin: str
+) -> None:
+    body = recorded[name]
+    (found,) = read(config, {"id": 1, **body}).labels
+    assert path_of(found, config) == tuple(path.split("/"))
+    assert found.origin == origin
+    assert found.parent_prediction == body.get("parent_prediction")
 
 
-def test_recorded_change_to_a_leaf_is_the_leaf(recorded: dict[str, Any]) -> None:
-    body = recorded["taxonomy: annotator changed coarse pre-label to leaf"]
-    found = read(TAXONOMY, {"id": 1, **body}).labels[0]
-    assert path_of(found) == ("Fruit", "Apple", "Granny-Smith")
-    assert found.origin == "prediction-changed"
-
-
-def test_recorded_unknown_path_is_ignored(recorded: dict[str, Any]) -> None:
-    body = recorded["taxonomy: path not in the tree, submitted as is"]
-    assert read(TAXONOMY, {"id": 1, **body}).ignored == (
-        Ignored(1, '"Nope / X" is not in the label tree'),
-    )
-
-
-def test_recorded_flat_list_is_ignored(recorded: dict[str, Any]) -> None:
-    body = recorded["taxonomy: malformed flat list, submitted as is"]
-    assert "expected a list of paths, got a string" in reason(TAXONOMY, *body["result"])
-
-
-def test_recorded_nested_choices_are_not_read_as_flat_ones(recorded: dict[str, Any]) -> None:
-    body = recorded["nested choices: annotator ticks Fruit"]
-    assert "expected a list of strings, got a list" in reason(FLAT, *body["result"])
-
-
-def test_recorded_cascade_is_one_path(recorded: dict[str, Any]) -> None:
-    body = recorded["cascade: level 2 changed Apple->Avocado"]
-    found = label(CASCADE, *body["result"])
-    assert path_of(found, CASCADE) == ("Fruit", "Avocado")
-    assert found.origin == "prediction-changed"
-    top = recorded["cascade: level 1 changed Fruit->Vegetables (hidden lower levels are dropped)"]
-    assert target(CASCADE, *top["result"]) == ("Vegetables",)
-
-
-def test_recorded_answer_about_a_region_is_ignored(recorded: dict[str, Any]) -> None:
-    body = recorded["rectangle + perRegion taxonomy"]
-    assert "region of the image" in reason(TAXONOMY, *body["result"])
+@pytest.mark.parametrize(
+    ("name", "config", "words"),
+    [
+        ("taxonomy: path not in the tree, submitted as is", TAXONOMY, '"Nope / X" is not in the'),
+        (
+            "taxonomy: malformed flat list, submitted as is",
+            TAXONOMY,
+            "expected a list of paths, got a string",
+        ),
+        ("nested choices: annotator ticks Fruit", FLAT, "expected a list of strings, got a list"),
+        ("rectangle + perRegion taxonomy", TAXONOMY, "region of the image"),
+    ],
+)
+def test_what_was_recorded_of_another_shape_is_ignored(
+    recorded: dict[str, Any], name: str, config: LabelConfig, words: str
+) -> None:
+    assert words in reason(config, *recorded[name]["result"])
 
 
 def test_recorded_webhook_annotation_is_read(shared: Path) -> None:
@@ -266,17 +274,11 @@ def test_results_of_other_controls_are_left_out() -> None:
 # Flat Choices and cascades
 
 
-def test_a_flat_choice_is_its_node() -> None:
+def test_flat_choices_are_their_nodes() -> None:
     assert target(FLAT, ticked("label", "Juice")) == ("Juice",)
-
-
-def test_an_unknown_choice_is_ignored_with_its_name() -> None:
     assert reason(FLAT, ticked("label", "Beer")) == '"Beer" is no choice of "label"'
-
-
-def test_two_flat_choices_say_one_of_these() -> None:
-    found = label(FLAT, ticked("label", "Juice", "Milk"))
-    assert (found.target, len(found.nodes)) == (None, 2)
+    both = label(FLAT, ticked("label", "Juice", "Milk"))
+    assert (both.target, len(both.nodes)) == (None, 2)
 
 
 def test_an_aliased_choice_is_known_by_alias_and_by_value() -> None:
@@ -300,11 +302,8 @@ def test_the_levels_of_a_cascade_make_one_path_in_any_order() -> None:
     assert target(CASCADE, *reversed(found)) == ("Vegetables", "Avocado")
 
 
-def test_only_the_top_of_a_cascade_is_a_coarse_answer() -> None:
+def test_a_level_alone_is_enough_where_it_tells() -> None:
     assert target(CASCADE, ticked("l1", "Fruit")) == ("Fruit",)
-
-
-def test_a_level_without_the_one_above_it_is_enough_where_it_tells() -> None:
     assert target(CASCADE, ticked("l2_Fruit", "Avocado")) == ("Fruit", "Avocado")
 
 
@@ -315,16 +314,19 @@ def test_a_shared_level_without_the_one_above_it_says_one_of_these() -> None:
     assert target(SHARED, ticked("l1", "Fruit"), ticked("l2", "Fresh")) == ("Fruit", "Fresh")
 
 
-def test_a_level_that_does_not_belong_to_the_answer_above_is_left_out() -> None:
-    found = label(CASCADE, ticked("l1", "Vegetables"), ticked("l2_Fruit", "Apple"))
-    assert path_of(found, CASCADE) == ("Vegetables",)
-    assert found.note == '"Apple" of "l2_Fruit" does not belong to the label above it'
-
-
-def test_a_vanished_lower_choice_leaves_the_answer_above_and_says_so() -> None:
-    found = label(CASCADE, ticked("l1", "Fruit"), ticked("l2_Fruit", "Kiwi"))
-    assert path_of(found, CASCADE) == ("Fruit",)
-    assert found.note == '"Kiwi" is no choice of "l2_Fruit"'
+@pytest.mark.parametrize(
+    ("top", "below", "note"),
+    [
+        ("Vegetables", "Apple", '"Apple" of "l2_Fruit" does not belong to the label above it'),
+        ("Fruit", "Kiwi", '"Kiwi" is no choice of "l2_Fruit"'),
+    ],
+)
+def test_a_lower_level_that_cannot_be_leaves_the_label_above(
+    top: str, below: str, note: str
+) -> None:
+    found = label(CASCADE, ticked("l1", top), ticked("l2_Fruit", below))
+    assert path_of(found, CASCADE) == (top,)
+    assert found.note == note
 
 
 def test_a_mixture_of_origins_has_changed_the_pre_label() -> None:
@@ -371,16 +373,18 @@ def test_a_skipped_ground_truth_decides_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
-    [({"was_cancelled": True}, "skipped by the annotator"), ({"deleted": True}, "deleted")],
+    ("results", "more", "words"),
+    [
+        ([taxonomy(["Fruit"])], {"was_cancelled": True}, "skipped by the annotator"),
+        ([taxonomy(["Fruit"])], {"deleted": True}, "deleted"),
+        ([], {}, "submitted without a label"),
+        ([taxonomy()], {}, "submitted without a label"),
+    ],
 )
-def test_withdrawn_annotations_are_ignored(more: dict[str, object], words: str) -> None:
-    assert reason(TAXONOMY, taxonomy(["Fruit"]), **more) == words
-
-
-def test_an_empty_annotation_is_ignored() -> None:
-    assert reason(TAXONOMY) == "submitted without a label"
-    assert reason(TAXONOMY, taxonomy()) == "submitted without a label"
+def test_withdrawn_and_empty_annotations_are_ignored(
+    results: list[object], more: dict[str, object], words: str
+) -> None:
+    assert reason(TAXONOMY, *results, **more) == words
 
 
 def test_the_time_falls_back_on_the_creation() -> None:

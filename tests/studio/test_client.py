@@ -92,7 +92,7 @@ def test_a_time_that_is_none_is_a_mistake() -> None:
 
 
 @pytest.mark.parametrize("reply", [Reply([1]), Reply({"tasks": [1], "total": 1}), Reply("text")])
-def test_a_list_of_another_shape_is_told(reply: Reply) -> None:
+def test_a_list_of_another_shape_is_reported(reply: Reply) -> None:
     with serving(script(reply)) as server, pytest.raises(StudioRequestError, match="was expected"):
         list(LabelStudio(server.url, LEGACY).tasks(1))
 
@@ -139,7 +139,7 @@ def test_a_prediction_that_is_gone_already_is_no_error_to_remove() -> None:
     ] * 2
 
 
-def test_a_removal_that_is_refused_is_told() -> None:
+def test_a_removal_that_is_refused_is_reported() -> None:
     with serving(script(Reply({}, 400))) as server, pytest.raises(StudioRequestError):
         LabelStudio(server.url, LEGACY).delete_prediction(7)
 
@@ -198,7 +198,7 @@ def test_the_personal_token_opens_uploads(label_studio: RunningLabelStudio, tmp_
 
 
 @pytest.mark.label_studio
-def test_legacy_tokens_switched_off_are_told_apart(label_studio: RunningLabelStudio) -> None:
+def test_legacy_tokens_switched_off_are_distinguished(label_studio: RunningLabelStudio) -> None:
     label_studio.allow_tokens(legacy=False, personal=True)
     try:
         with pytest.raises(StudioRefusedError, match="switch them on under"):
@@ -209,7 +209,7 @@ def test_legacy_tokens_switched_off_are_told_apart(label_studio: RunningLabelStu
 
 
 @pytest.mark.label_studio
-def test_personal_tokens_switched_off_are_told_apart(label_studio: RunningLabelStudio) -> None:
+def test_personal_tokens_switched_off_are_distinguished(label_studio: RunningLabelStudio) -> None:
     """Label Studio goes on trading them, but does not accept what it gave."""
     token = label_studio.personal_token()
     label_studio.allow_tokens(legacy=True, personal=False)
@@ -247,7 +247,7 @@ def test_settings_are_part_of_the_project(label_studio: RunningLabelStudio, proj
 
 
 @pytest.mark.label_studio
-def test_tasks_are_all_told_in_order(
+def test_tasks_all_come_in_order(
     label_studio: RunningLabelStudio, project: int, tasks: list[int]
 ) -> None:
     found = list(label_studio.client().tasks(project, page_size=4))
@@ -257,7 +257,7 @@ def test_tasks_are_all_told_in_order(
 
 
 @pytest.mark.label_studio
-def test_task_data_is_told_as_stored(
+def test_task_data_comes_as_stored(
     label_studio: RunningLabelStudio, project: int, tasks: list[int]
 ) -> None:
     """Without `resolve_uri=false` an `s3://` address may come as a link through Label Studio."""
@@ -309,7 +309,7 @@ def test_tasks_by_time(label_studio: RunningLabelStudio, tmp_path: Path) -> None
 
 
 @pytest.mark.label_studio
-def test_predictions_are_stored_and_told(label_studio: RunningLabelStudio) -> None:
+def test_predictions_are_stored_and_returned(label_studio: RunningLabelStudio) -> None:
     client = label_studio.client()
     project = label_studio.create_project("predictions", CONFIG)
     ids = label_studio.import_urls(project, [f"http://images.invalid/{n}" for n in range(3)])

@@ -42,6 +42,9 @@ def corners() -> Image.Image:
     return image
 
 
+Colour = tuple[int, int, int]
+
+
 def near(pixel: Any, expected: tuple[int, int, int], within: int = 6) -> bool:
     """Equal but for what a lossy format costs."""
     return all(abs(a - b) <= within for a, b in zip(pixel, expected, strict=True))
@@ -228,8 +231,8 @@ def test_a_larger_limit_that_is_set_counts_where_images_are_decoded() -> None:
 
 def test_a_webp_tiff_or_avif_bomb_is_refused() -> None:
     for kind in ("WEBP", "TIFF", "AVIF"):
-        data = saved(Image.new("1" if kind == "TIFF" else "RGB", (16_000, 1000)), kind)
-        assert "16000 x 1000 pixels" in reason(data, ImageLimits(max_pixels=15_999_999))
+        data = saved(Image.new("1" if kind == "TIFF" else "RGB", (1600, 100)), kind)
+        assert "1600 x 100 pixels" in reason(data, ImageLimits(max_pixels=159_999))
 
 
 def test_a_gif_whose_frame_is_larger_than_it_says_is_refused() -> None:
@@ -318,46 +321,42 @@ def test_what_is_transparent_becomes_white() -> None:
     assert near(image.getpixel((5, 26)), BLUE, 0)
 
 
-def test_half_transparent_is_half_white() -> None:
-    image = decode(saved(Image.new("RGBA", (4, 4), (*RED, 128)), "PNG"), limits=LIMITS)
-    assert near(image.getpixel((1, 1)), (255, 127, 127), 1)
+def two(mode: str, first: Any, second: Any) -> Image.Image:
+    """Two pixels side by side; of a palette, red is 0 and blue 1."""
+    image = Image.new(mode, (2, 1), first)
+    if mode == "P":
+        image.putpalette([*RED, *BLUE])
+    image.putpixel((1, 0), second)
+    return image
 
 
-def test_grey_with_alpha_is_laid_on_white() -> None:
-    image = Image.new("LA", (2, 1), (100, 255))
-    image.putpixel((1, 0), (100, 0))
-    found = decode(saved(image, "PNG"), limits=LIMITS)
-    assert near(found.getpixel((0, 0)), (100, 100, 100), 0)
-    assert near(found.getpixel((1, 0)), WHITE, 0)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "GIF"])
-def test_a_palette_with_a_transparent_entry_is_laid_on_white(kind: str) -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([*RED, *BLUE])
-    image.putpixel((1, 0), 1)
-    found = decode(saved(image, kind, transparency=0), limits=LIMITS)
-    assert near(found.getpixel((0, 0)), WHITE, 0)
-    assert near(found.getpixel((1, 0)), BLUE, 0)
-
-
-def test_a_palette_with_several_alphas_is_laid_on_white() -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([*RED, *BLUE])
-    image.putpixel((1, 0), 1)
-    found = decode(saved(image, "PNG", transparency=bytes([0, 128])), limits=LIMITS)
-    assert near(found.getpixel((0, 0)), WHITE, 0)
-    assert near(found.getpixel((1, 0)), (127, 127, 255), 1)
+@pytest.mark.parametrize(
+    ("image", "kind", "settings", "expected"),
+    [
+        (two("RGBA", (*RED, 128), (*RED, 255)), "PNG", {}, ((255, 127, 127), RED)),
+        (two("LA", (100, 255), (100, 0)), "PNG", {}, ((100, 100, 100), WHITE)),
+        (two("P", 0, 1), "PNG", {"transparency": 0}, (WHITE, BLUE)),
+        (two("P", 0, 1), "GIF", {"transparency": 0}, (WHITE, BLUE)),
+        (two("P", 0, 1), "PNG", {"transparency": bytes([0, 128])}, (WHITE, (127, 127, 255))),
+        (two("RGB", RED, GREEN), "PNG", {"transparency": RED}, (WHITE, GREEN)),
+        (two("1", 0, 1), "PNG", {}, ((0, 0, 0), WHITE)),
+        (two("1", 0, 1), "TIFF", {}, ((0, 0, 0), WHITE)),
+        (two("1", 0, 1), "BMP", {}, ((0, 0, 0), WHITE)),
+    ],
+)
+def test_pixels_are_laid_on_white(
+    image: Image.Image,
+    kind: str,
+    settings: dict[str, Any],
+    expected: tuple[Colour, ...],
+) -> None:
+    found = decode(saved(image, kind, **settings), limits=LIMITS)
+    for x, colour in enumerate(expected):
+        assert near(found.getpixel((x, 0)), colour, 1)
 
 
 def test_a_palette_without_transparency_keeps_its_colours() -> None:
     assert shows_corners(decode(saved(corners().quantize(8), "PNG"), limits=LIMITS), within=0)
-
-
-def test_one_colour_of_an_rgb_png_can_be_the_transparent_one() -> None:
-    found = decode(saved(corners(), "PNG", transparency=RED), limits=LIMITS)
-    assert near(found.getpixel((5, 5)), WHITE, 0)
-    assert near(found.getpixel((40, 5)), GREEN, 0)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
@@ -367,11 +366,6 @@ def test_cmyk_keeps_its_colours(kind: str) -> None:
     data = saved(corners().convert("CMYK"), kind, **settings)
     assert (b"Adobe\x00" in data) == (kind == "JPEG")
     assert shows_corners(decode(data, limits=LIMITS), within=30)
-
-
-def test_cmyk_black_is_black() -> None:
-    data = saved(Image.new("CMYK", (16, 16), (0, 0, 0, 255)), "JPEG", quality=95)
-    assert near(decode(data, limits=LIMITS).getpixel((8, 8)), (0, 0, 0))
 
 
 def sixteen(kind: str) -> bytes:
@@ -418,35 +412,31 @@ def test_grey_of_no_declared_range_fills_eight_bits(
     assert found[0, :, 0].tolist() == expected
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
-def test_black_and_white_is_black_and_white(kind: str) -> None:
-    image = Image.new("1", (2, 1))
-    image.putpixel((1, 0), 1)
-    found = decode(saved(image, kind), limits=LIMITS)
-    assert (found.getpixel((0, 0)), found.getpixel((1, 0))) == ((0, 0, 0), WHITE)
-
-
-def test_grey_jpeg_becomes_three_equal_channels() -> None:
-    found = np.asarray(decode(saved(Image.new("L", (8, 8), 77), "JPEG"), limits=LIMITS))
-    assert (found == 77).all()
-
-
-@pytest.mark.parametrize("mode", ["YCbCr", "LAB"])
-def test_other_colour_spaces_are_converted(mode: str) -> None:
-    image = Image.new(mode, (8, 8), {"YCbCr": (76, 85, 255), "LAB": (255, 128, 128)}[mode])
-    expected = {"YCbCr": RED, "LAB": WHITE}[mode]
-    assert near(decode(saved(image, "TIFF"), limits=LIMITS).getpixel((4, 4)), expected)
+@pytest.mark.parametrize(
+    ("mode", "colour", "kind", "expected"),
+    [
+        ("L", 77, "JPEG", (77, 77, 77)),
+        ("CMYK", (0, 0, 0, 255), "JPEG", (0, 0, 0)),
+        ("YCbCr", (76, 85, 255), "TIFF", RED),
+        ("LAB", (255, 128, 128), "TIFF", WHITE),
+    ],
+)
+def test_other_colour_spaces_are_converted(
+    mode: str, colour: Any, kind: str, expected: Colour
+) -> None:
+    data = saved(Image.new(mode, (16, 16), colour), kind)
+    assert near(decode(data, limits=LIMITS).getpixel((8, 8)), expected)
 
 
 # Damage
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
-def test_a_file_cut_short_is_an_image_error(kind: str, kept: float) -> None:
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_a_file_cut_short_is_an_image_error(kind: str, part: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = saved(Image.fromarray(noise), kind)
-    assert f"{kind} file cannot be read" in reason(data[: int(len(data) * kept)])
+    assert f"{kind} file cannot be read" in reason(data[: int(len(data) * part)])
 
 
 @pytest.mark.parametrize(

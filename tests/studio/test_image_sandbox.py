@@ -15,7 +15,7 @@ import pytest
 from studio import image_sandbox
 from studio.errors import ImageError
 from studio.image_decoder import Fit, ImageLimits, decode, fitted
-from studio.image_sandbox import FOUND, REPLY, InProcessDecoder, SandboxedDecoder
+from studio.image_sandbox import InProcessDecoder, SandboxedDecoder
 from tests.studio.failing_decoder import FAILURES
 from tests.studio.test_image_decoder import corners, saved
 
@@ -288,15 +288,17 @@ def test_what_a_network_is_shown_may_be_larger_than_the_image(decoders: Sandboxe
     assert decoders.processes[: len(before)] == before
 
 
-def test_a_process_that_gives_another_size_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lie", [{"size": [56, 55]}, {"size": [-3, -1]}, {"size": "x"}, [1]])
+def test_a_process_whose_answer_is_none_goes(
+    lie: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "liar.py"
+    script.write_text(
+        "import sys\nfrom studio import image_sandbox\n"
+        f"image_sandbox._answer = lambda *_: ({lie!r}, bytes(9))\nimage_sandbox.main()\n"
+    )
+    monkeypatch.setattr(image_sandbox, "COMMAND", [sys.executable, str(script)])
     decoders = SandboxedDecoder(1)
-    real = image_sandbox._Process._receive
-
-    def other(helper: image_sandbox._Process, length: int) -> bytearray:
-        data = real(helper, length)
-        return bytearray(REPLY.pack(FOUND, 56, 55)) if length == REPLY.size else data
-
-    monkeypatch.setattr(image_sandbox._Process, "_receive", other)
-    with pytest.raises(ImageError):
-        decoders.planes(GOOD, [Fit(64, 56, "bicubic")], limits=LIMITS)
+    with pytest.raises(ImageError, match="SIGKILL"):
+        decoders.decode(GOOD, limits=LIMITS)
     assert decoders.processes == []

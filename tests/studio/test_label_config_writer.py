@@ -84,9 +84,9 @@ def test_any_names_come_back_or_are_refused_in_words(
     try:
         xml = write(tree)
     except LabelConfigError as error:
-        xml, told = "", str(error)
+        xml, words = "", str(error)
     if not xml:
-        assert told.isprintable()
+        assert words.isprintable()
         return
     read = parse_label_config(xml)
     assert set(read.tree.paths) == set(tree.paths)
@@ -162,12 +162,12 @@ def test_keys_of_label_studio_itself_are_left_alone() -> None:
     assert not keys & {"u", "h", "v", "r", "shift+r", "shift+1", "shift+2"}
 
 
-def test_the_tops_get_the_first_digits_and_siblings_stand_side_by_side() -> None:
+def test_root_nodes_get_the_first_digits_and_siblings_stand_side_by_side() -> None:
     tree = tree_of([("A", "x"), ("A", "y"), ("B", "z")])
     assert keys_of(choices_config(tree)) == ["1", "2", "3", "4", "5"]
 
 
-def test_more_labels_than_keys_are_refused_with_the_mend() -> None:
+def test_more_labels_than_keys_are_refused_with_the_fix() -> None:
     message = refusal(tree_of([(f"n{i}",) for i in range(MAX_CASCADE + 1)]))
     assert f"keys for {MAX_CASCADE} labels" in message
     assert "taxonomy" in message

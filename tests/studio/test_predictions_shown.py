@@ -72,7 +72,7 @@ def reason(annotation: dict[str, Any], *predictions: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("origin", ["prediction", "prediction-changed", "manual"])
 def test_the_pre_label_is_the_prediction_that_the_answer_started_from(origin: str) -> None:
-    """Also where all ticks were removed and set anew, which makes the origin manual."""
+    """Also where all ticks were removed and set again, which makes the origin manual."""
     other = stored(6, ["Milk"])
     found = only(answered(["Fruit", "Apple"], origin=origin), other, stored(7, ["Fruit"]))
     assert (found.shown, found.label.target, found.image) == (FRUIT, APPLE, "a.jpg")

@@ -1,17 +1,15 @@
-"""What `hrn doctor` is told: each thing that can be wrong is found, and nothing else."""
+"""What `hrn doctor` reports: each thing that can be wrong is found, and nothing else."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 
 from studio.client import BasicAuth, LabelStudio
 from studio.errors import StudioRequestError
 from studio.project_checks import Finding, checks
-from studio.project_setup import ACTIONS, connect
+from studio.project_setup import ACTIONS
 from tests.end_to_end.label_studio import RunningLabelStudio, free_port
-from tests.studio.recording_backend import PASSWORD, USER, RecordingBackend, running_backend
+from tests.studio.recording_backend import PASSWORD, USER, RecordingBackend, join, running_backend
 from tests.studio.servers import Reply, Request, script, serving
 from tests.studio.test_client import CONFIG
 
@@ -45,7 +43,7 @@ def test_no_label_studio_at_all() -> None:
         (404, "not here", "request"),
     ],
 )
-def test_a_refusal_is_told_by_its_kind(status: int, detail: str, code: str) -> None:
+def test_a_refusal_is_reported_by_its_kind(status: int, detail: str, code: str) -> None:
     with serving(script(Reply({"detail": detail}, status))) as server:
         (finding,) = checks(LabelStudio(server.url, LEGACY), 1, "http://backend")
     assert finding.code == code
@@ -67,33 +65,11 @@ def test_an_old_label_studio_is_found() -> None:
 
 
 @pytest.fixture
-def backend() -> Iterator[RecordingBackend]:
-    with running_backend() as running:
-        yield running
-
-
-@pytest.fixture
-def client(label_studio: RunningLabelStudio) -> LabelStudio:
-    return label_studio.client()
-
-
-@pytest.fixture
 def project(label_studio: RunningLabelStudio, backend: RecordingBackend) -> int:
     """Connected, as it should be."""
     project = label_studio.create_project("checkup", CONFIG)
     join(label_studio.client(), project, backend)
     return project
-
-
-def join(client: LabelStudio, project: int, backend: RecordingBackend) -> None:
-    connect(
-        client,
-        project,
-        backend_url=backend.url,
-        user=USER,
-        password=PASSWORD,
-        version=backend.version,
-    )
 
 
 @pytest.mark.label_studio

@@ -7,7 +7,6 @@ import requests
 from requests.auth import HTTPBasicAuth
 
 from studio.client import BasicAuth, Object
-from studio.project_checks import _is_private
 from studio.project_setup import (
     ACTIONS,
     DEFAULT_TAB,
@@ -58,10 +57,6 @@ def test_a_password_that_label_studio_cannot_send_is_refused() -> None:
     assert "пароль" not in str(caught.value)
 
 
-def test_a_right_backend_has_no_faults() -> None:
-    assert backend_faults(CALLED, "hrn") == []
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -77,9 +72,9 @@ def test_each_fault_of_a_backend_is_named(change: dict[str, object], words: str)
     assert words in fault
 
 
-def test_a_right_webhook_has_no_faults() -> None:
-    assert webhook_faults(RIGHT, "Basic x") == []
-    assert webhook_faults(RIGHT, None) == []
+def test_what_is_right_has_no_faults() -> None:
+    assert backend_faults(CALLED, "hrn") == []
+    assert webhook_faults(RIGHT, "Basic x") == webhook_faults(RIGHT, None) == []
 
 
 @pytest.mark.parametrize(
@@ -113,35 +108,15 @@ def test_only_wrong_switches_are_set() -> None:
     }
 
 
-def test_tabs_are_made_once_and_the_default_one_is_kept() -> None:
+def test_tabs_are_made_once_and_the_default_one_stays() -> None:
     assert missing_tabs([]) == [DEFAULT_TAB, *OPEN_TABS]
     assert missing_tabs([{"data": {"title": "Mine"}}, {"data": None}]) == list(OPEN_TABS)
     assert missing_tabs([{"data": dict(OPEN_TABS[0])}]) == [OPEN_TABS[1]]
     assert missing_tabs([{"data": dict(tab)} for tab in OPEN_TABS]) == []
 
 
-@pytest.mark.parametrize(
-    ("url", "private"),
-    [
-        ("http://127.0.0.1:9090", True),
-        ("http://[::1]:9090", True),
-        ("http://10.1.2.3", True),
-        ("http://172.17.0.1", True),
-        ("http://192.168.0.9", True),
-        ("http://8.8.8.8", False),
-        ("http://backend.invalid", False),
-    ],
-)
-def test_private_addresses_are_known(url: str, private: bool) -> None:  # noqa: FBT001
-    assert _is_private(url) is private
-
-
-def test_nothing_to_remark_on_a_quiet_project() -> None:
-    assert remarks({}, [{"id": 1}, {"id": 2}], 1) == []
-    assert remarks({}, [], 1) == []
-
-
 def test_a_backend_before_ours_is_remarked() -> None:
     ((what, fix),) = remarks({}, [{"id": 1, "url": "http://other"}, {"id": 2}], 2)
     assert "http://other" in what
     assert "Remove" in fix
+    assert remarks({}, [{"id": 1}, {"id": 2}], 1) == remarks({}, [], 1) == []

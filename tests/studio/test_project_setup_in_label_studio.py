@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,23 +9,12 @@ import requests
 
 from studio.client import LabelStudio
 from studio.errors import LabelConfigError, StudioRequestError
-from studio.project_setup import ACTIONS, announce, connect
+from studio.project_setup import ACTIONS, announce
 from tests.end_to_end.label_studio import RunningLabelStudio
-from tests.studio.recording_backend import HEADER, PASSWORD, USER, RecordingBackend, running_backend
+from tests.studio.recording_backend import HEADER, RecordingBackend, join, running_backend
 from tests.studio.test_client import CONFIG, fruit
 
 pytestmark = pytest.mark.label_studio
-
-
-@pytest.fixture
-def backend() -> Iterator[RecordingBackend]:
-    with running_backend() as running:
-        yield running
-
-
-@pytest.fixture
-def client(label_studio: RunningLabelStudio) -> LabelStudio:
-    return label_studio.client()
 
 
 @pytest.fixture
@@ -36,15 +24,19 @@ def project(label_studio: RunningLabelStudio) -> int:
 
 def connected(client: LabelStudio, project: int, backend: RecordingBackend) -> tuple[str, ...]:
     """What connecting changed."""
-    done = connect(
-        client,
-        project,
-        backend_url=backend.url,
-        user=USER,
-        password=PASSWORD,
-        version=backend.version,
-    )
-    return done.changes
+    return join(client, project, backend).changes
+
+
+def scored_tasks(client: LabelStudio, project: int, *scores: float) -> list[int]:
+    """Tasks with a stored prediction of v1 each."""
+    rows = [{"data": {"image": f"http://images.invalid/{n}"}} for n in range(len(scores))]
+    ids = client.import_tasks(project, rows)
+    predictions = [
+        {"task": task, "result": [], "score": score, "model_version": "v1"}
+        for task, score in zip(ids, scores, strict=True)
+    ]
+    client.import_predictions(project, predictions)
+    return ids
 
 
 def next_task(studio: RunningLabelStudio, project: int) -> dict[str, Any]:
@@ -84,84 +76,40 @@ def test_a_second_run_changes_nothing(
 ) -> None:
     assert connected(client, project, backend)
     before = client.webhooks(project), client.views(project), client.settings(project)
-    done = connect(
-        client,
-        project,
-        backend_url=backend.url + "/",
-        user=USER,
-        password=PASSWORD,
-        version=backend.version,
-    )
+    done = join(client, project, backend, slash="/")
     assert done.changes == ()
     assert "nothing changed" in str(done)
     assert (client.webhooks(project), client.views(project), client.settings(project)) == before
-    assert done.backend_id == client.known_backends(project)[0]["id"]
-    assert done.webhook_id == client.webhooks(project)[0]["id"]
 
 
-def test_events_arrive_with_the_password(
+def test_events_and_start_training_arrive_with_the_password(
     client: LabelStudio, project: int, backend: RecordingBackend
 ) -> None:
     connected(client, project, backend)
     ids = client.import_tasks(project, [{"data": {"image": "http://images.invalid/1"}}])
     client.create_annotation(ids[0], fruit("Milk"))
-    assert backend.events()[-2:] == ["TASKS_CREATED", "ANNOTATION_CREATED"]
+    client.start_training(client.known_backends(project)[0]["id"])
+    assert backend.events()[-3:] == ["TASKS_CREATED", "ANNOTATION_CREATED", "START_TRAINING"]
     assert backend.refused() == []
 
 
-def test_the_stream_begins_with_the_least_sure(
+def test_stream_and_tabs_begin_with_the_least_sure(
     label_studio: RunningLabelStudio, client: LabelStudio, project: int, backend: RecordingBackend
 ) -> None:
+    """A skipped task stays open; the sync gives it the highest score."""
     backend.version = "v1"
     connected(client, project, backend)
-    rows = [{"data": {"image": f"http://images.invalid/{n}"}} for n in range(4)]
-    ids = client.import_tasks(project, rows)
-    backend.scores = dict(zip(ids, (0.9, 0.6, 0.2, 0.7), strict=True))
-    predictions = [
-        {"task": task, "result": [], "score": backend.scores[task], "model_version": "v1"}
-        for task in ids
-    ]
-    client.import_predictions(project, predictions)
+    ids = scored_tasks(client, project, 0.9, 0.6, 0.2, 0.7, 1.0)
+    backend.scores = dict(zip(ids, (0.9, 0.6, 0.2, 0.7, 1.0), strict=True))
     assert next_task(label_studio, project)["id"] == ids[2]
-
-
-def test_the_tab_lists_unanswered_tasks_least_sure_first(
-    client: LabelStudio, project: int, backend: RecordingBackend
-) -> None:
-    backend.version = "v1"
-    connected(client, project, backend)
-    rows = [{"data": {"image": f"http://images.invalid/{n}"}} for n in range(4)]
-    ids = client.import_tasks(project, rows)
-    scores = dict(zip(ids, (0.9, 0.6, 0.2, 0.7), strict=True))
-    predictions = [
-        {"task": task, "result": [], "score": scores[task], "model_version": "v1"} for task in ids
-    ]
-    client.import_predictions(project, predictions)
     client.create_annotation(ids[1], fruit("Milk"))
-    tab = next(row["id"] for row in client.views(project) if "ordering" in row["data"])
-    assert tabbed(client, tab) == [ids[2], ids[3], ids[0]]
-
-
-def test_a_skipped_task_stays_open_and_is_among_the_last(
-    client: LabelStudio, project: int, backend: RecordingBackend
-) -> None:
-    """The refresh gives it the highest score; "Surest first" would begin with it."""
-    backend.version = "v1"
-    connected(client, project, backend)
-    rows = [{"data": {"image": f"http://images.invalid/{n}"}} for n in range(3)]
-    ids = client.import_tasks(project, rows)
-    scores = dict(zip(ids, (0.9, 1.0, 0.2), strict=True))
-    predictions = [
-        {"task": task, "result": [], "score": scores[task], "model_version": "v1"} for task in ids
-    ]
-    client.import_predictions(project, predictions)
-    client.create_annotation(ids[1], [], skipped=True)
+    client.create_annotation(ids[4], [], skipped=True)
     found = {task["id"]: task for task in client.tasks(project, unlabelled_only=True)}
-    assert set(found) == set(ids)
-    assert [one["was_cancelled"] for one in found[ids[1]]["annotations"]] == [True]
+    assert set(found) == {*ids} - {ids[1]}
+    assert [one["was_cancelled"] for one in found[ids[4]]["annotations"]] == [True]
     tabs = {row["data"]["title"]: row["id"] for row in client.views(project)}
-    assert tabbed(client, tabs["Most useful first"]) == [ids[2], ids[0], ids[1]]
-    assert tabbed(client, tabs["Surest first"]) == [ids[0], ids[2]]
+    assert tabbed(client, tabs["Most useful first"]) == [ids[2], ids[3], ids[0], ids[4]]
+    assert tabbed(client, tabs["Surest first"]) == [ids[0], ids[3], ids[2]]
 
 
 def tabbed(client: LabelStudio, tab: int) -> list[int]:
@@ -189,22 +137,16 @@ def test_a_webhook_without_password_is_repaired(
     assert set(hook["actions"]) == set(ACTIONS)
 
 
-def test_a_webhook_that_is_gone_is_made_again(
+def test_a_webhook_that_is_gone_is_made_again_and_double_ones_are_removed(
     client: LabelStudio, project: int, backend: RecordingBackend
 ) -> None:
+    """Deleting a backend leaves its webhook behind; adding it again makes another."""
     connected(client, project, backend)
     client.delete_webhook(client.webhooks(project)[0]["id"])
     assert connected(client, project, backend) == (
         "Events now go to the backend (a webhook, with its password).",
     )
     assert client.webhooks(project)[0]["headers"] == {"Authorization": HEADER}
-
-
-def test_double_webhooks_are_removed(
-    client: LabelStudio, project: int, backend: RecordingBackend
-) -> None:
-    """Deleting a backend leaves its webhook behind; adding it again makes another."""
-    connected(client, project, backend)
     url = f"{backend.url}/webhook"
     client.create_webhook(project, url=url, actions=ACTIONS, headers={})
     other = client.create_webhook(project, url="http://other.invalid/", actions=[], headers={})
@@ -230,14 +172,7 @@ def test_a_new_password_is_taken_over(
     """Label Studio does not tell the password it has: that its calls fail must do."""
     connected(client, project, backend)
     backend.password = "Basic aHJuOm5ldw=="  # hrn:new
-    done = connect(
-        client,
-        project,
-        backend_url=backend.url,
-        user=USER,
-        password="new",
-        version=backend.version,
-    )
+    done = join(client, project, backend, "new")
     assert len(done.changes) == 2
     assert client.backends(project)[0]["state"] == "CO"
     assert client.webhooks(project)[0]["headers"] == {"Authorization": backend.password}
@@ -264,21 +199,14 @@ def test_tabs_of_others_stay(client: LabelStudio, project: int, backend: Recordi
     ]
 
 
-def test_what_an_admin_should_know_is_told(
+def test_what_an_admin_should_know_is_reported(
     client: LabelStudio, project: int, backend: RecordingBackend
 ) -> None:
     """A first backend that is not ours is the only one Label Studio asks."""
     with running_backend() as first:
         connected(client, project, first)
         client.update_project(project, {"start_training_on_annotation_update": True})
-        done = connect(
-            client,
-            project,
-            backend_url=backend.url,
-            user=USER,
-            password=PASSWORD,
-            version=backend.version,
-        )
+        done = join(client, project, backend)
     notes = "\n".join(done.remarks)
     assert first.url in notes
     assert "every Submit" in notes
@@ -294,18 +222,10 @@ def test_labels_that_are_no_tree_change_nothing(
     assert client.known_backends(project) == []
 
 
-def test_a_backend_that_is_not_there_is_told(client: LabelStudio, project: int) -> None:
+def test_a_backend_that_is_not_there_is_reported(client: LabelStudio, project: int) -> None:
     with running_backend() as backend:
         pass
     with pytest.raises(StudioRequestError, match="health check failed"):
-        connected(client, project, backend)
-
-
-def test_a_wrong_password_is_told(
-    client: LabelStudio, project: int, backend: RecordingBackend
-) -> None:
-    backend.password = "Basic x"
-    with pytest.raises(StudioRequestError, match="turns away the user and password"):
         connected(client, project, backend)
 
 
@@ -315,49 +235,31 @@ def test_a_wrong_password_does_not_take_the_place_of_the_right_one(
     """Label Studio tries it on the backend before the webhook is changed."""
     connected(client, project, backend)
     before = client.webhooks(project)
-    with pytest.raises(StudioRequestError, match="HRN_PASSWORD"):
-        connect(
-            client,
-            project,
-            backend_url=backend.url,
-            user=USER,
-            password="another",
-            version=backend.version,
-        )
+    with pytest.raises(
+        StudioRequestError, match=r"turns away the user and password .*HRN_PASSWORD"
+    ):
+        join(client, project, backend, "another")
     assert client.webhooks(project) == before
 
 
 # --- announce ---
 
 
-def test_a_new_version_becomes_the_title(
-    client: LabelStudio, project: int, backend: RecordingBackend
-) -> None:
-    connected(client, project, backend)
-    backend.version = "v1"
-    assert len(announce(client, project, backend.url, "v1")) == 1
-    (row,) = client.known_backends(project)
-    assert (row["title"], row["model_version"], row["state"]) == ("v1", "v1", "CO")
-    assert client.settings(project)["model_version"] == "v1"
-
-
-def test_announcing_keeps_the_password(
-    client: LabelStudio, project: int, backend: RecordingBackend
-) -> None:
-    connected(client, project, backend)
-    announce(client, project, backend.url, "v1")
-    client.backends(project)
-    assert backend.refused() == []
-
-
-def test_announcing_the_same_again_calls_nobody(
+def test_a_new_version_becomes_the_title_once_and_the_password_stays(
     client: LabelStudio, project: int, backend: RecordingBackend
 ) -> None:
     connected(client, project, backend)
     assert backend.server is not None
     before = len(backend.server.requests)
     assert announce(client, project, backend.url, "untrained") == ()
-    assert len(backend.server.requests) == before
+    assert len(backend.server.requests) == before  # nobody is called
+    backend.version = "v1"
+    assert len(announce(client, project, backend.url, "v1")) == 1
+    (row,) = client.known_backends(project)
+    assert (row["title"], row["model_version"], row["state"]) == ("v1", "v1", "CO")
+    assert client.settings(project)["model_version"] == "v1"
+    client.backends(project)
+    assert backend.refused() == []
 
 
 def test_an_earlier_version_of_ours_is_replaced_and_that_of_others_stays(
@@ -392,12 +294,3 @@ def test_a_backend_that_is_not_connected_cannot_be_announced(
     with pytest.raises(StudioRequestError, match="connect it first") as caught:
         announce(client, project, "http://backend.invalid", "v1")
     assert caught.value.status == 404
-
-
-def test_training_is_asked_for_through_label_studio(
-    client: LabelStudio, project: int, backend: RecordingBackend
-) -> None:
-    connected(client, project, backend)
-    client.start_training(client.known_backends(project)[0]["id"])
-    assert backend.events()[-1] == "START_TRAINING"
-    assert backend.refused() == []

@@ -72,7 +72,7 @@ def test_a_first_line_of_such_words_heads_the_columns(first: str) -> None:
     assert len(leaves(read_csv(f"{first}\nFruit;Apple", header=False))) == 2
 
 
-def test_another_first_line_is_a_label_unless_told() -> None:
+def test_another_first_line_is_a_label_unless_it_is_said() -> None:
     found = read_csv("Fruit,Apple\nFruit,Pear")
     assert len(leaves(found)) == 2
     assert "--header says otherwise" in found.notes[0]
@@ -95,17 +95,17 @@ def test_the_same_name_may_stand_under_two_parents() -> None:
     assert len(read_csv("Fruit,Apple\nJuice,Apple\nApple,Apple").tree) == 6
 
 
-def test_repeated_rows_count_once_and_are_told() -> None:
+def test_repeated_rows_count_once_and_are_noted() -> None:
     found = read_csv("A,x\nA,y\nA,x\nA")
     assert len(found.tree) == 3
     assert "line 3 repeats line 1" in " ".join(found.notes)
 
 
-def test_siblings_that_look_alike_are_told() -> None:
+def test_siblings_that_look_alike_are_noted() -> None:
     assert '"Apple" and "apple"' in " ".join(read_csv("Fruit,Apple\nFruit,apple").notes)
 
 
-def test_any_marks_in_names_are_kept() -> None:
+def test_any_marks_in_names_stay() -> None:
     nasty = ["<b>", "&amp;", 'say "hi"', "$x", "a, b", "</Choice>", "{{x}}", "'; --"]
     written = io.StringIO(newline="")
     csv.writer(written, quoting=csv.QUOTE_ALL).writerows([["Top", name] for name in nasty])
@@ -172,10 +172,10 @@ def test_any_text_is_read_or_refused(text: str, header: bool | None) -> None:  #
     for as_csv in (True, False):
         try:
             found = read_csv(text, header=header) if as_csv else read_json(text)
-            names, told = found.tree.names, ""
+            names, words = found.tree.names, ""
         except TreeFileError as error:
-            names, told = (), str(error)
-        assert told.isprintable()
+            names, words = (), str(error)
+        assert words.isprintable()
         assert all(name == name.strip() != "" for name in names)
 
 
@@ -192,9 +192,9 @@ def nested(tree: LabelTree, node: int) -> object:
 def test_a_tree_comes_back_from_each_form_of_json(tree: LabelTree) -> None:
     if (expected := stripped(tree)) is None:
         return
-    tops = {expected.names[top]: nested(expected, top) for top in expected.level_nodes(0)}
+    roots = {expected.names[top]: nested(expected, top) for top in expected.level_nodes(0)}
     listed = [list(path) for path in expected.paths]
-    for data in (tops, listed, {"paths": listed}, expected.to_json()):
+    for data in (roots, listed, {"paths": listed}, expected.to_json()):
         assert paths(read_json(json.dumps(data))) == set(expected.paths)
 
 
@@ -222,7 +222,7 @@ def test_texts_are_labels_or_with_a_separator_paths() -> None:
 
 def test_a_key_given_twice_is_refused() -> None:
     text = '{"Top": {"Apple": 1, "Apple": 2}}'
-    assert 'below "Top": "Apple" stands there twice' in json_refusal(None, text=text)
+    assert '"Apple" stands twice in one object' in json_refusal(None, text=text)
 
 
 def test_what_is_no_json_is_refused_with_its_line() -> None:
@@ -233,11 +233,11 @@ def test_what_is_no_json_is_refused_with_its_line() -> None:
     ("data", "words"),
     [
         ({"A": 7}, 'below "A": expected an object, a list or a name, got a number'),
-        ({"A": [True]}, 'below "A": expected a name or an object, got true or false'),
+        ({"A": [True]}, 'below "A": expected a name or an object, got a boolean'),
         ([["A", 1]], "[0]: expected a path, a list of names, got a list"),
         ([["A"], []], "[1]: expected a path"),
-        ("A", "at the top: expected an object, a list or a name, got a text"),
-        (None, "got null"),
+        ("A", "at the top: expected an object, a list or a name, got a string"),
+        (None, "got nothing"),
         ([], "found none"),
         ({}, "found none"),
         ({"A": [""]}, "is empty"),
