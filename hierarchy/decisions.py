@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.tree import TOP, LabelTree
+from hierarchy.tree import TOP, LabelTree, cached_on_tree
 
 Ints = NDArray[np.int64]
 
@@ -36,19 +36,17 @@ class Decisions:
     @classmethod
     def of(cls, tree: LabelTree) -> "Decisions":
         """The nodes that have siblings; several root nodes are siblings."""
-        if "decisions" not in tree.derived:
-            tree.derived["decisions"] = cls._made(tree, [size > 1 for size in _siblings(tree)])
-        found: Decisions = tree.derived["decisions"]
-        return found
+        return _decisions(tree)
 
     @classmethod
     def by_level(cls, tree: LabelTree) -> "Decisions":
         """All nodes from the first level on that has two: how versions before these were fitted."""
         first = leading_levels(tree)
-        return cls._made(tree, [level >= first for level in tree.levels])
+        return cls.build(tree, [level >= first for level in tree.levels])
 
     @classmethod
-    def _made(cls, tree: LabelTree, choice: Sequence[bool]) -> "Decisions":
+    def build(cls, tree: LabelTree, choice: Sequence[bool]) -> "Decisions":
+        """Take the nodes for which ``choice`` is true as the choices."""
         stands, level = np.full(len(tree), TOP), np.full(len(tree), -1)
         for node in tree.preorder:
             parent = tree.parents[node]
@@ -113,6 +111,11 @@ def choices(tree: LabelTree) -> NDArray[np.bool_]:
     """``(N,)`` whether each node has siblings, so can be wrong where its parent is right."""
     result: NDArray[np.bool_] = Decisions.of(tree).stands == np.arange(len(tree))
     return result
+
+
+@cached_on_tree
+def _decisions(tree: LabelTree) -> Decisions:
+    return Decisions.build(tree, [size > 1 for size in _siblings(tree)])
 
 
 def _siblings(tree: LabelTree) -> list[int]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from hierarchy.errors import HierarchyError, ShapeError
-from hierarchy.tree import TOP, LabelTree
+from hierarchy.tree import LabelTree, cached_on_tree
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,11 @@ class Layout:
     """``(N + 1,)`` head that each row hangs under."""
     level: Tensor
     """``(N,)`` level of each row."""
+    enter: Tensor
+    """``(N,)`` place of each id in preorder."""
+    leave: Tensor
+    """``(N,)`` the place behind its last descendant."""
     heads: int
-
-    @classmethod
-    def of(cls, tree: LabelTree, device: torch.device) -> "Layout":
-        """Lay out a tree for a device, or find what was laid out before."""
-        key = (cls, device)
-        if key not in tree.derived:
-            with torch.inference_mode(mode=False):  # or it would be no good in training later
-                tree.derived[key] = _lay_out(tree, device)
-        found: Layout = tree.derived[key]
-        return found
 
     def to_rows(self, by_node: Tensor, rows: Tensor, scratch: Tensor) -> None:
         """Write (B, N) in order of ids into the first N rows; pictures become columns."""
@@ -178,7 +172,7 @@ def log_marginals(scores: Tensor, tree: LabelTree) -> Tensor:
         tensor([[0.5000, 0.2500, 0.2500]])
     """
     checked = check_scores(scores, tree)
-    answer: Tensor = _LogMarginals.apply(checked, Layout.of(tree, checked.device))
+    answer: Tensor = _LogMarginals.apply(checked, layout_of(tree, checked.device))
     return answer
 
 
@@ -273,15 +267,21 @@ def _pull_back(grad: Tensor, weight: Tensor, total: Tensor, layout: Layout) -> T
     return layout.to_nodes(below.add_(through), scratch=given)
 
 
+@cached_on_tree
+def layout_of(tree: LabelTree, device: torch.device) -> Layout:
+    """Lay out a tree for the sweeps on a device."""
+    with torch.inference_mode(mode=False):  # tensors made in inference mode cannot be trained with
+        return _lay_out(tree, device)
+
+
 def _lay_out(tree: LabelTree, device: torch.device) -> Layout:
-    size = len(tree)
-    depth_of = torch.tensor(tree.levels)
-    parent = torch.tensor(tree.parents)
+    size, index = len(tree), tree.arrays
+    depth_of, parent = torch.from_numpy(index.levels), torch.from_numpy(index.parents)
     node = torch.argsort(depth_of, stable=True)  # (N,)
     row = torch.empty_like(node)
     row[node] = torch.arange(size)
-    up = torch.cat([parent[node], torch.tensor([TOP])])
-    up = torch.where(up == TOP, size, row[up])  # (N + 1,)
+    up = torch.cat([parent[node], torch.tensor([-1])])
+    up = torch.where(up < 0, size, row[up])  # (N + 1,)
     inner = torch.bincount(up, minlength=size)[:size] > 0  # (N,) rows with children
     as_head = torch.cat([inner.cumsum(0), torch.tensor([0])])  # (N + 1,) the root is head 0
     head = as_head[up]
@@ -294,6 +294,8 @@ def _lay_out(tree: LabelTree, device: torch.device) -> Layout:
         up=up.to(device),
         head=head.to(device),
         level=depth_of[node].to(device),
+        enter=torch.from_numpy(index.enter).to(device),
+        leave=torch.from_numpy(index.leave).to(device),
         heads=heads,
     )
 

@@ -5,13 +5,17 @@ tops and any depth: nothing here recurses, and nothing costs nodes x depth unles
 """
 
 import operator
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
-from typing import Any, Self, SupportsIndex
+from functools import cached_property, wraps
+from typing import Any, Concatenate, ParamSpec, Self, SupportsIndex, TypeVar
 
 from hierarchy.errors import TreeError, UnknownLabelError
+from hierarchy.tree_index import TreeIndex
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Path = tuple[str, ...]
 
@@ -211,8 +215,8 @@ class LabelTree:
         Raises:
             UnknownLabelError: if one is not a node's id.
         """
-        enter, leave = self._spans
-        return enter[self._node(a)] <= enter[self._node(b)] < leave[a]
+        enter, leave = self.arrays.enter, self.arrays.leave
+        return bool(enter[self._node(a)] <= enter[self._node(b)] < leave[a])
 
     def ancestors(self, node: int) -> tuple[int, ...]:
         """Ids from the top down to this node, which is the last.
@@ -233,7 +237,7 @@ class LabelTree:
         Raises:
             UnknownLabelError: if one is not a node's id.
         """
-        enter, leave = self._spans
+        enter, leave = self.arrays.enter, self.arrays.leave
         places = [enter[self._node(node)] for node in nodes]
         if not places:
             return None
@@ -265,9 +269,9 @@ class LabelTree:
         return tuple(found)
 
     @cached_property
-    def derived(self) -> dict[Hashable, Any]:
-        """Where arithmetic keeps what it works out from this tree once, such as index tensors."""
-        return {}
+    def arrays(self) -> TreeIndex:
+        """The tree as arrays."""
+        return TreeIndex.build(self.parents, self.levels, self.preorder)
 
     @cached_property
     def _hash(self) -> int:
@@ -285,19 +289,6 @@ class LabelTree:
         for node, level in enumerate(self.levels):
             found[level].append(node)
         return tuple(map(tuple, found))
-
-    @cached_property
-    def _spans(self) -> tuple[list[int], list[int]]:
-        """Of each node its place in preorder, and the place behind its last descendant."""
-        enter = [0] * len(self)
-        leave = [0] * len(self)
-        for place, node in enumerate(self.preorder):
-            enter[node], leave[node] = place, place + 1
-        for node in reversed(self.preorder):
-            parent = self.parents[node]
-            if parent != TOP:
-                leave[parent] = max(leave[parent], leave[node])
-        return enter, leave
 
     def _walk(self, path: Path) -> Iterator[int]:
         """Ids of the nodes on this path, from the top, as far as the tree has them."""
@@ -338,6 +329,22 @@ class LabelTree:
             f"nodes {node} and {twin} are both {self.path(node)!r}: "
             "rename one, siblings need names of their own"
         )
+
+
+def cached_on_tree(
+    make: Callable[Concatenate[LabelTree, P], T],
+) -> Callable[Concatenate[LabelTree, P], T]:
+    """Make a function of a tree, and of hashable arguments, keep its results with the tree."""
+
+    @wraps(make)
+    def found(tree: LabelTree, *args: P.args, **kwargs: P.kwargs) -> T:
+        cache: dict[object, T] = vars(tree).setdefault("_cache", {})
+        key = (make, args, *kwargs.items())
+        if key not in cache:
+            cache[key] = make(tree, *args, **kwargs)
+        return cache[key]
+
+    return found
 
 
 def _check_lengths(parents: tuple[int, ...], names: tuple[str, ...]) -> None:

@@ -5,7 +5,6 @@ B images, N nodes, K leaves, L levels; one column per leaf means in the order of
 """
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from types import MappingProxyType
 
 import torch
@@ -19,8 +18,7 @@ from hierarchy.baselines.tree_ops import (
     level_log_softmax,
     paths,
 )
-from hierarchy.metrics.lines import facts
-from hierarchy.tree import LabelTree
+from hierarchy.tree import LabelTree, cached_on_tree
 
 Loss = Callable[[Tensor, Tensor, LabelTree], Tensor]
 """Takes logits, ``(B,)`` targets and the tree to a scalar in nats."""
@@ -169,7 +167,7 @@ def hierarchical_cross_entropy(
     return ((along - above) * weights).sum(1).mean().neg()
 
 
-@lru_cache(maxsize=8)
+@cached_on_tree
 def soft_targets(tree: LabelTree, beta: float) -> Tensor:
     """Return what an image labelled at each node should be answered, as weights over leaves.
 
@@ -187,7 +185,7 @@ def soft_targets(tree: LabelTree, beta: float) -> Tensor:
     """
     with torch.inference_mode(mode=False):  # tensors made in inference mode cannot be trained with
         of = paths(tree, torch.device("cpu"))
-        height = torch.from_numpy(facts(tree).height).double()
+        height = torch.from_numpy(tree.arrays.height).double()
         of_leaf = of.path[list(tree.leaves)]  # (K, L)
         distance = torch.full((len(of_leaf), len(of_leaf)), float(tree.depth), dtype=torch.float64)
         for above in of_leaf.unbind(1):  # (K,), one level further down each time

@@ -6,7 +6,6 @@ Letters: B images, N nodes, K leaves, L levels.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from hierarchy.baselines.base import check_targets, precise
 from hierarchy.errors import ShapeError
 from hierarchy.metrics.lines import lines
-from hierarchy.tree import LabelTree
+from hierarchy.tree import LabelTree, cached_on_tree
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Paths:
     order: Tensor
 
 
-@lru_cache(maxsize=8)
+@cached_on_tree
 def paths(tree: LabelTree, device: torch.device) -> Paths:
     """Return the paths of a tree on a device."""
     with torch.inference_mode(mode=False):  # tensors made in inference mode cannot be trained with

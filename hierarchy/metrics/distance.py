@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from hierarchy.metrics.lines import Floats, Ints, facts, judged, known, lines, shared
+from hierarchy.metrics.lines import Floats, Ints, judged, known, lines, shared
 from hierarchy.tree import TOP, LabelTree
 
 
@@ -76,7 +76,7 @@ def overlap(answers: Ints, targets: Ints, tree: LabelTree) -> Overlap:
         Overlap(precision=0.6666666666666666, recall=0.5, f=0.5714285714285714)
     """
     said, truth = known(answers, tree, least=TOP), known(targets, tree)
-    levels = facts(tree).levels
+    levels = tree.arrays.levels
     hits = int(shared(lines(said, tree), lines(truth, tree)).sum())
     unknown = judged(said, truth, tree) < 0
     counted = np.where(unknown, truth, said)
@@ -117,7 +117,7 @@ def severity(answers: Ints, targets: Ints, tree: LabelTree) -> Severity:
 
 def _common(said: Ints, truth: Ints, tree: LabelTree) -> tuple[Ints, Ints]:
     """Height of the lowest common ancestor, and edges from one to the other over it."""
-    of = facts(tree)
+    of = tree.arrays
     path = lines(truth, tree)
     count = shared(lines(said, tree), path)
     common = np.where(count, path[np.arange(len(path)), np.maximum(count - 1, 0)], TOP)

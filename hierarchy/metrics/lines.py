@@ -4,67 +4,21 @@ A node of -1 is "nothing answered": the root above all tops.
 Letters: n pictures, N nodes, L levels.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from hierarchy.errors import ShapeError, UnknownLabelError
 from hierarchy.tree import TOP, LabelTree
+from hierarchy.tree_index import TreeIndex
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Facts:
-    """A tree's nodes in numbers, each array ``(N,)`` int64.
-
-    Attributes:
-        parents: as in the tree.
-        levels: 0 for a top.
-        enter: place in preorder.
-        leave: the place behind the last descendant; what lies below is ``enter`` to ``leave``.
-        height: edges down to the furthest leaf below; 0 for a leaf.
-        leaves: how many leaves lie below; 1 for a leaf.
-    """
-
-    parents: Ints
-    levels: Ints
-    enter: Ints
-    leave: Ints
-    height: Ints
-    leaves: Ints
-
-
-def facts(tree: LabelTree) -> Facts:
-    """Work out a tree's numbers once, in O(N); they stay with the tree."""
-    if "metrics" not in tree.derived:
-        tree.derived["metrics"] = _count(tree)
-    found: Facts = tree.derived["metrics"]
-    return found
-
-
-def _count(tree: LabelTree) -> Facts:
-    size, height = [1] * len(tree), [0] * len(tree)
-    leaves = [0 if below else 1 for below in tree.children]
-    for node in reversed(tree.preorder):
-        parent = tree.parents[node]
-        if parent != TOP:
-            size[parent] += size[node]
-            height[parent] = max(height[parent], height[node] + 1)
-            leaves[parent] += leaves[node]
-    enter = np.empty(len(tree), dtype=np.int64)
-    enter[np.array(tree.preorder)] = np.arange(len(tree))
-    return Facts(
-        parents=np.array(tree.parents),
-        levels=np.array(tree.levels),
-        enter=enter,
-        leave=enter + np.array(size),
-        height=np.array(height),
-        leaves=np.array(leaves),
-    )
+def facts(tree: LabelTree) -> TreeIndex:
+    """Return the tree as arrays."""
+    return tree.arrays
 
 
 def checked(scores: NDArray[np.floating], targets: Ints, tree: LabelTree) -> tuple[Floats, Ints]:
@@ -110,7 +64,7 @@ def lines(nodes: Ints, tree: LabelTree) -> Ints:
                [ 1, -1],
                [-1, -1]])
     """
-    of = facts(tree)
+    of = tree.arrays
     table = np.full((len(nodes), tree.depth), TOP, dtype=np.int64)
     rows, above = np.arange(len(nodes)), np.asarray(nodes)
     while len(rows := rows[above != TOP]):
@@ -127,7 +81,7 @@ def shared(one: Ints, other: Ints) -> Ints:
 
 def covers(above: Ints, below: Ints, tree: LabelTree) -> Flags:
     """Whether each node is the other or lies above it; "nothing" covers all. They broadcast."""
-    of = facts(tree)
+    of = tree.arrays
     inside = (of.enter[above] <= of.enter[below]) & (of.enter[below] < of.leave[above])
     return np.asarray((above == TOP) | (inside & (below != TOP)))
 
@@ -153,7 +107,7 @@ def information(nodes: Ints, tree: LabelTree) -> Floats:
         >>> information(np.array([-1, 0, 1]), tree)
         array([0. , 0.5, 1. ])
     """
-    below = facts(tree).leaves[nodes]
+    below = tree.arrays.leaves[nodes]
     whole = np.log(len(tree.leaves))
     told = 1 - np.log(below) / whole if whole else np.ones(below.shape)
     return np.where(np.asarray(nodes) == TOP, 0.0, told)
@@ -186,4 +140,4 @@ def on_siblings(targets: Ints, tree: LabelTree) -> Flags:
 
 def on_leaves(targets: Ints, tree: LabelTree) -> Flags:
     """Which pictures' targets are leaves, ``(n,)``."""
-    return np.asarray(facts(tree).height[targets] == 0)
+    return np.asarray(tree.arrays.height[targets] == 0)

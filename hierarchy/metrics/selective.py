@@ -15,7 +15,6 @@ from hierarchy.metrics.lines import (
     Ints,
     checked,
     covers,
-    facts,
     information,
     judged,
     known,
@@ -80,7 +79,7 @@ def shown(answers: Ints, targets: Ints, tree: LabelTree) -> Shown:
     given = said != TOP
     right = judged(said, truth, tree)[given]
     right = right[right >= 0]
-    depth = np.where(given, facts(tree).levels[said] + 1, 0)
+    depth = np.where(given, tree.arrays.levels[said] + 1, 0)
     return Shown(
         given=float(given.mean()),
         checked=len(right),

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from hierarchy import LabelTree, log_marginals
 from hierarchy.errors import HierarchyError, ShapeError
-from hierarchy.marginals import Layout
+from hierarchy.marginals import layout_of
 from tests.hierarchy.golden import read_goldens
 from tests.strategies import batches, slow_rows
 
@@ -151,6 +151,6 @@ def test_what_is_laid_out_while_answering_serves_training_too() -> None:
     tree = LabelTree.from_paths([("a", "b"), ("a", "c"), ("d",)])
     with torch.inference_mode():
         log_marginals(torch.zeros(1, len(tree)), tree)
-    layout = Layout.of(tree, torch.device("cpu"))
+    layout = layout_of(tree, torch.device("cpu"))
     assert not layout.row.is_inference()
     assert not any(level.family.is_inference() for level in layout.levels)
