@@ -9,8 +9,6 @@ default that of 10 million tasks, 1,000 projects, 100 annotators who each answer
 100,000 labels; every number can be given.
 """
 
-import argparse
-import json
 import math
 import os
 import tempfile
@@ -27,17 +25,14 @@ import psutil
 import requests
 
 from benchmarks.answers import grow, measure
-from benchmarks.predict import free_port, running
-from benchmarks.refresh import redis, tree_of
+from benchmarks.common import arguments, free_port, photos, redis, report, running, tree_of
+from benchmarks.refresh import release
 from cli.services import as_environment
-from evaluation.harness import machine
-from hierarchy.choice import DepthRule
 from inference.answers import answers
 from inference.extractors import FeatureExtractors
 from inference.feature_cache import FeatureCache
-from inference.predictor import KIND, Predictor, build_head
+from inference.predictor import Predictor
 from inference.store import Project, project_key
-from studio.image_fetcher import FetchedImage
 from studio.label_config_writer import taxonomy_config
 from tests.studio.servers import serving
 from tests.worker.stand import LEGACY, Stand
@@ -104,43 +99,21 @@ def register(parts: Parts, stand: Stand, number: int) -> Project:
     return parts.store.register(Project(key, number, name, stand.url, stand.label_config))
 
 
-def publish(parts: Parts, known: Project, folder: Path) -> int:
-    """A live version with fresh weights; bytes of it on disk."""
-    tree, extractor = tree_of(folder), parts.extractors.base()
-    rule = DepthRule(0.9, 1e-6, ((1.0, 0.0),) * tree.depth)
-    network = {"kind": KIND, "channels": extractor.channels}
-    manifest = {
-        "tree": tree.to_json(),
-        "network": network,
-        "backbone": {"name": extractor.name, "fingerprint": extractor.fingerprint},
-        "calibration": {"rule": rule.to_json()},
-        "metrics": {},
-    }
-    weights = build_head(tree, network).state_dict()
-    version = parts.store.publish(known.key, manifest, weights)
-    parts.store.point(known.key, version, reason="benchmark")
-    return int(parts.store.manifest(known.key, version)["weights_bytes"])
-
-
 # Unit costs, in seconds of one core unless their names say otherwise
 
 
 def of_pictures(parts: Parts, known: Project, folder: Path) -> dict[str, float]:
     """A new picture, one seen before, and what is kept of each."""
-    files = sorted(folder.rglob("*.jpg"))[:512]
-
-    def fetch(ref: str, _task: int | None) -> FetchedImage:
-        import hashlib
-
-        data = files[int(ref)].read_bytes()
-        return FetchedImage(hashlib.sha256(data).hexdigest(), data)
-
     ours = parts.settings
     extractors = FeatureExtractors(
-        ours.cache, fetch, networks=ours.networks, device=ours.device, decode=parts.decoders
+        ours.cache,
+        photos(folder),
+        networks=ours.networks,
+        device=ours.device,
+        decode=parts.decoders,
     )
     extractor = extractors.base()
-    items = [(str(number), None) for number in range(len(files))]
+    items = [(str(number), None) for number in range(512)]
     version = parts.store.current(known.key)
     assert version is not None
     predictor: Predictor = parts.predictors.get(known, version)
@@ -339,9 +312,7 @@ def needs(load: Load, cost: dict[str, float]) -> list[Need]:
 
 def main() -> None:
     """Measure, divide, print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--json", type=Path)
+    parser = arguments(__doc__)
     for name, value in asdict(Load()).items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     given = parser.parse_args()
@@ -350,20 +321,19 @@ def main() -> None:
     cost: dict[str, float] = {}
     with installation(folder) as (parts, stand):
         known = register(parts, stand, 1)
-        cost["bytes of a version"] = publish(parts, known, folder)
+        version = release(parts, known)
+        cost["bytes of a version"] = parts.store.manifest(known.key, version)["weights_bytes"]
         cost |= of_pictures(parts, known, folder)
         cost |= of_events(parts, known)
         cost |= of_reconciling(parts, stand)
         cost |= of_large_trees(load.labels)
     rows = needs(load, cost)
-    told = {"machine": machine(), "load": asdict(load), "unit costs": cost}
-    print(json.dumps(told, indent=1))
     print(f"\n| part | cores | what it means ({os.cpu_count()} cores here) |\n|---|---:|---|")
     for row in rows:
         shown = "" if row.cores is None else f"{math.ceil(10 * row.cores) / 10:.1f}"
         print(f"| {row.what} | {shown} | {row.words} |")
-    if given.json:
-        given.json.write_text(json.dumps({**told, "needs": [asdict(r) for r in rows]}, indent=1))
+    told = {"load": asdict(load), "unit costs": cost, "needs": [asdict(row) for row in rows]}
+    report(told, given.json)
 
 
 if __name__ == "__main__":
