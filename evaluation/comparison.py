@@ -70,7 +70,7 @@ def flat(scores: Scores) -> Iterable[tuple[str, float]]:
         "h-precision": scores.overlap.precision,
         "h-recall": scores.overlap.recall,
         "h-f": scores.overlap.f,
-        "severity": scores.severity.height,
+        "severity": scores.severity,
         "aurc": scores.aurc,
         "haurc": scores.haurc,
     }

@@ -10,11 +10,11 @@ from torch import Tensor
 from hierarchy.tree import LabelTree
 
 DIGITS = 60
-"""Enough that nothing the oracle adds up is lost, for scores of +-1e4 on a path of 12."""
+"""Enough that nothing the oracle adds up is lost, for scores of +-1e4 on a path of 9."""
 
 
 @st.composite
-def trees(draw: st.DrawFn, *, max_nodes: int = 12) -> LabelTree:
+def trees(draw: st.DrawFn, *, max_nodes: int = 9) -> LabelTree:
     """Ragged trees in any order of ids: several tops, chains, one name under many parents."""
     size = draw(st.integers(1, max_nodes))
     parents = [draw(st.just(i - 1) | st.integers(-1, i - 1)) for i in range(size)]

@@ -4,20 +4,16 @@ Rates in [0, 1], None where nothing can be judged. :func:`evaluate` gathers ever
 single figures take the functions of the modules below. Numpy only.
 """
 
-from hierarchy.metrics.accuracy import accuracy_by_level, path_answers
+from hierarchy.metrics.accuracy import accuracy_by_level
 from hierarchy.metrics.calibration import expected_calibration_error
 from hierarchy.metrics.lines import on_siblings, sibling_leaves
 from hierarchy.metrics.scores import Scores, evaluate
-from hierarchy.metrics.selective import Shown, shown
 
 __all__ = [
     "Scores",
-    "Shown",
     "accuracy_by_level",
     "evaluate",
     "expected_calibration_error",
     "on_siblings",
-    "path_answers",
-    "shown",
     "sibling_leaves",
 ]

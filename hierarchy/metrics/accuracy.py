@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hierarchy.choice import candidates
 from hierarchy.decisions import choices
-from hierarchy.metrics.lines import Flags, Floats, Ints, lines
+from hierarchy.metrics.lines import Flags, Ints, lines
 from hierarchy.tree import TOP, LabelTree
 
 
@@ -80,15 +79,6 @@ def consistent(answers: Ints, leaf: Ints, tree: LabelTree) -> Flags:
     """
     path = lines(leaf, tree)
     return np.asarray(((answers == path) | (path == TOP)).all(axis=1))
-
-
-def path_answers(log_probability: Floats, tree: LabelTree) -> Ints:
-    """Each level read off the best leaf's path, ``(n, N)`` -> ``(n, L)``; -1 below that leaf.
-
-    Consistent by construction, where each level's own best node need not be: a top with one
-    likely leaf may hold the best leaf, and another with many leaves be the likelier top.
-    """
-    return lines(candidates(log_probability, tree).leaf, tree)
 
 
 def share(right: Flags) -> float | None:

@@ -1,6 +1,6 @@
-"""Whether stated probabilities come true: calibration error, Brier score, log-loss."""
+"""Whether stated probabilities come true: calibration error and log-loss."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,36 +16,23 @@ class Calibration:
     """How far stated probabilities are from what came true; None where nothing could be judged.
 
     Attributes:
-        checked: pictures that could be judged.
         ece: expected calibration error of the answers, 15 bins.
-        brier: mean squared gap between an answer's probability and 1 (right) or 0 (wrong).
         nll: mean of -log P(true node), nats.
     """
 
-    checked: int
     ece: float | None
-    brier: float | None
     nll: float | None
-
-    def to_json(self) -> dict[str, float | None]:
-        """Plain data."""
-        return asdict(self)
 
 
 def calibration(confidence: Floats, right: Flags, log_truth: Floats) -> Calibration:
-    """Gather the three for one level, or for the leaves.
+    """Gather both for one level, or for the leaves.
 
     Args:
         confidence: ``(m,)`` stated probability of each answer that was given.
         right: ``(m,)`` whether it came true.
         log_truth: ``(n,)`` log-probability of the true node of each judged picture.
     """
-    return Calibration(
-        checked=len(log_truth),
-        ece=calibration_gap(confidence, right),
-        brier=brier_score(confidence, right),
-        nll=log_loss(log_truth),
-    )
+    return Calibration(ece=calibration_gap(confidence, right), nll=log_loss(log_truth))
 
 
 def expected_calibration_error(confidence: Floats, right: Flags, *, bins: int = 15) -> float | None:
@@ -74,11 +61,6 @@ def calibration_gap(confidence: Floats, right: Flags, *, bins: int = 15) -> floa
     which = np.clip((confidence * bins).astype(int), 0, bins - 1)
     surplus = np.bincount(which, weights=confidence - right, minlength=bins)  # (bins,)
     return float(np.abs(surplus).sum() / len(confidence))
-
-
-def brier_score(confidence: Floats, right: Flags) -> float | None:
-    """Mean squared error of stated probabilities (Brier 1950, in its two-class form), in [0, 1]."""
-    return float(np.mean((confidence - right) ** 2)) if len(confidence) else None
 
 
 def log_loss(log_truth: Floats) -> float | None:

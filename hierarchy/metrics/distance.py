@@ -4,11 +4,11 @@ An answer is any node, -1 for nothing (the root above all tops). What lies below
 known and never held against an answer. Letters: n pictures.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
-from hierarchy.metrics.lines import Floats, Ints, judged, known, lines, shared
+from hierarchy.metrics.lines import Ints, judged, known, lines, shared
 from hierarchy.tree import TOP, LabelTree
 
 
@@ -25,35 +25,6 @@ class Overlap:
     precision: float | None
     recall: float | None
     f: float | None
-
-    def to_json(self) -> dict[str, float | None]:
-        """Plain data."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Severity:
-    """How bad the mistakes are; None where there is none to look at.
-
-    Attributes:
-        mistakes: answers that are wrong.
-        height: mean over mistakes of the height of the lowest common ancestor (Bertinetto et al.,
-            "Making Better Mistakes", CVPR 2020, section 4.2): edges from it down to its furthest
-            leaf; the root lies one above the highest top.
-        height_of_all: the same mean over all judged answers, right ones counting 0.
-        edges: mean over mistakes of the edges between answer and target.
-        edges_of_all: the same over all judged answers: those that stop above the target count too.
-    """
-
-    mistakes: int
-    height: float | None
-    height_of_all: float | None
-    edges: float | None
-    edges_of_all: float | None
-
-    def to_json(self) -> dict[str, float | None]:
-        """Plain data."""
-        return asdict(self)
 
 
 def overlap(answers: Ints, targets: Ints, tree: LabelTree) -> Overlap:
@@ -89,10 +60,13 @@ def overlap(answers: Ints, targets: Ints, tree: LabelTree) -> Overlap:
     )
 
 
-def severity(answers: Ints, targets: Ints, tree: LabelTree) -> Severity:
-    """How far the mistakes are from the truth; answers below their targets are left out.
+def severity(answers: Ints, targets: Ints, tree: LabelTree) -> float | None:
+    """Return the mean height of the lowest common ancestor over mistakes; None without mistakes.
 
-    A mistake is an answer that does not cover its target: stopping above it is none.
+    Bertinetto et al., "Making Better Mistakes", CVPR 2020, section 4.2: edges from that ancestor
+    down to its furthest leaf; the root lies one above the highest root node. A mistake is an answer
+    that does not cover its target: stopping above it is none. Answers below their targets are left
+    out.
 
     Args:
         answers: ``(n,)`` node ids, -1 for nothing.
@@ -103,28 +77,11 @@ def severity(answers: Ints, targets: Ints, tree: LabelTree) -> Severity:
         UnknownLabelError: if one is not a node's id.
     """
     said, truth = known(answers, tree, least=TOP), known(targets, tree)
-    right = judged(said, truth, tree)
-    said, truth, wrong = said[right >= 0], truth[right >= 0], right[right >= 0] == 0
-    height, edges = _common(said, truth, tree)
-    return Severity(
-        mistakes=int(wrong.sum()),
-        height=_mean(height[wrong]),
-        height_of_all=_mean(np.where(wrong, height, 0)),
-        edges=_mean(edges[wrong]),
-        edges_of_all=_mean(edges),
-    )
-
-
-def _common(said: Ints, truth: Ints, tree: LabelTree) -> tuple[Ints, Ints]:
-    """Height of the lowest common ancestor, and edges from one to the other over it."""
-    of = tree.arrays
-    path = lines(truth, tree)
-    count = shared(lines(said, tree), path)
+    wrong = judged(said, truth, tree) == 0
+    if not wrong.any():
+        return None
+    path = lines(truth[wrong], tree)
+    count = shared(lines(said[wrong], tree), path)
     common = np.where(count, path[np.arange(len(path)), np.maximum(count - 1, 0)], TOP)
-    height = np.where(common == TOP, of.height.max() + 1, of.height[common])
-    depth = np.where(said == TOP, 0, of.levels[said] + 1)
-    return height, depth + of.levels[truth] + 1 - 2 * count
-
-
-def _mean(values: Ints | Floats) -> float | None:
-    return float(values.mean()) if len(values) else None
+    height = tree.arrays.height
+    return float(np.where(common == TOP, height.max() + 1, height[common]).mean())

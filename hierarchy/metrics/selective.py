@@ -3,7 +3,7 @@
 Letters: n pictures, N nodes, L levels, T distinct thresholds.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,6 @@ from hierarchy.metrics.lines import (
     checked,
     covers,
     information,
-    judged,
-    known,
     lines,
     on_leaves,
 )
@@ -37,56 +35,6 @@ class Curve:
     threshold: Floats
     coverage: Floats
     risk: Floats
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a choice of depth shows.
-
-    Attributes:
-        given: share of pictures that get an answer.
-        checked: answers that could be judged: not below their target.
-        accuracy: share of those that are right; None if there is none.
-        depth: mean level of the answers over all pictures (1 = top), nothing counting 0.
-        information: mean :func:`hierarchy.metrics.lines.information` over all pictures.
-    """
-
-    given: float | None
-    checked: int
-    accuracy: float | None
-    depth: float | None
-    information: float | None
-
-    def to_json(self) -> dict[str, float | None]:
-        """Plain data."""
-        return asdict(self)
-
-
-def shown(answers: Ints, targets: Ints, tree: LabelTree) -> Shown:
-    """Judge one answer a picture, at whatever depth it stands.
-
-    Args:
-        answers: ``(n,)`` node ids, -1 for nothing shown.
-        targets: ``(n,)`` deepest node known.
-        tree: gives the ancestors.
-
-    Raises:
-        UnknownLabelError: if one is not a node's id.
-    """
-    said, truth = known(answers, tree, least=TOP), known(targets, tree)
-    if not len(said):
-        return Shown(None, 0, None, None, None)
-    given = said != TOP
-    right = judged(said, truth, tree)[given]
-    right = right[right >= 0]
-    depth = np.where(given, tree.arrays.levels[said] + 1, 0)
-    return Shown(
-        given=float(given.mean()),
-        checked=len(right),
-        accuracy=float(right.mean()) if len(right) else None,
-        depth=float(depth.mean()),
-        information=float(information(said, tree).mean()),
-    )
 
 
 def risk_coverage(confidence: Floats, right: Flags) -> Curve:

@@ -10,28 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hierarchy import LabelTree
-from hierarchy.metrics.lines import Ints, information
+from hierarchy.metrics.lines import Ints
 from hierarchy.metrics.selective import (
     Curve,
-    Shown,
     area_under_climbing,
     area_under_risk,
     climbing_curve,
     risk_coverage,
-    shown,
 )
 from tests.hierarchy.metrics.cases import (
     APPLE,
     FRUIT,
     FUJI,
     GALA,
-    MILK,
-    NOTHING,
     PAPER,
-    PLAIN,
-    Answers,
     Case,
-    answers,
     best,
     path,
     probable,
@@ -168,39 +161,9 @@ def test_a_perfect_classifier_has_no_area() -> None:
     assert area_under_climbing(climbing_curve(chance, targets, PAPER)) == 0
 
 
-@given(answers())
-def test_shown_is_counted_one_by_one(case: Answers) -> None:
-    tree, said, targets = case
-    right = [
-        path(tree, a) == path(tree, b)[: len(path(tree, a))]
-        for a, b in zip(said.tolist(), targets.tolist(), strict=True)
-        if a >= 0 and (a == b or not tree.covers(b, a))
-    ]
-    found = shown(said, targets, tree)
-    assert found.given == pytest.approx(fmean(a >= 0 for a in said.tolist()))
-    assert found.checked == len(right)
-    assert found.accuracy == (pytest.approx(fmean(right)) if right else None)
-    assert found.depth == pytest.approx(fmean(len(path(tree, a)) for a in said.tolist()))
-    assert found.information == pytest.approx(information(said, tree).mean())
-
-
-def test_shown_by_hand() -> None:
-    """Nothing; a right top; a wrong leaf; a leaf below its target, which nobody can judge."""
-    said = np.array([NOTHING, MILK, FUJI, GALA])
-    found = shown(said, np.array([GALA, PLAIN, GALA, APPLE]), PAPER)
-    assert found == Shown(given=0.75, checked=2, accuracy=0.5, depth=7 / 4, information=0.75)
-
-
 def test_nothing_to_judge_is_not_zero() -> None:
     none: Ints = np.empty(0, dtype=np.int64)
     empty = risk_coverage(np.empty(0), np.empty(0, dtype=np.bool_))
     assert isinstance(empty, Curve)
     assert area_under_risk(empty) is None
     assert area_under_climbing(climbing_curve(np.empty((0, 8)), none, PAPER)) is None
-    assert shown(none, none, PAPER).to_json() == {
-        "given": None,
-        "checked": 0,
-        "accuracy": None,
-        "depth": None,
-        "information": None,
-    }
