@@ -22,7 +22,9 @@ from hierarchy.choice import (
     allowed_levels,
     choose_depth,
     logits,
+    sigmoid,
 )
+from hierarchy.metrics.lines import judged
 from hierarchy.tree import LabelTree
 
 #: Prices tried, strictest first: above the first only the safest level can win, below the last
@@ -162,13 +164,8 @@ def evidence(found: Candidates, targets: Ints, tree: LabelTree) -> Evidence:
     A node is right when the target is it or below it, not known when it lies below the target
     (the annotator stopped above), wrong otherwise.
     """
-    right = np.empty_like(found.nodes)
-    for row, target in enumerate(targets.tolist()):
-        for level, node in enumerate(found.nodes[row].tolist()):
-            right[row, level] = (
-                1 if tree.covers(node, target) else -1 if tree.covers(target, node) else 0
-            )
-    return Evidence(found.probability, right, np.array(tree.levels)[found.nodes] + 1)
+    right = judged(found.nodes, targets[:, None], tree)
+    return Evidence(found.probability, right, tree.arrays.levels[found.nodes] + 1)
 
 
 def fit_platt(seen: Evidence) -> tuple[tuple[float, ...], ...]:
@@ -199,7 +196,7 @@ def left_out(seen: Evidence, platt: tuple[tuple[float, ...], ...]) -> Floats:
     for level, row in enumerate(platt):
         known = seen.right[:, level] >= 0
         fit = np.array(row)
-        stated = _sigmoid(design @ fit)
+        stated = sigmoid(design @ fit)
         spread = stated * (1 - stated)
         inverse = np.linalg.inv(_hessian(design[known], spread[known], level))
         lever = np.einsum("ij,jk,ik->i", design, inverse, design)
@@ -207,17 +204,12 @@ def left_out(seen: Evidence, platt: tuple[tuple[float, ...], ...]) -> Floats:
         surprise = np.bincount(place, surprise, len(twins))[place]
         count = np.bincount(place, known, len(twins))[place]
         result[:, level] = design @ fit - lever * surprise / (1 - count * lever * spread)
-    return _sigmoid(result)
+    return sigmoid(result)
 
 
 def _design(seen: Evidence) -> Floats:
     """``(n, L + 1)`` logits of all levels, and ones."""
     return np.column_stack([logits(seen.probability), np.ones(len(seen))])
-
-
-def _sigmoid(value: Floats) -> Floats:
-    result: Floats = 1 / (1 + np.exp(-np.clip(value, -40, 40)))
-    return result
 
 
 def _start(levels: int, level: int) -> tuple[Floats, Floats]:
@@ -240,7 +232,7 @@ def _fit_level(design: Floats, right: Ints, level: int) -> Floats:
     start, pull = _start(design.shape[1] - 1, level)
     fit = start.copy()
     for _ in range(50):  # Newton; the penalised problem is strictly convex
-        stated = _sigmoid(design @ fit)
+        stated = sigmoid(design @ fit)
         gradient = design.T @ (stated - right) + pull * (fit - start)
         step = np.linalg.solve(_hessian(design, stated * (1 - stated), level), gradient)
         fit -= step / max(1.0, float(np.abs(step).max()))  # damped: never more than 1 a step
@@ -280,26 +272,23 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
     Raises:
         ValueError: ``target`` or ``delta`` outside (0, 1).
     """
-    if not 0 < target < 1 or not 0 < delta < 1:
-        raise ValueError(f"target and delta must lie in (0, 1), got {target} and {delta}")
     seen = deciding(seen, target, delta)
-    platt = fit_platt(seen)
-    levels = seen.probability.shape[1]
-    closed = (None,) * levels if strict else None
-    bonus = 0.0 if strict else BONUS
-    rule = DepthRule(target, None, platt, minimum, maximum, bonus, closed, LEAST_LIKE)
+    rule = DepthRule(
+        target,
+        None,
+        fit_platt(seen),
+        minimum,
+        maximum,
+        0.0 if strict else BONUS,
+        (None,) * seen.right.shape[1] if strict else None,
+        LEAST_LIKE,
+    )
     if not len(seen):
         return Fitted(rule, "none", 0, 0, 0.0, 0.0)
-    sure, before = left_out(seen, platt), _comparable(former, rule)
-    if strict:  # Bonferroni: each level has a walk of its own
-        each = delta / max(1, levels)
-        certified = _loosest_thresholds(
-            seen, sure, rule, lambda n: _certain(n, 1 - target, each), powerful=True
-        )
-    else:
-        certified = _loosest_price(
-            seen, sure, rule, lambda n: _certain(n, 1 - target, delta), former=before
-        )
+    sure, before = left_out(seen, rule.platt), _comparable(former, rule)
+    # Bonferroni: each level of a strict rule has a walk of its own.
+    each = delta / max(1, len(rule.platt)) if strict else delta
+    certified = _loosest(seen, sure, rule, lambda n: _certain(n, 1 - target, each), former=before)
     if certified is not None:
         return replace(tried(seen, sure, certified), standing="certified")
     found = estimate(seen, sure, rule, former=before, anywhere=True)
@@ -310,7 +299,12 @@ def deciding(seen: Evidence, target: float, delta: float = 0.1) -> Evidence:
     """The images that a rule is fitted to: those drawn at random alone, where they are enough.
 
     They are from ``DRAWN_ALONE`` on, if a certificate bears two errors among that many.
+
+    Raises:
+        ValueError: ``target`` or ``delta`` outside (0, 1).
     """
+    if not 0 < target < 1 or not 0 < delta < 1:
+        raise ValueError(f"target and delta must lie in (0, 1), got {target} and {delta}")
     drawn = np.array(0 if seen.drawn is None else seen.drawn.sum())
     if drawn < DRAWN_ALONE or _certain(drawn, 1 - target, delta) < 2:
         return seen
@@ -347,14 +341,15 @@ def estimate(
     Returns:
         None where nothing can be shown.
     """
-
-    def bears(checked: Ints) -> Ints:
-        return _cautious(checked, 1 - rule.target)
-
-    if rule.thresholds is None:
-        found = _loosest_price(seen, sure, rule, bears, former=former, anywhere=anywhere)
-    else:
-        found = _loosest_thresholds(seen, sure, rule, bears)
+    found = _loosest(
+        seen,
+        sure,
+        rule,
+        lambda checked: _cautious(checked, 1 - rule.target),
+        former=former,
+        anywhere=anywhere,
+        powerful=False,
+    )
     return None if found is None else tried(seen, sure, found)
 
 
@@ -375,6 +370,92 @@ def tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
         int(drawn.sum()),
         int((drawn & (right == 0)).sum()),
     )
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a target would show of images like the held-out ones.
+
+    Attributes:
+        target: accuracy asked for.
+        standing: what could be promised, as `Fitted` says.
+        depths: share of images answered on each level of the tree, 0 (nothing) first; they add
+            up to 1.
+        checked: held-out images whose label could be checked.
+        wrong: how many of those were wrong.
+        mean_depth: over all images, in decision levels, nothing shown counting 0.
+        levels: levels of the tree that leave a choice, ascending.
+    """
+
+    target: float
+    standing: Standing
+    depths: tuple[float, ...]
+    checked: int
+    wrong: int
+    mean_depth: float
+    levels: tuple[int, ...]
+
+    @property
+    def given(self) -> float:
+        """Share of images that get a label."""
+        return 1 - self.depths[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a page."""
+        return {
+            "target": self.target,
+            "standing": self.standing,
+            "given": round(self.given, 4),
+            "mean_depth": round(self.mean_depth, 3),
+            "depths": [round(share, 4) for share in self.depths],
+            "checked": self.checked,
+            "wrong": self.wrong,
+        }
+
+
+def preview(
+    seen: Evidence,
+    *,
+    target: float,
+    minimum: int = 1,
+    maximum: int | None = None,
+    strict: bool = False,
+) -> Preview:
+    """Return the share shown at each depth under another target or other limits.
+
+    Raises:
+        ValueError: ``target`` outside (0, 1).
+    """
+    seen = deciding(seen, target)
+    fitted = fit_rule(seen, target=target, minimum=minimum, maximum=maximum, strict=strict)
+    shown = np.zeros(0, dtype=np.int64)
+    if len(seen):
+        depth = choose_depth(left_out(seen, fitted.rule.platt), fitted.rule, seen.at, seen.like)
+        at = np.hstack([np.zeros((len(seen), 1), dtype=np.int64), seen.at])
+        shown = at[np.arange(len(seen)), depth]
+    there = tuple(np.unique(seen.at).tolist()) or tuple(range(1, seen.right.shape[1] + 1))
+    counts: Floats = np.bincount(shown, minlength=max(there, default=0) + 1) / max(1, len(shown))
+    counts[0] += not len(shown)  # of no images, nothing is shown
+    shares = tuple(float(share) for share in counts)
+    return Preview(
+        target, fitted.standing, shares, fitted.checked, fitted.wrong, fitted.mean_depth, there
+    )
+
+
+def _loosest(  # noqa: PLR0913 - the evidence, what is demanded of it, and where to look
+    seen: Evidence,
+    sure: Floats,
+    rule: DepthRule,
+    bears: Bears,
+    *,
+    former: float | None = None,
+    anywhere: bool = False,
+    powerful: bool = True,
+) -> DepthRule | None:
+    """Return the loosest rule of the same kind that the evidence bears; None if it bears none."""
+    if rule.thresholds is not None:
+        return _loosest_thresholds(seen, sure, rule, bears, powerful=powerful)
+    return _loosest_price(seen, sure, rule, bears, former=former, anywhere=anywhere)
 
 
 def _loosest_price(  # noqa: PLR0913 - the evidence, what is demanded of it, and where to look

@@ -143,6 +143,12 @@ def logits(probability: Floats) -> Floats:
     return result
 
 
+def sigmoid(logit: Floats) -> Floats:
+    """Return probabilities of log-odds, away from 0 and 1."""
+    result: Floats = 1 / (1 + np.exp(-np.clip(logit, -40, 40)))
+    return result
+
+
 def corrected(probability: Floats, platt: tuple[tuple[float, ...], ...]) -> Floats:
     """``(B, L)`` probabilities of each level's best node after the correction in logit space.
 
@@ -150,8 +156,7 @@ def corrected(probability: Floats, platt: tuple[tuple[float, ...], ...]) -> Floa
     one that has lost levels, the deepest that is left speaks for those below it.
     """
     weights, offsets = correction(platt, probability.shape[1])
-    result: Floats = 1 / (1 + np.exp(-np.clip(logits(probability) @ weights.T + offsets, -40, 40)))
-    return result
+    return sigmoid(logits(probability) @ weights.T + offsets)
 
 
 def corrected_nodes(
@@ -173,8 +178,7 @@ def corrected_nodes(
     total = logits(best) @ weights.T + offsets  # (B, L)
     total = np.take_along_axis(total, levels, axis=1)
     total += weights[levels, levels] * (logits(probability) - own)
-    result: Floats = 1 / (1 + np.exp(-np.clip(total, -40, 40)))
-    return result
+    return sigmoid(total)
 
 
 def correction(platt: tuple[tuple[float, ...], ...], levels: int) -> tuple[Floats, Floats]:

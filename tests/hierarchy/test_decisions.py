@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hierarchy import LabelTree
-from hierarchy.calibration import Evidence, Fitted, evidence, fit_rule, left_out
+from hierarchy.calibration import Evidence, Fitted, evidence, fit_rule, left_out, preview
 from hierarchy.choice import candidates, choose_depth
 from hierarchy.decisions import Decisions, choices, leading_levels
-from hierarchy.feedback import preview
 from hierarchy.tree import TOP
 from tests.strategies import trees
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from hierarchy.calibration import PRICES, Evidence, fit_rule
+from hierarchy.calibration import PRICES, Evidence, fit_rule, preview
 from hierarchy.choice import DepthRule, choose_depth, corrected
 from hierarchy.feedback import (
     CORRECT_FROM,
@@ -22,7 +22,6 @@ from hierarchy.feedback import (
     Follower,
     begin,
     follow,
-    preview,
 )
 
 OWN = DepthRule(target=0.9, price=10.0, platt=((1.0, 0.0), (1.0, 0.0)))
