@@ -4,19 +4,16 @@
 Pure numpy: the process that orders a project's tasks need not load a network library for it.
 """
 
-from hierarchy.acquisition.asking import Asked, Reason, Tail, ask, varied_share
-from hierarchy.acquisition.doubt import badge, entropy, k_center, leaf_probabilities, margin
+from hierarchy.acquisition.asking import Asked, Reason, ask, varied_share
+from hierarchy.acquisition.doubt import entropy, k_center, leaf_probabilities, margin
 from hierarchy.acquisition.space import Space, cluster, twin_ranks
-from hierarchy.acquisition.variety import central, typical
+from hierarchy.acquisition.variety import typical
 
 __all__ = [
     "Asked",
     "Reason",
     "Space",
-    "Tail",
     "ask",
-    "badge",
-    "central",
     "cluster",
     "entropy",
     "k_center",

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.acquisition.doubt import badge, check_log_p, k_center, leaf_probabilities, margin
+from hierarchy.acquisition.doubt import check_log_p, k_center, margin
 from hierarchy.acquisition.space import Floats, Ints, Space, check_features, cluster, twin_ranks
 from hierarchy.acquisition.variety import MOST_CLUSTERS, typical
 from hierarchy.errors import ShapeError
@@ -17,7 +17,6 @@ from hierarchy.tree import LabelTree
 
 Doubles = NDArray[np.float64]
 Reason: TypeAlias = Literal["varied", "uncertain", "random"]
-Tail: TypeAlias = Literal["k-center", "badge"]
 
 #: Answers a leaf of the tree up to which, and from which on, variety has all and none of a batch.
 VARIED_UP_TO, VARIED_UNTIL = 1.0, 7.0
@@ -72,7 +71,6 @@ def ask(  # noqa: PLR0913 - a pool, what is known of it, and what is wanted
     labels: int,
     seed: int,
     random_share: float = 0.05,
-    tail: Tail = "k-center",
 ) -> Asked:
     """Order a pool by what an answer would teach.
 
@@ -97,7 +95,6 @@ def ask(  # noqa: PLR0913 - a pool, what is known of it, and what is wanted
         seed: equal seeds and inputs give equal orders.
         random_share: of the batch, in [0, 1]; where it is no whole number of pictures, chance
             decides which of the two next to it, so it holds over many batches.
-        tail: how pictures in doubt are kept from being alike.
 
     Raises:
         ShapeError: a shape or number is not as above.
@@ -119,12 +116,12 @@ def ask(  # noqa: PLR0913 - a pool, what is known of it, and what is wanted
         usual = np.argsort(doubt, kind="stable")
     ranks = twin_ranks(vectors, belongs, usual, len(taken), alike=ALIKE)
     usual = usual[np.argsort(ranks[usual], kind="stable")]
-    if log_p is None or doubt is None:
+    if doubt is None:
         varied: Reason = "varied"
         return Asked(usual, (varied,) * count, None)
     batch = _Batch(vectors, belongs, len(taken), usual[: int((ranks == 0).sum())], rng, seed)
     share = varied_share(labels, len(tree.leaves))
-    batch.mix(min(count, len(batch.fresh)), share, random_share, log_p, tree, tail)
+    batch.mix(min(count, len(batch.fresh)), share, random_share)
     chosen, reasons = batch.spread()
     rest = usual[~np.isin(usual, chosen)]
     doubtful: Reason = "uncertain"  # beyond the batch only near-duplicates were left
@@ -176,15 +173,7 @@ class _Batch:
         self._seed = seed
         self._kinds: dict[Reason, Ints] = {}
 
-    def mix(  # noqa: PLR0913 - shares, and what the model says
-        self,
-        count: int,
-        varied: float,
-        random: float,
-        log_p: Doubles,
-        tree: LabelTree,
-        tail: Tail,
-    ) -> None:
+    def mix(self, count: int, varied: float, random: float) -> None:
         """Choose at random first, as nothing may sway that; then typical ones, then doubtful."""
         by_chance = min(count, int(random * count + self._rng.random()))
         # Out of all that are open, near-duplicates too: they are images that get a pre-label.
@@ -192,7 +181,7 @@ class _Batch:
         by_variety = round(varied * (count - by_chance))
         self._kinds["varied"] = self._typical(by_variety)
         in_doubt = count - by_chance - by_variety
-        self._kinds["uncertain"] = self._doubtful(in_doubt, log_p, tree, tail)
+        self._kinds["uncertain"] = self._doubtful(in_doubt)
 
     def spread(self) -> tuple[Ints, tuple[Reason, ...]]:
         """All that was chosen, each kind evenly over the whole."""
@@ -230,13 +219,6 @@ class _Batch:
         )
         return open_[found]
 
-    def _doubtful(self, count: int, log_p: Doubles, tree: LabelTree, tail: Tail) -> Ints:
-        open_ = self._open()
-        if tail == "badge":
-            found = badge(
-                self._vectors[open_], leaf_probabilities(log_p[open_], tree), count, seed=self._seed
-            )
-        else:
-            open_ = open_[: CHOICE * count]
-            found = k_center(self._vectors[open_], count, taken=self._vectors[self._answered()])
-        return open_[found]
+    def _doubtful(self, count: int) -> Ints:
+        open_ = self._open()[: CHOICE * count]
+        return open_[k_center(self._vectors[open_], count, taken=self._vectors[self._answered()])]

@@ -6,7 +6,7 @@ B pictures, N nodes, K leaves, c channels.
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.acquisition.space import Floats, Ints, _drawn
+from hierarchy.acquisition.space import Floats, Ints
 from hierarchy.errors import ShapeError
 from hierarchy.tree import LabelTree
 
@@ -89,43 +89,3 @@ def k_center(vectors: Floats, count: int, *, taken: Floats | None = None) -> Int
         np.minimum(far, lengths + lengths[pick] - 2 * (vectors @ vectors[pick]), out=far)
         far[chosen[: number + 1]] = -np.inf
     return chosen
-
-
-def badge(vectors: Floats, probability: Doubles, count: int, *, seed: int = 0) -> Ints:
-    """k-means++ over the gradients that the model's own best guess would give its last layer.
-
-    Ash et al., "Deep Batch Active Learning by Diverse, Uncertain Gradient Lower Bounds" (ICLR
-    2020), algorithm 1. The gradient of picture i is the outer product of a_i = p_i - onehot(best
-    leaf) and x_i, K x c numbers; it is never formed, since
-    ``|g_i - g_j|^2 = |a_i|^2 |x_i|^2 + |a_j|^2 |x_j|^2 - 2 (a_i . a_j) (x_i . x_j)``.
-
-    Args:
-        vectors: ``(B, c)``, x above.
-        probability: ``(B, K)`` of the leaves, p above.
-        count: how many to choose.
-        seed: of the draws; the first picture is the one with the largest gradient, as published.
-
-    Returns:
-        ``(min(count, B),)`` positions in the order drawn.
-    """
-    count = min(count, len(vectors))
-    if not count:
-        return np.zeros(0, dtype=np.int64)
-    rng = np.random.default_rng(seed)
-    away = probability.astype(np.float32)
-    away[np.arange(len(away)), away.argmax(axis=1)] -= 1  # (B, K)
-    squared = np.einsum("bk,bk->b", away, away) * np.einsum("bc,bc->b", vectors, vectors)
-    far = np.full(len(vectors), np.inf, dtype=np.float32)
-    open_ = np.ones(len(vectors), dtype=bool)
-    chosen = [int(squared.argmax())]
-    for _ in range(count - 1):
-        last = chosen[-1]
-        open_[last] = False
-        cross = (away @ away[last]) * (vectors @ vectors[last])
-        np.minimum(far, np.maximum(squared + squared[last] - 2 * cross, 0), out=far)
-        far[last] = 0
-        pick = _drawn(far, rng)
-        if not open_[pick]:  # all that are left coincide with chosen ones
-            pick = int(rng.choice(np.flatnonzero(open_)))
-        chosen.append(pick)
-    return np.array(chosen, dtype=np.int64)

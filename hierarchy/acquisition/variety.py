@@ -94,26 +94,3 @@ def mean_distance(vectors: Floats, rng: np.random.Generator) -> NDArray[np.float
             nearest = np.partition(squared, near - 1, axis=1)[:, :near]
             found[rows] = np.sqrt(np.maximum(nearest, 0)).mean(axis=1)
     return found
-
-
-def central(vectors: Floats, count: int, *, seed: int = 0) -> Ints:
-    """k-means with a cluster a picture to choose: the one nearest to each centre, largest first.
-
-    Args:
-        vectors: ``(B, c)``.
-        count: how many to choose.
-        seed: of the clusters.
-
-    Returns:
-        ``(min(count, B),)`` positions; where clusters are empty, typical pictures fill up.
-    """
-    belongs, centres = cluster(vectors, count, seed=seed)
-    chosen: list[int] = []
-    for group in sorted(_members(belongs), key=len, reverse=True):
-        away = ((vectors[group] - centres[belongs[group[0]]]) ** 2).sum(axis=1)
-        chosen.append(int(group[away.argmin()]))
-    if len(chosen) < min(count, len(vectors)):
-        rest = np.setdiff1d(np.arange(len(vectors)), chosen)
-        more = typical(vectors[rest], count - len(chosen), taken=vectors[chosen], seed=seed)
-        chosen += rest[more].tolist()
-    return np.array(chosen, dtype=np.int64)
