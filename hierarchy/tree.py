@@ -337,7 +337,7 @@ def cached_on_tree(
     """Make a function of a tree, and of hashable arguments, keep its results with the tree."""
 
     @wraps(make)
-    def found(tree: LabelTree, *args: P.args, **kwargs: P.kwargs) -> T:
+    def found(tree: LabelTree, /, *args: P.args, **kwargs: P.kwargs) -> T:
         cache: dict[object, T] = vars(tree).setdefault("_cache", {})
         key = (make, args, *kwargs.items())
         if key not in cache:

@@ -219,8 +219,7 @@ class WithLoss(Baseline[Tensor]):
     softmax over leaves, a node being the sum of its leaves.
 
     Args:
-        tree: the N nodes, K of them leaves.
-        trunk: features to ``(B, width)``.
+        tree, trunk: see `Baseline`.
         width: of the trunk's output.
         loss: a name in :data:`LOSSES`.
 
@@ -229,12 +228,11 @@ class WithLoss(Baseline[Tensor]):
     """
 
     def __init__(self, tree: LabelTree, trunk: nn.Module, width: int, loss: str) -> None:
-        super().__init__(tree)
+        super().__init__(tree, trunk)
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         self._loss = LOSSES[loss]
         self._by_level = loss == "level-ce"
-        self.trunk = trunk
         self.classify = nn.Linear(width, len(tree) if self._by_level else len(tree.leaves))
 
     def forward(self, features: Tensor) -> Tensor:
