@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from evaluation.harness import machine
 from hierarchy import LabelTree
-from hierarchy.choice import DepthRule
+from hierarchy.depth_selection import DepthRule
 from inference.store import ModelStore
 from studio.image_fetcher import FetchedImage
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierarchy.calibration import Evidence, fit_rule
-from hierarchy.choice import DepthRule, choose_depth, corrected
-from hierarchy.feedback import Feedback, begin, follow
+from hierarchy.depth_selection import DepthRule, choose_depth, corrected
+from hierarchy.online_calibration import Feedback, begin, follow
 
 Ints = NDArray[np.int64]
 

@@ -22,8 +22,8 @@ from evaluation.methods import fit_hrn
 from evaluation.results import Results, Row, markdown
 from hierarchy import LabelTree
 from hierarchy.acquisition import Space, ask, entropy, k_center, margin, typical
-from hierarchy.acquisition.asking import CHOICE
-from hierarchy.choice import candidates
+from hierarchy.acquisition.strategy import CHOICE
+from hierarchy.depth_selection import candidates
 from hierarchy.heads import HRNHead
 from hierarchy.metrics import accuracy_by_level
 from hierarchy.tree import TOP

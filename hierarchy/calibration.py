@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from hierarchy.choice import (
+from hierarchy.depth_selection import (
     EDGE,
     Bools,
     Candidates,
@@ -24,7 +24,7 @@ from hierarchy.choice import (
     logits,
     sigmoid,
 )
-from hierarchy.metrics.lines import judged
+from hierarchy.metrics.ancestors import judged
 from hierarchy.tree import LabelTree
 
 #: Prices tried, strictest first: above the first only the safest level can win, below the last

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.choice import Floats, Ints
+from hierarchy.depth_selection import Floats, Ints
 
 Vectors = NDArray[np.floating]
 

@@ -4,10 +4,10 @@
 Pure numpy: the process that orders a project's tasks need not load a network library for it.
 """
 
-from hierarchy.acquisition.asking import Asked, Reason, ask, varied_share
-from hierarchy.acquisition.doubt import entropy, k_center, leaf_probabilities, margin
-from hierarchy.acquisition.space import Space, cluster, twin_ranks
-from hierarchy.acquisition.variety import typical
+from hierarchy.acquisition.diversity import typical
+from hierarchy.acquisition.embedding import Space, cluster, twin_ranks
+from hierarchy.acquisition.strategy import Asked, Reason, ask, varied_share
+from hierarchy.acquisition.uncertainty import entropy, k_center, leaf_probabilities, margin
 
 __all__ = [
     "Asked",

@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hierarchy.baselines.base import check_targets, precise
 from hierarchy.errors import ShapeError
-from hierarchy.metrics.lines import lines
+from hierarchy.metrics.ancestors import ancestor_paths
 from hierarchy.tree import LabelTree, cached_on_tree
 
 
@@ -42,7 +42,7 @@ class Paths:
 def paths(tree: LabelTree, device: torch.device) -> Paths:
     """Return the paths of a tree on a device."""
     with torch.inference_mode(mode=False):  # tensors made in inference mode cannot be trained with
-        path = torch.from_numpy(np.asarray(lines(np.arange(len(tree)), tree)))
+        path = torch.from_numpy(np.asarray(ancestor_paths(np.arange(len(tree)), tree)))
         below, level = (path >= 0).nonzero(as_tuple=True)
         column = torch.full((len(tree),), -1)
         column[list(tree.leaves)] = torch.arange(len(tree.leaves))

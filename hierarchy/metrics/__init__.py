@@ -5,9 +5,9 @@ single figures take the functions of the modules below. Numpy only.
 """
 
 from hierarchy.metrics.accuracy import accuracy_by_level
+from hierarchy.metrics.ancestors import on_siblings, sibling_leaves
 from hierarchy.metrics.calibration import expected_calibration_error
-from hierarchy.metrics.lines import on_siblings, sibling_leaves
-from hierarchy.metrics.scores import Scores, evaluate
+from hierarchy.metrics.report import Scores, evaluate
 
 __all__ = [
     "Scores",

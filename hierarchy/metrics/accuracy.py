@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hierarchy.decisions import choices
-from hierarchy.metrics.lines import Flags, Ints, lines
+from hierarchy.metrics.ancestors import Flags, Ints, ancestor_paths
 from hierarchy.tree import TOP, LabelTree
 
 
@@ -30,7 +30,7 @@ def accuracy_by_level(answers: Ints, targets: Ints, tree: LabelTree) -> list[dic
         >>> [(row["level"], row["right"], row["checked"]) for row in rows]
         [(1, 4, 4), (2, 1, 2)]
     """
-    truth = lines(targets, tree)
+    truth = ancestor_paths(targets, tree)
     counts = (truth != TOP) & choices(tree)[truth]
     hits = counts & (answers == truth)
     return [
@@ -58,7 +58,7 @@ def right_by_level(answers: Ints, targets: Ints, tree: LabelTree) -> Ints:
         targets: ``(n,)`` deepest node known.
         tree: gives the ancestors.
     """
-    truth = lines(targets, tree)
+    truth = ancestor_paths(targets, tree)
     return np.where(truth == TOP, -1, answers == truth).astype(np.int64)
 
 
@@ -77,7 +77,7 @@ def consistent(answers: Ints, leaf: Ints, tree: LabelTree) -> Flags:
         leaf: ``(n,)`` the best leaf.
         tree: gives the ancestors.
     """
-    path = lines(leaf, tree)
+    path = ancestor_paths(leaf, tree)
     return np.asarray(((answers == path) | (path == TOP)).all(axis=1))
 
 

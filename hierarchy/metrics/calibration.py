@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hierarchy.metrics.lines import Flags, Floats, Ints
+from hierarchy.metrics.ancestors import Flags, Floats, Ints
 
 #: Log-probabilities are not taken below that of float64's eps (as in scikit-learn's ``log_loss``):
 #: one certain mistake would make the mean infinite.

@@ -6,7 +6,7 @@ Letters: n pictures, N nodes, L levels.
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.metrics.lines import Floats, Ints, checked, covers, lines, on_leaves
+from hierarchy.metrics.ancestors import Floats, Ints, ancestor_paths, checked, covers, on_leaves
 from hierarchy.tree import TOP, LabelTree
 
 
@@ -39,7 +39,7 @@ def area_under_prc(scores: NDArray[np.floating], targets: Ints, tree: LabelTree)
     whole, nodes = checked(scores, targets, tree)
     if not len(whole):
         return None
-    truth = lines(nodes, tree)
+    truth = ancestor_paths(nodes, tree)
     rows, levels = np.nonzero(truth != TOP)
     return _average_precision(_known(whole, nodes, tree), whole[rows, truth[rows, levels]])
 

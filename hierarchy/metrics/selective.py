@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.choice import candidates
-from hierarchy.metrics.lines import (
+from hierarchy.depth_selection import candidates
+from hierarchy.metrics.ancestors import (
     Flags,
     Floats,
     Ints,
+    ancestor_paths,
     checked,
     covers,
     information,
-    lines,
     on_leaves,
 )
 from hierarchy.tree import TOP, LabelTree
@@ -68,7 +68,7 @@ def climbing_curve(log_probability: NDArray[np.floating], targets: Ints, tree: L
     """Risk against hierarchical coverage of the climbing rule, at every threshold there is.
 
     From the best leaf go up to the first node that is at least as probable as the threshold, to
-    the root if none is. Coverage is the mean :func:`hierarchy.metrics.lines.information` of the
+    the root if none is. Coverage is the mean :func:`hierarchy.metrics.ancestors.information` of the
     answers; risk the share of *all* pictures whose answer does not cover the target, the root
     never being wrong (Goren et al., "Hierarchical Selective Classification", NeurIPS 2024,
     sections 2 and 3; risk as in their released code, ``risk_01``). The first point is the root for
@@ -91,7 +91,7 @@ def climbing_curve(log_probability: NDArray[np.floating], targets: Ints, tree: L
     scores, truth = scores[on_leaves(truth, tree)], truth[on_leaves(truth, tree)]
     if not len(scores):
         return Curve(np.empty(0), np.empty(0), np.empty(0))
-    path = lines(candidates(scores, tree).leaf, tree)
+    path = ancestor_paths(candidates(scores, tree).leaf, tree)
     met = _met(scores, path)
     told = np.diff(information(path, tree), axis=1, prepend=0.0)  # what one step down adds
     wrong = ~covers(path, truth[:, None], tree)

@@ -23,7 +23,7 @@ from hierarchy.acquisition import (
     typical,
     varied_share,
 )
-from hierarchy.acquisition.variety import NEIGHBOURS, REFERENCES, mean_distance
+from hierarchy.acquisition.diversity import NEIGHBOURS, REFERENCES, mean_distance
 from hierarchy.errors import ShapeError
 from tests.strategies import trees
 

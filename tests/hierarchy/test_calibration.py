@@ -23,7 +23,7 @@ from hierarchy.calibration import (
     left_out,
     tried,
 )
-from hierarchy.choice import (
+from hierarchy.depth_selection import (
     Candidates,
     DepthRule,
     Floats,

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, Fitted, evidence, fit_rule, left_out, preview
-from hierarchy.choice import candidates, choose_depth
 from hierarchy.decisions import Decisions, choices, leading_levels
+from hierarchy.depth_selection import candidates, choose_depth
 from hierarchy.tree import TOP
 from tests.strategies import trees
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from hierarchy import LabelTree, log_marginals
-from hierarchy.metrics.lines import Floats, Ints
+from hierarchy.metrics.ancestors import Floats, Ints
 from tests.strategies import batches, trees
 
 Case = tuple[LabelTree, Floats, Ints]

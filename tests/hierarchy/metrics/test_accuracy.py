@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from hierarchy.choice import candidates
+from hierarchy.depth_selection import candidates
 from hierarchy.metrics.accuracy import (
     accuracy_by_level,
     consistent,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hierarchy import LabelTree
-from hierarchy.metrics.lines import Ints
+from hierarchy.metrics.ancestors import Ints
 from hierarchy.metrics.selective import (
     Curve,
     area_under_climbing,

@@ -6,7 +6,7 @@ B pictures, N nodes, K leaves, c channels.
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.acquisition.space import Floats, Ints
+from hierarchy.acquisition.embedding import Floats, Ints
 from hierarchy.errors import ShapeError
 from hierarchy.tree import LabelTree
 

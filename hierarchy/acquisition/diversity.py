@@ -8,7 +8,7 @@ import heapq
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.acquisition.space import Floats, Ints, cluster
+from hierarchy.acquisition.embedding import Floats, Ints, cluster
 
 #: Most clusters: beyond these they hold too few pictures for a density (Hacohen et al. 2022, 3.2).
 MOST_CLUSTERS = 500

@@ -8,11 +8,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.choice import Candidates, candidates
+from hierarchy.depth_selection import Candidates, candidates
 from hierarchy.metrics.accuracy import consistent, right_by_level, share, whole_path
+from hierarchy.metrics.ancestors import (
+    Floats,
+    Ints,
+    ancestor_paths,
+    checked,
+    on_leaves,
+    on_siblings,
+)
 from hierarchy.metrics.calibration import Calibration, calibration
-from hierarchy.metrics.distance import Overlap, overlap, severity
-from hierarchy.metrics.lines import Floats, Ints, checked, lines, on_leaves, on_siblings
+from hierarchy.metrics.hierarchical import Overlap, overlap, severity
 from hierarchy.metrics.ranking import area_under_prc
 from hierarchy.metrics.selective import (
     area_under_climbing,
@@ -118,7 +125,7 @@ def _scores(log_p: Floats, targets: Ints, tree: LabelTree) -> Scores:
 def _levels(
     log_p: Floats, best: Candidates, targets: Ints, tree: LabelTree
 ) -> tuple[LevelScores, ...]:
-    right, truth = right_by_level(best.nodes, targets, tree), lines(targets, tree)
+    right, truth = right_by_level(best.nodes, targets, tree), ancestor_paths(targets, tree)
     found = []
     for level in range(tree.depth):
         judged = right[:, level] >= 0

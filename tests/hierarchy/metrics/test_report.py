@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 
 from hierarchy import LabelTree
-from hierarchy.choice import candidates
+from hierarchy.depth_selection import candidates
 from hierarchy.errors import UnknownLabelError
 from hierarchy.metrics import Scores, evaluate, on_siblings
+from hierarchy.metrics.ancestors import Floats
 from hierarchy.metrics.calibration import calibration_gap
-from hierarchy.metrics.lines import Floats
 from tests.hierarchy.metrics.cases import (
     APPLE,
     FRUIT,

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 
 from hierarchy import LabelTree
 from hierarchy.errors import UnknownLabelError
-from hierarchy.metrics.distance import Overlap, overlap, severity
+from hierarchy.metrics.hierarchical import Overlap, overlap, severity
 from tests.hierarchy.metrics.cases import (
     APPLE,
     FRUIT,

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from hierarchy.calibration import PRICES, Evidence, estimate, fit_platt, left_out
-from hierarchy.choice import DepthRule, Ints, corrected, logits, sigmoid
+from hierarchy.depth_selection import DepthRule, Ints, corrected, logits, sigmoid
 
 #: Answers from which on the rule is fitted to them alone; before, the version's own holds. Held-out
 #: pictures of before a drift keep the accuracy low for a thousand answers if they stay in.

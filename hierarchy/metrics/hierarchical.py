@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hierarchy.metrics.lines import Ints, judged, known, lines, shared
+from hierarchy.metrics.ancestors import Ints, ancestor_paths, judged, known, shared
 from hierarchy.tree import TOP, LabelTree
 
 
@@ -48,7 +48,7 @@ def overlap(answers: Ints, targets: Ints, tree: LabelTree) -> Overlap:
     """
     said, truth = known(answers, tree, least=TOP), known(targets, tree)
     levels = tree.arrays.levels
-    hits = int(shared(lines(said, tree), lines(truth, tree)).sum())
+    hits = int(shared(ancestor_paths(said, tree), ancestor_paths(truth, tree)).sum())
     unknown = judged(said, truth, tree) < 0
     counted = np.where(unknown, truth, said)
     answered = int(np.where(counted == TOP, 0, levels[counted] + 1).sum())
@@ -80,8 +80,8 @@ def severity(answers: Ints, targets: Ints, tree: LabelTree) -> float | None:
     wrong = judged(said, truth, tree) == 0
     if not wrong.any():
         return None
-    path = lines(truth[wrong], tree)
-    count = shared(lines(said[wrong], tree), path)
+    path = ancestor_paths(truth[wrong], tree)
+    count = shared(ancestor_paths(said[wrong], tree), path)
     common = np.where(count, path[np.arange(len(path)), np.maximum(count - 1, 0)], TOP)
     height = tree.arrays.height
     return float(np.where(common == TOP, height.max() + 1, height[common]).mean())

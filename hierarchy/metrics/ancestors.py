@@ -9,16 +9,10 @@ from numpy.typing import NDArray
 
 from hierarchy.errors import ShapeError, UnknownLabelError
 from hierarchy.tree import TOP, LabelTree
-from hierarchy.tree_index import TreeIndex
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
-
-
-def facts(tree: LabelTree) -> TreeIndex:
-    """Return the tree as arrays."""
-    return tree.arrays
 
 
 def checked(scores: NDArray[np.floating], targets: Ints, tree: LabelTree) -> tuple[Floats, Ints]:
@@ -54,12 +48,12 @@ def known(nodes: Ints, tree: LabelTree, *, least: int = 0) -> Ints:
     return found.astype(np.int64)
 
 
-def lines(nodes: Ints, tree: LabelTree) -> Ints:
+def ancestor_paths(nodes: Ints, tree: LabelTree) -> Ints:
     """Each node's line from the top down, ``(n,)`` -> ``(n, L)``: -1 below the node itself.
 
     Example:
         >>> tree = LabelTree.from_paths([("Fruit", "Pear"), ("Milk",)])
-        >>> lines(np.array([2, 1, -1]), tree)
+        >>> ancestor_paths(np.array([2, 1, -1]), tree)
         array([[ 0,  2],
                [ 1, -1],
                [-1, -1]])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hierarchy import LabelTree
-from hierarchy.choice import (
+from hierarchy.depth_selection import (
     LEAST_PROBABILITY,
     REASONS,
     DepthRule,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from hierarchy.calibration import PRICES, Evidence, fit_rule, preview
-from hierarchy.choice import DepthRule, choose_depth, corrected
-from hierarchy.feedback import (
+from hierarchy.depth_selection import DepthRule, choose_depth, corrected
+from hierarchy.online_calibration import (
     CORRECT_FROM,
     FURTHEST,
     GAIN,

@@ -9,9 +9,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.acquisition.doubt import check_log_p, k_center, margin
-from hierarchy.acquisition.space import Floats, Ints, Space, check_features, cluster, twin_ranks
-from hierarchy.acquisition.variety import MOST_CLUSTERS, typical
+from hierarchy.acquisition.diversity import MOST_CLUSTERS, typical
+from hierarchy.acquisition.embedding import Floats, Ints, Space, check_features, cluster, twin_ranks
+from hierarchy.acquisition.uncertainty import check_log_p, k_center, margin
 from hierarchy.errors import ShapeError
 from hierarchy.tree import LabelTree
 
