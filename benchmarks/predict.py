@@ -4,7 +4,7 @@
 
 A server of images and the other servers are processes of their own, on loopback. In each round all
 of them answer 64 images that they have not seen, one after the other. The limit is the sum of
-decoding, resizing and the best engine's forward on the same pictures, both cores busy, no HTTP.
+decoding, resizing and the best engine's forward on the same images, both cores busy, no HTTP.
 """
 
 import argparse
@@ -182,7 +182,7 @@ def first_answer(port: int, path: str, body: dict[str, Any] | None, began: float
 
 
 class Bench:
-    """What all measurements share: photos, a project with its versions, the server of pictures."""
+    """What all measurements share: photos, a project with its versions, the server of images."""
 
     def __init__(self, folder: Path, home: Path, port: int) -> None:
         from inference.store import ModelStore, Project, project_key
@@ -324,21 +324,21 @@ def crowd(bench: Bench, ports: dict[str, int], count: int) -> dict[str, float]:
 def busy(bench: Bench, port: int, log: Path, seconds: float) -> dict[str, float]:
     """The 99th percentiles of /health and /setup while the server is at work.
 
-    On 64 pictures of one client, then while a training runs beside it, then for many clients.
+    On 64 images of one client, then while a training runs beside it, then for many clients.
     """
     found: dict[str, float] = {}
     for what in ("predicting", "predicting and training", "predicting for many"):
-        clients, pictures = (CLIENTS, 1) if what.endswith("many") else (1, PICTURES)
+        clients, images = (CLIENTS, 1) if what.endswith("many") else (1, PICTURES)
         with ExitStack() as stack:
             if what.endswith("training"):
                 stack.enter_context(running(["benchmarks.predict", "--train"], log))
                 time.sleep(5)
             over = threading.Event()
 
-            def predict(over: threading.Event = over, pictures: int = pictures) -> None:
+            def predict(over: threading.Event = over, images: int = images) -> None:
                 caller = Caller(port)
                 while not over.is_set():
-                    caller.ask("/predict", bench.new(bench.draw(pictures)))
+                    caller.ask("/predict", bench.new(bench.draw(images)))
 
             threads = [threading.Thread(target=predict) for _ in range(clients)]
             for thread in threads:
@@ -358,7 +358,7 @@ def busy(bench: Bench, port: int, log: Path, seconds: float) -> dict[str, float]
 
 
 def memory(bench: Bench, port: int, server: int, tasks: int) -> dict[str, float]:
-    """Resident GB after half of the tasks and after all, each of a picture that was not seen."""
+    """Resident GB after half of the tasks and after all, each of an image that was not seen."""
     caller, found = Caller(port), {}
     for done in range(0, tasks, PICTURES):
         caller.ask("/predict", bench.new(bench.draw()))
@@ -390,13 +390,13 @@ def main() -> None:
     parser = arguments(__doc__, data=False)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--long", action="store_true", help="10,000 predictions for the memory")
-    parser.add_argument("--pictures", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--images", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--rival", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     parts: list[tuple[bool, Callable[[], None]]] = [
-        (asked.pictures is not None, lambda: serve_pictures(asked.data, asked.pictures)),
+        (asked.images is not None, lambda: serve_pictures(asked.data, asked.images)),
         (asked.rival is not None, lambda: serve_rival(*asked.rival)),
         (asked.alone, serve_alone),
         (asked.train, train_for_ever),
@@ -414,15 +414,15 @@ def measure(data: Path, *, rounds: int, tasks: int) -> dict[str, float]:
     from inference.backbone import load_backbone
 
     folder, me = data / "train", "benchmarks.predict"
-    ports = {name: free_port() for name in ("pictures", "ours", "alone", "example", "plain batch")}
+    ports = {name: free_port() for name in ("images", "ours", "alone", "example", "plain batch")}
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         home, log = Path(place), Path(place) / "log"
 
         def start(*words: str, **environment: str) -> int:
             return stack.enter_context(running(words, log, **environment)).pid
 
-        start(me, "--data", str(folder), "--pictures", str(ports["pictures"]))
-        bench = Bench(folder, home, ports["pictures"])
+        start(me, "--data", str(folder), "--images", str(ports["images"]))
+        bench = Bench(folder, home, ports["images"])
         mark = "+".join(load_backbone(name).fingerprint for name in NETWORKS)
         bench.publish(mark, 0)
         ours = {

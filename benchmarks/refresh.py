@@ -63,7 +63,7 @@ class Clock:
 
 
 def prepare(parts: Parts, folder: Path, count: int, *, real: bool) -> tuple[Project, float]:
-    """The project with its tasks, its pictures' features in the cache, and the seconds of that."""
+    """The project with its tasks, its images' features in the cache, and the seconds of that."""
     rows = [{"data": {"image": f"{n}.jpg"}} for n in range(1, count + 1)]
     if real:
         made = parts.studio.create_project("Refresh", taxonomy_config(tree_of(folder)))

@@ -67,23 +67,23 @@ def as_picture(pixels: NDArray[np.uint8]) -> FetchedImage:
     return FetchedImage(hashlib.sha256(file.getvalue()).hexdigest(), file.getvalue())
 
 
-def square(picture: FetchedImage, extractor: FeatureExtractor) -> NDArray[np.uint8]:
+def square(image: FetchedImage, extractor: FeatureExtractor) -> NDArray[np.uint8]:
     """Decode the middle of an image, ``(S, S, 3)`` with S = SIDE x SQUARE."""
     side = SIDE * SQUARE
-    image = extractor.decoded(picture, at_least=side)
+    image = extractor.decoded(image, at_least=side)
     left, top = ((size - min(image.size)) // 2 for size in image.size)
     middle = image.crop((left, top, left + min(image.size), top + min(image.size)))
     return np.asarray(middle.resize((side, side)))
 
 
-def heat_of(predictor: Predictor, extractor: FeatureExtractor, picture: FetchedImage) -> Floats:
+def heat_of(predictor: Predictor, extractor: FeatureExtractor, image: FetchedImage) -> Floats:
     """Return the heat of each square for each node on the way to the best leaf, ``(L, SIDE^2)``."""
-    vector = extractor.vectors_of_image(picture)
+    vector = extractor.vectors_of_image(image)
     log_p = predictor.log_probabilities(vector[None])
     path = path_of(predictor, log_p[0], predictor.told(log_p)[0].path)
     size = SIDE * SQUARE
     total = np.zeros((len(path), size, size))
-    heats = node_heats(predictor, vector, path, last_maps(extractor, picture))
+    heats = node_heats(predictor, vector, path, last_maps(extractor, image))
     for heat, network in zip(heats, extractor.networks, strict=True):
         part = seen_part((size, size), network.backbone.preparation)
         total += np.stack([spread(one, part, (size, size)) for one in heat])
@@ -101,10 +101,10 @@ def log_odds(predictor: Predictor, vectors: NDArray[np.float16], nodes: list[int
 
 
 def falls(
-    predictor: Predictor, extractor: FeatureExtractor, picture: FetchedImage, places: int, seed: int
+    predictor: Predictor, extractor: FeatureExtractor, image: FetchedImage, places: int, seed: int
 ) -> dict[str, Floats]:
     """Return the fall of the log-odds of each level's best node, ``(L,)``, by choice of places."""
-    pixels = square(picture, extractor)
+    pixels = square(image, extractor)
     whole = as_picture(pixels)
     vector = extractor.vectors_of_image(whole)
     log_p = predictor.log_probabilities(vector[None])

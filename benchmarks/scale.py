@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale --data ../shared/data/grocery [--json PATH]
 
-Measures what one of each costs (an annotation event, a visit, a picture, a look at a project, a
+Measures what one of each costs (an annotation event, a visit, an image, a look at a project, a
 task's refresh, a training), on loopback, with a stand-in where Label Studio is. Then divides: how
 much of it one core, one server or one worker bears, and what a load would need. The load is by
 default that of 10 million tasks, 1,000 projects, 100 annotators who each answer once a second, and
@@ -103,7 +103,7 @@ def register(parts: Parts, stand: Stand, number: int) -> Project:
 
 
 def of_pictures(parts: Parts, known: Project, folder: Path) -> dict[str, float]:
-    """A new picture, one seen before, and what is kept of each."""
+    """A new image, one seen before, and what is kept of each."""
     ours = parts.settings
     extractors = FeatureExtractors(
         ours.cache,
@@ -126,9 +126,9 @@ def of_pictures(parts: Parts, known: Project, folder: Path) -> dict[str, float]:
     new, seen = cores(answered), cores(answered)
     held, count = FeatureCache(ours.cache).size(), len(items) - 32
     return {
-        "new picture": new / count,
-        "picture seen before": seen / count,
-        "bytes kept of a picture": held.nbytes / len(items),
+        "new image": new / count,
+        "image seen before": seen / count,
+        "bytes kept of an image": held.nbytes / len(items),
     }
 
 
@@ -248,9 +248,9 @@ def needs(load: Load, cost: dict[str, float]) -> list[Need]:
     share = load.answers / load.projects
     round_s = load.projects * cost["look at a project, wall"]
     glance_s = load.projects * cost["glance at a project, wall"]
-    everything = load.tasks * cost["new picture"]
-    refresh = load.tasks / load.projects * (cost["picture seen before"] + STORING)
-    kept = load.tasks * cost["bytes kept of a picture"]
+    everything = load.tasks * cost["new image"]
+    refresh = load.tasks / load.projects * (cost["image seen before"] + STORING)
+    kept = load.tasks * cost["bytes kept of an image"]
     rows = [
         Need(
             "training",
@@ -263,7 +263,7 @@ def needs(load: Load, cost: dict[str, float]) -> list[Need]:
         ),
         Need(
             "pre-labels for visits",
-            load.answers * cost["new picture"],
+            load.answers * cost["new image"],
             "if no visited task had features yet; add servers behind a balancer",
         ),
         Need(
@@ -303,7 +303,7 @@ def needs(load: Load, cost: dict[str, float]) -> list[Need]:
             "refresh after a new version",
             None,
             f"{refresh / 60:.1f} minutes a project of {load.tasks / load.projects:.0f} tasks, "
-            f"{100 * STORING / (STORING + cost['picture seen before']):.0f} % of it Label Studio's "
+            f"{100 * STORING / (STORING + cost['image seen before']):.0f} % of it Label Studio's "
             "own storing",
         ),
     ]

@@ -1,8 +1,8 @@
-"""Fitting the depth rule, with a certificate, from pictures the network was not trained on.
+"""Fitting the depth rule, with a certificate, from images the network was not trained on.
 
 Fixed-sequence learn-then-test (Angelopoulos et al., "Learn then Test", 2021): walk from the
 strictest setting to looser ones, at each an exact binomial test of "what is shown is less accurate
-than the target"; stop at the first that does not reject. Letters: n pictures, L levels, K settings.
+than the target"; stop at the first that does not reject. Letters: n images, L levels, K settings.
 """
 
 from collections.abc import Callable
@@ -34,11 +34,11 @@ PRICES: Floats = np.geomspace(3000.0, 0.5, 600)
 #: Least probabilities of a level tried by strict rules, strictest first, even in logit.
 THRESHOLDS: Floats = 1 / (1 + np.exp(-np.linspace(12.0, -1.0986, 600)))  # 1 - 6e-6 ... 0.25
 
-#: What showing anything is worth beside its depth, in levels: one picture in a hundred more gets a
+#: What showing anything is worth beside its depth, in levels: one image in a hundred more gets a
 #: label, for less than a hundredth of a level of mean depth.
 BONUS = 0.5
 
-#: Strength of the pull of a level's own slope and its offset towards (1, 0), in pictures.
+#: Strength of the pull of a level's own slope and its offset towards (1, 0), in images.
 PULL = 4.0
 
 #: The same for the weights of the other levels' logits, towards 0.
@@ -58,7 +58,7 @@ LOOSEN = 0.5
 #: too few of them were as far to say how right a label would be (docs/decisions/0024).
 LEAST_LIKE = 0.02
 
-#: A level's weights add up to at least this; less would turn the order of pictures around.
+#: A level's weights add up to at least this; less would turn the order of images around.
 LEAST_SLOPE = 0.05
 
 Standing = Literal["certified", "estimated", "none"]
@@ -68,7 +68,7 @@ Bears = Callable[[Ints], Ints]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What held-out pictures say of each level's best node.
+    """What held-out images say of each level's best node.
 
     Attributes:
         probability: ``(n, L)`` of each level's best node, before correction.
@@ -119,18 +119,18 @@ class Evidence:
 class Fitted:
     """A depth rule and what it rests on.
 
-    The figures are of held-out pictures, each with a correction fitted without it.
+    The figures are of held-out images, each with a correction fitted without it.
 
     Attributes:
         rule: to be used as it is; its price is None where there is no evidence at all.
         standing: ``certified``, the accuracy of what is shown (of a strict rule: on every level) is
-            at least the target with confidence 1 - delta; ``estimated``, with too few pictures for
+            at least the target with confidence 1 - delta; ``estimated``, with too few images for
             that, only the cautious estimate 1 - (wrong + 1) / (checked + 1) is; ``none``, nothing
             can be shown.
-        checked: held-out pictures whose shown label could be checked.
+        checked: held-out images whose shown label could be checked.
         wrong: how many of those were wrong.
-        given: share of held-out pictures that get a label.
-        mean_depth: over all held-out pictures, in decision levels, nothing shown counting 0.
+        given: share of held-out images that get a label.
+        mean_depth: over all held-out images, in decision levels, nothing shown counting 0.
         drawn: of ``checked``, how many are of images drawn at random.
         drawn_wrong: how many of those were wrong.
     """
@@ -159,7 +159,7 @@ class Fitted:
 
 
 def evidence(found: Candidates, targets: Ints, tree: LabelTree) -> Evidence:
-    """Hold each level's best node against the deepest node known for its picture.
+    """Hold each level's best node against the deepest node known for its image.
 
     A node is right when the target is it or below it, not known when it lies below the target
     (the annotator stopped above), wrong otherwise.
@@ -173,7 +173,7 @@ def fit_platt(seen: Evidence) -> tuple[tuple[float, ...], ...]:
 
     Platt's (1999) with the other levels' certainty beside the level's own: a sure leaf makes its
     top node surer still. The penalty pulls towards "leave the probabilities as they are", so that a
-    level with few checked pictures is hardly moved.
+    level with few checked images is hardly moved.
     """
     design = _design(seen)
     return tuple(
@@ -183,11 +183,11 @@ def fit_platt(seen: Evidence) -> tuple[tuple[float, ...], ...]:
 
 
 def left_out(seen: Evidence, platt: tuple[tuple[float, ...], ...]) -> Floats:
-    """``(n, L)`` probabilities that ``fit_platt`` would state of each picture without having it.
+    """``(n, L)`` probabilities that ``fit_platt`` would state of each image without having it.
 
     One Newton step from the fit on all (Pregibon 1981; Rad and Maleki 2020), so that a certificate
-    does not rest on a correction that has seen the answers. Pictures with the same probabilities on
-    all levels are one picture seen several times, and are left out together.
+    does not rest on a correction that has seen the answers. Images with the same probabilities on
+    all levels are one image seen several times, and are left out together.
     """
     design = _design(seen)
     _, place, twins = np.unique(design, axis=0, return_inverse=True, return_counts=True)
@@ -331,7 +331,7 @@ def estimate(
     """The loosest rule of the same kind whose cautious estimate of being wrong is small enough.
 
     Args:
-        seen: what is known of each picture.
+        seen: what is known of each image.
         sure: ``(n, L)`` corrected probabilities.
         rule: its target, limits and kind are kept, its price or thresholds replaced.
         former: the version before's price, see `fit_rule`.
@@ -504,7 +504,7 @@ def _unfair(checked: Ints, wrong: Ints, risk: float) -> Bools:
 def _price_counts(seen: Evidence, sure: Floats, rule: DepthRule) -> tuple[Ints, Ints]:
     """``(K,)`` how many shown labels each price leaves to check, and how many are wrong.
 
-    What a level is worth falls in a straight line with the price, so each picture shows each level
+    What a level is worth falls in a straight line with the price, so each image shows each level
     between two prices, which follow from comparing levels two by two.
     """
     low, high = _price_ranges(seen, sure, rule)
@@ -550,7 +550,7 @@ def _price_ranges(seen: Evidence, sure: Floats, rule: DepthRule) -> tuple[Floats
 def _loosest_thresholds(
     seen: Evidence, sure: Floats, rule: DepthRule, bears: Bears, *, powerful: bool = False
 ) -> DepthRule | None:
-    """Each level's own walk, the deepest first, over the pictures that are shown nothing deeper."""
+    """Each level's own walk, the deepest first, over the images that are shown nothing deeper."""
     left, right = allowed_levels(sure, rule, seen.at, seen.like), seen.right
     found: list[float | None] = []
     for level in reversed(range(sure.shape[1])):
@@ -598,7 +598,7 @@ def _walk(
 ) -> int | None:
     """The last setting that passes before the first that fails, from where passing is possible.
 
-    The start is chosen by how many pictures are *shown*, and by how many errors their probabilities
+    The start is chosen by how many images are *shown*, and by how many errors their probabilities
     foretell, never by how many are wrong, as the method demands.
 
     Args:
@@ -615,7 +615,7 @@ def _walk(
         start = int(np.argmax(poisson.cdf(most, expected)))
     elif (most >= 2).any():
         start = int((most >= 2).argmax())
-    else:  # too few pictures for two errors: the longest list there is, without error
+    else:  # too few images for two errors: the longest list there is, without error
         start = int(checked.argmax())
     failed = wrong[start:] > borne[start:]
     last = start + int(failed.argmax() if failed.any() else len(failed)) - 1

@@ -1,11 +1,11 @@
-"""How deep to answer: probabilities of all nodes and a rule -> one node a picture or none, and why.
+"""How deep to answer: probabilities of all nodes and a rule -> one node per image or none, and why.
 
 The price rule: of the most probable node of each level, answer the one that maximises
 ``depth + bonus - price * ((1 - P) - (1 - target))``, nothing when that is negative for all. It
 maximises the mean depth for a given accuracy of what is shown when P is calibrated; ``price`` is
 the one number that calibration chooses. A strict rule has a least P for each level instead.
 Levels are decision levels (``hierarchy.decisions``) wherever something is promised; only the
-limits ``minimum`` and ``maximum`` count the tree's own. Letters: B pictures, N nodes, L levels.
+limits ``minimum`` and ``maximum`` count the tree's own. Letters: B images, N nodes, L levels.
 """
 
 from collections.abc import Sequence
@@ -95,7 +95,7 @@ class DepthRule:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The most probable node of each level, for each picture.
+    """The most probable node of each level, for each image.
 
     Attributes:
         nodes: ``(B, L)`` node ids.
@@ -296,7 +296,7 @@ class Explained:
     deeper: Floats
 
     def reasons(self) -> list[Reason]:
-        """One a picture."""
+        """Return one reason per image."""
         return [REASONS[code] for code in self.code.tolist()]
 
 
@@ -363,10 +363,10 @@ def reason_text(
 
     Example:
         >>> reason_text(Reason.RISK, deeper="Gala", probability=0.62, target=0.95)
-        "One level deeper, 'Gala' would be right in about 62 % of such pictures (target 95 %)."
+        "One level deeper, 'Gala' would be right in about 62 % of such images (target 95 %)."
     """
     name = "the best guess" if deeper is None else f"'{deeper}'"
-    often = "too rarely" if probability is None else f"in {_about(probability)} of such pictures"
+    often = "too rarely" if probability is None else f"in {_about(probability)} of such images"
     aim = "" if target is None else f" (target {100 * target:g} %)"
     return {
         Reason.DEEPEST: "There is nothing below this label.",

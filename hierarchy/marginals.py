@@ -2,7 +2,7 @@
 
 The N + 1 legal answers are "nothing" and each node's path from its top; a path's log-weight is the
 sum of its scores, and all compete in one softmax. P(node) is the share of the answers that hold
-the node. B pictures, N nodes, H heads: a root above all tops, then every node with children.
+the node. B images, N nodes, H heads: a root above all tops, then every node with children.
 
 Given its parent v, the answer goes on to child c with log-probability L(c) - log(1 + sum exp L),
 where L(c) = score(c) + log(1 + sum over c's children of exp L) and the 1 is "stop at v". One
@@ -90,7 +90,7 @@ class Layout:
     heads: int
 
     def to_rows(self, by_node: Tensor, rows: Tensor, scratch: Tensor) -> None:
-        """Write (B, N) in order of ids into the first N rows; pictures become columns."""
+        """Write (B, N) in order of ids into the first N rows; images become columns."""
         size = len(self.row)
         turned = (rows if self.node is None else scratch)[:size]
         turned[None].copy_(
@@ -155,7 +155,7 @@ def log_marginals(scores: Tensor, tree: LabelTree) -> Tensor:
     """Log-probability of every node: that the true path runs through it, or ends there.
 
     Args:
-        scores: ``(B, N)`` float, one score a node in order of ids, any finite range; half
+        scores: ``(B, N)`` float, one score per node in order of ids, any finite range; half
             precision is worked out, and answered, in float32.
         tree: the N nodes.
 
@@ -164,7 +164,7 @@ def log_marginals(scores: Tensor, tree: LabelTree) -> Tensor:
         than their parent but for rounding. Differentiable once.
 
     Raises:
-        ShapeError: if ``scores`` does not have one column a node, or holds no floats.
+        ShapeError: if ``scores`` does not have one column per node, or holds no floats.
 
     Example:
         >>> tree = LabelTree.from_paths([("Fruit", "Apple"), ("Milk",)])  # Fruit 0, Milk 1, Apple 2
@@ -177,14 +177,14 @@ def log_marginals(scores: Tensor, tree: LabelTree) -> Tensor:
 
 
 def check_scores(scores: Tensor, tree: LabelTree) -> Tensor:
-    """Scores as float32 or float64, with one column a node.
+    """Scores as float32 or float64, with one column per node.
 
     Raises:
         ShapeError: if they are not ``(B, N)`` floats.
     """
     if scores.ndim != 2 or scores.shape[1] != len(tree):
         raise ShapeError(
-            f"scores must be (B, {len(tree)}), one column a node, got {tuple(scores.shape)}"
+            f"scores must be (B, {len(tree)}), one column per node, got {tuple(scores.shape)}"
         )
     if not scores.is_floating_point():
         raise ShapeError(f"scores must be floats, got {scores.dtype}")

@@ -1,7 +1,7 @@
 """Following annotators between trainings: what they submit against the pre-labels that they saw.
 
 Keeps a running estimate of the accuracy of what is shown, level by level, and moves the depth rule
-so that the target holds when the pictures drift: refitted from the feedback alone once there is
+so that the target holds when the images drift: refitted from the feedback alone once there is
 enough, plus a small offset after each answer (adaptive conformal inference, Gibbs and Candes 2021,
 on the logarithm of the price). States go in and come out; nothing here is changed in place.
 Letters: m answers kept, L levels.
@@ -17,7 +17,7 @@ from hierarchy.calibration import PRICES, Evidence, estimate, fit_platt, left_ou
 from hierarchy.depth_selection import DepthRule, Ints, corrected, logits, sigmoid
 
 #: Answers from which on the rule is fitted to them alone; before, the version's own holds. Held-out
-#: pictures of before a drift keep the accuracy low for a thousand answers if they stay in.
+#: images of before a drift keep the accuracy low for a thousand answers if they stay in.
 REFIT_FROM = 50
 
 #: Answers between two fits.

@@ -57,6 +57,6 @@ def slow_log_p(scores: Sequence[float], tree: LabelTree, given: int | None = Non
 
 
 def slow_rows(scores: Tensor, tree: LabelTree, given: Sequence[int | None] = ()) -> Tensor:
-    """:func:`slow_log_p` of each picture, (B, N) -> (B, N); ``given`` is one node a picture."""
+    """:func:`slow_log_p` of each image, (B, N) -> (B, N); ``given`` is one node an image."""
     pairs = zip(scores.tolist(), given or [None] * len(scores), strict=True)
     return torch.tensor([slow_log_p(row, tree, node) for row, node in pairs], dtype=torch.float64)

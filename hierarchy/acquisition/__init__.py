@@ -1,4 +1,4 @@
-"""Which pictures to ask about next: variety before a model knows much, doubt once it does.
+"""Which images to ask about next: variety before a model knows much, doubt once it does.
 
 `ask` is the whole; the rules it is mixed from, and those it was compared with, are here as well.
 Pure numpy: the process that orders a project's tasks need not load a network library for it.

@@ -1,6 +1,6 @@
-"""Rules that look at features alone: the typical picture of each part of the pool.
+"""Rules that look at features alone: the typical image of each part of the pool.
 
-B pictures open, T answered, c channels, k clusters.
+B images open, T answered, c channels, k clusters.
 """
 
 import heapq
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from hierarchy.acquisition.embedding import Floats, Ints, cluster
 
-#: Most clusters: beyond these they hold too few pictures for a density (Hacohen et al. 2022, 3.2).
+#: Most clusters: beyond these they hold too few images for a density (Hacohen et al. 2022, 3.2).
 MOST_CLUSTERS = 500
 
-#: Neighbours that a picture's density is measured by (the same, appendix F).
+#: Neighbours that an image's density is measured by (the same, appendix F).
 NEIGHBOURS = 20
 
 #: Members of a cluster that densities are measured against; of more, so many at random.
@@ -28,17 +28,17 @@ def typical(
     belongs: Ints | None = None,
     seed: int = 0,
 ) -> Ints:
-    """TypiClust: the densest picture of each cluster, clusters without an answer first.
+    """TypiClust: the densest image of each cluster, clusters without an answer first.
 
     Hacohen, Dekel, Weinshall, "Active Learning on a Budget" (ICML 2022), algorithm 1: as many
-    clusters as there are answers and pictures to choose, the one with the fewest answers next, the
-    largest of those, and of it the picture with the smallest mean distance to its neighbours in
+    clusters as there are answers and images to choose, the one with the fewest answers next, the
+    largest of those, and of it the image with the smallest mean distance to its neighbours in
     the cluster.
 
     Args:
-        vectors: ``(B, c)`` unit vectors of the open pictures.
+        vectors: ``(B, c)`` unit vectors of the open images.
         count: how many to choose.
-        taken: ``(T, c)`` those of answered pictures.
+        taken: ``(T, c)`` those of answered images.
         belongs: ``(B + T,)`` the cluster of each, open ones first; found if not given.
         seed: of the clusters.
 

@@ -1,6 +1,6 @@
-"""The order in which a project's open pictures are asked about: variety, then doubt, and chance.
+"""The order in which a project's open images are asked about: variety, then doubt, and chance.
 
-B pictures open, T answered, N nodes, C channels, c of them kept.
+B images open, T answered, N nodes, C channels, c of them kept.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ Reason: TypeAlias = Literal["varied", "uncertain", "random"]
 #: Answers a leaf of the tree up to which, and from which on, variety has all and none of a batch.
 VARIED_UP_TO, VARIED_UNTIL = 1.0, 7.0
 
-#: Pictures in doubt that farthest-first may choose from, for each that it chooses.
+#: Images in doubt that farthest-first may choose from, for each that it chooses.
 CHOICE = 4
 
-#: Cosine in `Space` from which two pictures count as the same. On photos of groceries 74 of 3.5
+#: Cosine in `Space` from which two images count as the same. On photos of groceries 74 of 3.5
 #: million pairs are above it, all of one class and to the eye one shelf, a step aside; at 0.93 the
 #: first different shelves come in.
 ALIKE = 0.97
@@ -74,26 +74,26 @@ def ask(  # noqa: PLR0913 - a pool, what is known of it, and what is wanted
 ) -> Asked:
     """Order a pool by what an answer would teach.
 
-    Without a model: TypiClust, the typical picture of each part of the pool that has no answer
+    Without a model: TypiClust, the typical image of each part of the pool that has no answer
     yet. With one, each batch is a mix: a share of TypiClust that falls as answers come
     (`varied_share`), a small share drawn at random, so that how well the model does can be
-    measured on pictures that it did not choose, and for the rest pictures in doubt that differ
+    measured on images that it did not choose, and for the rest images in doubt that differ
     from each other and from all answered ones. The kinds are spread evenly over the batch, so any
     part of it is a mix. Behind the batch the others follow by margin.
 
-    A near-duplicate of an answered or earlier picture comes after all pictures that are none; one
+    A near-duplicate of an answered or earlier image comes after all images that are none; one
     that was drawn at random keeps its place.
 
     Args:
-        features: ``(B, C)`` pooled features of the pictures without an answer; one that was
+        features: ``(B, C)`` pooled features of the images without an answer; one that was
             answered, however coarsely, is not to be in here.
         log_p: ``(B, N)`` what the model says of them; None before there is one.
         tree: of the nodes.
-        taken: ``(T, C)`` features of the pictures that have an answer.
-        count: pictures in the batch.
+        taken: ``(T, C)`` features of the images that have an answer.
+        count: images in the batch.
         labels: answers that there are; decides how much goes to variety.
         seed: equal seeds and inputs give equal orders.
-        random_share: of the batch, in [0, 1]; where it is no whole number of pictures, chance
+        random_share: of the batch, in [0, 1]; where it is no whole number of images, chance
             decides which of the two next to it, so it holds over many batches.
 
     Raises:

@@ -1,6 +1,6 @@
 """Rules that ask the model: how torn it is between leaves, and batches that are not all alike.
 
-B pictures, N nodes, K leaves, c channels.
+B images, N nodes, K leaves, c channels.
 """
 
 import numpy as np
@@ -13,14 +13,14 @@ from hierarchy.tree import LabelTree
 Doubles = NDArray[np.float64]
 
 
-def check_log_p(log_p: Doubles, pictures: int, tree: LabelTree) -> None:
+def check_log_p(log_p: Doubles, images: int, tree: LabelTree) -> None:
     """Refuse what are no log-probabilities of this tree's nodes.
 
     Raises:
         ShapeError: not ``(B, N)``, or a number above 0 or NaN.
     """
-    if log_p.shape != (pictures, len(tree)):
-        raise ShapeError(f"log_p must be ({pictures}, {len(tree)}), got {log_p.shape}")
+    if log_p.shape != (images, len(tree)):
+        raise ShapeError(f"log_p must be ({images}, {len(tree)}), got {log_p.shape}")
     if not (log_p <= 1e-6).all():  # NaN fails too
         raise ShapeError("log_p must be log-probabilities: numbers of 0 or less, and no NaN")
 
@@ -60,15 +60,15 @@ def entropy(log_p: Doubles, tree: LabelTree) -> Doubles:
 
 
 def k_center(vectors: Floats, count: int, *, taken: Floats | None = None) -> Ints:
-    """Farthest first: again and again the picture farthest from all that are chosen or answered.
+    """Farthest first: again and again the image farthest from all that are chosen or answered.
 
     Sener and Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set Approach"
-    (ICLR 2018), algorithm 1. On its own it picks outliers; among pictures in doubt it spreads them.
+    (ICLR 2018), algorithm 1. On its own it picks outliers; among images in doubt it spreads them.
 
     Args:
         vectors: ``(B, c)``; earlier ones are preferred where distances are equal.
         count: how many to choose.
-        taken: ``(T, c)`` of answered pictures; without any the first picture is chosen first.
+        taken: ``(T, c)`` of answered images; without any the first image is chosen first.
 
     Returns:
         ``(min(count, B),)`` positions in the order chosen.

@@ -1,6 +1,6 @@
 """How often right: by level, whole paths, and whether the levels agree with each other.
 
-Letters: n pictures, N nodes, L levels.
+Letters: n images, N nodes, L levels.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ from hierarchy.tree import TOP, LabelTree
 
 
 def accuracy_by_level(answers: Ints, targets: Ints, tree: LabelTree) -> list[dict[str, Any]]:
-    """Accuracy on each level: of the pictures whose target reaches it, the share answered right.
+    """Accuracy on each level: of the images whose target reaches it, the share answered right.
 
-    A picture counts on a level where its target, or the node above it there, has siblings: a node
+    An image counts on a level where its target, or the node above it there, has siblings: a node
     without any cannot be wrong once its parent is right. Levels on which none counts are left out.
 
     Args:

@@ -1,7 +1,7 @@
 """What the metrics ask of a tree, for many nodes at once: lines of ancestors, leaves below.
 
 A node of -1 is "nothing answered": the root above all tops.
-Letters: n pictures, N nodes, L levels.
+Letters: n images, N nodes, L levels.
 """
 
 import numpy as np
@@ -19,18 +19,18 @@ def checked(scores: NDArray[np.floating], targets: Ints, tree: LabelTree) -> tup
     """Bring scores and targets into shape, ``(n, N)`` float64 and ``(n,)`` int64.
 
     Raises:
-        ShapeError: if there is not one column a node, one target a picture, or a score is nan.
+        ShapeError: if there is not one column per node, one target per image, or a score is nan.
         UnknownLabelError: if a target is not a node's id.
     """
     whole, nodes = np.asarray(scores, dtype=np.float64), np.asarray(targets)
     if whole.ndim != 2 or whole.shape[1] != len(tree) or nodes.shape != whole.shape[:1]:
         raise ShapeError(
-            f"expected one column a node and one target a picture, (n, {len(tree)}) and (n,), "
+            f"expected one column per node and one target per image, (n, {len(tree)}) and (n,), "
             f"got {whole.shape} and {nodes.shape}"
         )
     if np.isnan(whole).any():
-        picture, node = np.argwhere(np.isnan(whole))[0].tolist()
-        raise ShapeError(f"scores must be numbers, got nan for picture {picture}, node {node}")
+        image, node = np.argwhere(np.isnan(whole))[0].tolist()
+        raise ShapeError(f"scores must be numbers, got nan for image {image}, node {node}")
     return whole, known(nodes, tree)
 
 
@@ -126,12 +126,12 @@ def sibling_leaves(tree: LabelTree) -> tuple[int, ...]:
 
 
 def on_siblings(targets: Ints, tree: LabelTree) -> Flags:
-    """Which pictures' targets are among :func:`sibling_leaves`, ``(n,)``."""
+    """Which images' targets are among :func:`sibling_leaves`, ``(n,)``."""
     mask = np.zeros(len(tree), dtype=np.bool_)
     mask[list(sibling_leaves(tree))] = True
     return np.asarray(mask[targets])
 
 
 def on_leaves(targets: Ints, tree: LabelTree) -> Flags:
-    """Which pictures' targets are leaves, ``(n,)``."""
+    """Which images' targets are leaves, ``(n,)``."""
     return np.asarray(tree.arrays.height[targets] == 0)

@@ -30,7 +30,7 @@ def calibration(confidence: Floats, right: Flags, log_truth: Floats) -> Calibrat
     Args:
         confidence: ``(m,)`` stated probability of each answer that was given.
         right: ``(m,)`` whether it came true.
-        log_truth: ``(n,)`` log-probability of the true node of each judged picture.
+        log_truth: ``(n,)`` log-probability of the true node of each judged image.
     """
     return Calibration(ece=calibration_gap(confidence, right), nll=log_loss(log_truth))
 
@@ -44,7 +44,7 @@ def expected_calibration_error(confidence: Floats, right: Flags, *, bins: int = 
         bins: equal-width bins on [0, 1].
 
     Returns:
-        Rounded to four digits, for a manifest; None without pictures.
+        Rounded to four digits, for a manifest; None without images.
 
     Example:
         >>> expected_calibration_error(np.array([0.9, 0.9]), np.array([True, False]))
@@ -64,12 +64,12 @@ def calibration_gap(confidence: Floats, right: Flags, *, bins: int = 15) -> floa
 
 
 def log_loss(log_truth: Floats) -> float | None:
-    """Mean of -log P(true node), nats, from ``(n,)`` log-probabilities; None without pictures."""
+    """Mean of -log P(true node), nats, from ``(n,)`` log-probabilities; None without images."""
     return float(-np.clip(log_truth, LEAST_LOG, 0).mean() + 0.0) if len(log_truth) else None
 
 
 def binned(confidence: Floats, right: Flags, *, bins: int = 15) -> tuple[Ints, Floats, Floats]:
-    """A reliability diagram: of each bin that holds pictures, how many, confidence and accuracy."""
+    """A reliability diagram: of each bin that holds images, how many, confidence and accuracy."""
     which = np.clip((confidence * bins).astype(int), 0, bins - 1)
     count = np.bincount(which, minlength=bins)
     held = count > 0

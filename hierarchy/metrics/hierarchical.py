@@ -1,7 +1,7 @@
 """How far off: shared ancestors, and how bad a mistake is.
 
 An answer is any node, -1 for nothing (the root above all tops). What lies below the target is not
-known and never held against an answer. Letters: n pictures.
+known and never held against an answer. Letters: n images.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Answering less to be right more often: risk against coverage, flat and along the tree.
 
-Letters: n pictures, N nodes, L levels, T distinct thresholds.
+Letters: n images, N nodes, L levels, T distinct thresholds.
 """
 
 from dataclasses import dataclass
@@ -38,12 +38,12 @@ class Curve:
 
 
 def risk_coverage(confidence: Floats, right: Flags) -> Curve:
-    """Error rate among the pictures of at least each confidence (El-Yaniv and Wiener 2010).
+    """Error rate among the images of at least each confidence (El-Yaniv and Wiener 2010).
 
     Equal confidences are answered together.
 
     Args:
-        confidence: ``(n,)`` of each picture's answer, any monotone form.
+        confidence: ``(n,)`` of each image's answer, any monotone form.
         right: ``(n,)`` whether it is right.
     """
     order = np.argsort(-confidence, kind="stable")
@@ -55,9 +55,9 @@ def risk_coverage(confidence: Floats, right: Flags) -> Curve:
 
 
 def area_under_risk(curve: Curve) -> float | None:
-    """AURC: the mean over pictures of the risk at their confidence, in [0, 1].
+    """AURC: the mean over images of the risk at their confidence, in [0, 1].
 
-    Geifman et al., "Bias-Reduced Uncertainty Estimation", ICLR 2019. None without pictures.
+    Geifman et al., "Bias-Reduced Uncertainty Estimation", ICLR 2019. None without images.
     """
     if not len(curve.coverage):
         return None
@@ -69,22 +69,22 @@ def climbing_curve(log_probability: NDArray[np.floating], targets: Ints, tree: L
 
     From the best leaf go up to the first node that is at least as probable as the threshold, to
     the root if none is. Coverage is the mean :func:`hierarchy.metrics.ancestors.information` of the
-    answers; risk the share of *all* pictures whose answer does not cover the target, the root
+    answers; risk the share of *all* images whose answer does not cover the target, the root
     never being wrong (Goren et al., "Hierarchical Selective Classification", NeurIPS 2024,
     sections 2 and 3; risk as in their released code, ``risk_01``). The first point is the root for
-    every picture, (0, 0), which their curve leaves out where a probability is rounded to 1.
+    every image, (0, 0), which their curve leaves out where a probability is rounded to 1.
 
     Args:
         log_probability: ``(n, N)``, any monotone form; not necessarily falling along a path.
-        targets: ``(n,)`` deepest node known. Pictures whose target is no leaf are left out: a
+        targets: ``(n,)`` deepest node known. Images whose target is no leaf are left out: a
             leaf below it could not be judged, and leaving out only those would flatter nobody.
         tree: gives N and the ancestors.
 
     Returns:
-        A curve from (0, 0) to (1, error rate of the best leaf); empty without pictures.
+        A curve from (0, 0) to (1, error rate of the best leaf); empty without images.
 
     Raises:
-        ShapeError: if there is not one column a node, one target a picture, or a score is nan.
+        ShapeError: if there is not one column per node, one target per image, or a score is nan.
         UnknownLabelError: if a target is not a node's id.
     """
     scores, truth = checked(log_probability, targets, tree)
@@ -109,13 +109,13 @@ def _met(scores: Floats, path: Ints) -> Floats:
     return np.maximum.accumulate(on_path[:, ::-1], axis=1)[:, ::-1]
 
 
-def _descend(met: Floats, told: Floats, fails: Ints, pictures: int) -> Curve:
+def _descend(met: Floats, told: Floats, fails: Ints, images: int) -> Curve:
     """Lower the threshold past each step down; every step adds its information and its failure."""
     order = np.argsort(-met, kind="stable")
     ranked = met[order]
     last = np.append(ranked[1:] != ranked[:-1], True)
-    coverage = told[order].cumsum()[last] / pictures
-    risk = fails[order].cumsum()[last] / pictures
+    coverage = told[order].cumsum()[last] / images
+    risk = fails[order].cumsum()[last] / images
     return Curve(
         threshold=np.append(np.inf, ranked[last]),
         coverage=np.append(0.0, np.clip(coverage, 0.0, 1.0)),
@@ -126,7 +126,7 @@ def _descend(met: Floats, told: Floats, fails: Ints, pictures: int) -> Curve:
 def area_under_climbing(curve: Curve) -> float | None:
     """Area under the curve by trapezoids, hAURC as in the paper's released code, in [0, 1].
 
-    None without pictures.
+    None without images.
     """
     if not len(curve.coverage):
         return None

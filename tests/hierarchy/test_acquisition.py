@@ -345,7 +345,7 @@ def test_a_pool_of_one_picture_many_times_is_still_asked() -> None:
     ("wrong", "message"),
     [
         ({"features": np.zeros(3, dtype=np.float32)}, r"features must be \(B, C\)"),
-        ({"features": np.full((3, 4), np.nan, dtype=np.float32)}, "picture 0 are not finite"),
+        ({"features": np.full((3, 4), np.nan, dtype=np.float32)}, "image 0 are not finite"),
         ({"taken": np.zeros((1, 5), dtype=np.float32)}, "taken must have 4 channels"),
         ({"log_p": np.zeros((3, 2))}, r"log_p must be \(3, 4\), got \(3, 2\)"),
         ({"log_p": np.full((3, 4), np.nan)}, "numbers of 0 or less, and no NaN"),
@@ -370,5 +370,5 @@ def test_what_cannot_be_is_refused(wrong: dict[str, object], message: str) -> No
 
 
 def test_a_space_of_nothing_is_refused() -> None:
-    with pytest.raises(ShapeError, match="at least one picture"):
+    with pytest.raises(ShapeError, match="at least one image"):
         Space.of(nothing(3))

@@ -114,7 +114,7 @@ def test_scores_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 def test_nan_is_named_with_its_place() -> None:
     scores = np.zeros((2, len(PAPER)))
     scores[1, 3] = np.nan
-    with pytest.raises(ShapeError, match="nan for picture 1, node 3"):
+    with pytest.raises(ShapeError, match="nan for image 1, node 3"):
         checked(scores, np.array([0, 0]), PAPER)
 
 

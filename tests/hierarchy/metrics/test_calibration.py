@@ -51,12 +51,12 @@ def test_the_reliability_diagram_adds_up_to_the_error(pairs: list[tuple[float, b
 
 
 @given(st.integers(0, 1000), st.integers(1, 20), st.integers(2, 6))
-def test_log_loss_is_scikit_learns(seed: int, pictures: int, classes: int) -> None:
+def test_log_loss_is_scikit_learns(seed: int, images: int, classes: int) -> None:
     random = np.random.default_rng(seed)
-    stated = random.dirichlet(np.full(classes, 0.5), pictures)
-    truth = random.integers(0, classes, pictures)
+    stated = random.dirichlet(np.full(classes, 0.5), images)
+    truth = random.integers(0, classes, images)
     theirs = sklearn_log_loss(truth, stated, labels=range(classes))
-    ours = log_loss(np.log(np.maximum(stated[np.arange(pictures), truth], 1e-300)))
+    ours = log_loss(np.log(np.maximum(stated[np.arange(images), truth], 1e-300)))
     assert ours == pytest.approx(theirs, abs=1e-9)
 
 
@@ -65,7 +65,7 @@ def test_one_impossible_truth_does_not_swallow_the_rest() -> None:
 
 
 def test_calibration_error_by_hand() -> None:
-    """Two bins of two: |0.9 - 0.5| and |0.1 - 0|, each half of the pictures."""
+    """Two bins of two: |0.9 - 0.5| and |0.1 - 0|, each half of the images."""
     stated = np.array([0.9, 0.9, 0.1, 0.1])
     came = np.array([True, False, False, False])
     assert expected_calibration_error(stated, came) == pytest.approx(0.25)

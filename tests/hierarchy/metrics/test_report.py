@@ -1,4 +1,4 @@
-"""Everything gathered: on paper, the same on any order of pictures, siblings apart."""
+"""Everything gathered: on paper, the same on any order of images, siblings apart."""
 
 import tracemalloc
 from dataclasses import asdict, replace
@@ -112,7 +112,7 @@ def test_targets_that_the_tree_lacks_are_refused() -> None:
 
 
 def test_a_tree_of_100_000_nodes_takes_memory_by_the_node() -> None:
-    """Nodes x nodes would be 10 GB even in bits and bytes; pictures x nodes is 3 MiB here."""
+    """Nodes x nodes would be 10 GB even in bits and bytes; images x nodes is 3 MiB here."""
     parents = [-1, *((node - 1) // 5 for node in range(1, 100_000))]
     tree = LabelTree.from_parents(parents, [str(node) for node in range(100_000)])
     scores = -np.random.default_rng(0).exponential(size=(4, 100_000))

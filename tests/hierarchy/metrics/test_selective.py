@@ -56,7 +56,7 @@ def test_area_is_the_mean_risk_over_pictures(pairs: list[tuple[float, bool]]) ->
 
 
 def test_area_by_hand() -> None:
-    """Risks 0, 1/2, 1/3 and 2/4 at one picture more each."""
+    """Risks 0, 1/2, 1/3 and 2/4 at one image more each."""
     found = risk_coverage(np.array([0.7, 0.9, 0.8, 0.1]), np.array([True, True, False, False]))
     assert found.risk.tolist() == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2])
     assert area_under_risk(found) == pytest.approx(1 / 3)
@@ -73,23 +73,21 @@ def climb(tree: LabelTree, row: list[float], threshold: float) -> int:
 def slow_curve(case: Case) -> list[tuple[float, float]]:
     """Coverage and risk at every threshold that any node's score sets, strictest first."""
     tree, scores, targets = case
-    pictures = [
+    images = [
         (row, target)
         for row, target in zip(scores.tolist(), targets.tolist(), strict=True)
         if not tree.children[target]
     ]
     points = []
-    for threshold in sorted({s for row, _ in pictures for s in row} | {math.inf}, reverse=True):
-        said = [climb(tree, row, threshold) for row, _ in pictures]
+    for threshold in sorted({s for row, _ in images for s in row} | {math.inf}, reverse=True):
+        said = [climb(tree, row, threshold) for row, _ in images]
         told = [
             1 - math.log(leaves_below(tree, node)) / math.log(len(tree.leaves))
             if node >= 0 and len(tree.leaves) > 1
             else float(node >= 0)
             for node in said
         ]
-        wrong = [
-            a not in path(tree, b) and a >= 0 for a, (_, b) in zip(said, pictures, strict=True)
-        ]
+        wrong = [a not in path(tree, b) and a >= 0 for a, (_, b) in zip(said, images, strict=True)]
         points.append((fmean(told), fmean(wrong)))
     return points
 
