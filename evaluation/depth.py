@@ -1,4 +1,4 @@
-"""How deep answers go, and whether what is promised of them holds: figures of one run.
+"""Depth of answers, and whether what is promised of them holds: figures of one run.
 
 ``certificates``: the rule is fitted to images drawn from a set that then stands for the population.
 ``streams``: the rule is fitted to other images than those that arrive, and follows the feedback.

@@ -124,7 +124,7 @@ def gaussian_blur(image: Image.Image, sigma: float) -> Image.Image:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which training labels a method gets.
+    """A choice of training labels.
 
     Attributes:
         share: of each leaf's images, the share that get their parent's label instead.
@@ -160,7 +160,7 @@ class Protocol:
 
     @property
     def name(self) -> str:
-        """What tables call it: the share relabelled, and whatever else is not usual."""
+        """Name in tables: the share relabelled, and whatever else is not usual."""
         parts = [
             f"{100 * self.share:g} %",
             "first keep theirs" if self.how == "first" else "",

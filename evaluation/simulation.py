@@ -43,7 +43,7 @@ REFERENCE: Final = "random"
 
 @dataclass(frozen=True)
 class Plan:
-    """What all campaigns of a comparison share.
+    """Settings that all campaigns of a comparison share.
 
     Attributes:
         start: images asked about before the first training.
@@ -90,7 +90,7 @@ def answers(targets: Ints, tree: LabelTree, know: float, seed: int) -> Ints:
 
 @dataclass(frozen=True)
 class Pool:
-    """What a strategy may look at when it chooses.
+    """Images and predictions that a strategy chooses from.
 
     Attributes:
         tree: N nodes.

@@ -68,7 +68,7 @@ Bears = Callable[[Ints], Ints]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What held-out images say of each level's best node.
+    """Evidence of held-out images about each level's best node.
 
     Attributes:
         probability: ``(n, L)`` of each level's best node, before correction.
@@ -96,13 +96,13 @@ class Evidence:
         return np.tile(np.arange(1, self.right.shape[1] + 1), (len(self), 1))
 
     def some(self, rows: Ints | Bools) -> Self:
-        """What is known of some of the images."""
+        """Return the evidence of some of the images."""
         columns = ((one.name, getattr(self, one.name)) for one in fields(self))
         known: dict[str, Any] = {name: None if of is None else of[rows] for name, of in columns}
         return replace(self, **known)
 
     def joined(self, other: Self) -> Self:
-        """These images and others; what may not be known is where it is known of both."""
+        """Return these images and others; what may not be known is where it is known of both."""
         drawn = self.drawn is not None and other.drawn is not None
         like = self.like is not None and other.like is not None
         return replace(
@@ -169,7 +169,7 @@ def evidence(found: Candidates, targets: Ints, tree: LabelTree) -> Evidence:
 
 
 def fit_platt(seen: Evidence) -> tuple[tuple[float, ...], ...]:
-    """For each level a weight for every level's logit, and an offset, by logistic regression.
+    """Fit for each level a weight for every level's logit, and an offset, by logistic regression.
 
     Platt's (1999) with the other levels' certainty beside the level's own: a sure leaf makes its
     top node surer still. The penalty pulls towards "leave the probabilities as they are", so that a
@@ -252,7 +252,7 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
     strict: bool = False,
     former: DepthRule | None = None,
 ) -> Fitted:
-    """The loosest rule whose accuracy of shown labels is certified, else cautiously estimated.
+    """Fit the loosest rule whose accuracy of shown labels is certified, else cautiously estimated.
 
     Images drawn at random are the fair sample. Where there are enough of them they alone decide
     (`deciding`); before, nothing may be shown that they speak against.
@@ -296,7 +296,7 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
 
 
 def deciding(seen: Evidence, target: float, delta: float = 0.1) -> Evidence:
-    """The images that a rule is fitted to: those drawn at random alone, where they are enough.
+    """Return the images that a rule is fitted to: those drawn at random alone, if they are enough.
 
     They are from ``DRAWN_ALONE`` on, if a certificate bears two errors among that many.
 
@@ -328,7 +328,7 @@ def estimate(
     former: float | None = None,
     anywhere: bool = False,
 ) -> Fitted | None:
-    """The loosest rule of the same kind whose cautious estimate of being wrong is small enough.
+    """Fit the loosest rule of the same kind whose cautious estimate of being wrong is small enough.
 
     Args:
         seen: what is known of each image.
@@ -354,7 +354,7 @@ def estimate(
 
 
 def tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
-    """What a rule would have shown, given the ``(n, L)`` corrected probabilities."""
+    """Return what a rule would have shown, given the ``(n, L)`` corrected probabilities."""
     depth = choose_depth(sure, rule, seen.at, seen.like)
     shown = depth > 0
     right = seen.right[np.arange(len(seen)), np.maximum(depth - 1, 0)]
@@ -374,7 +374,7 @@ def tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a target would show of images like the held-out ones.
+    """Depths shown under a target, of images like the held-out ones.
 
     Attributes:
         target: accuracy asked for.
@@ -488,7 +488,7 @@ def _loosest_price(  # noqa: PLR0913 - the evidence, what is demanded of it, and
 
 
 def _unfair(checked: Ints, wrong: Ints, risk: float) -> Bools:
-    """Do images drawn at random speak against a rule?
+    """Tell whether images drawn at random speak against a rule, ``(K,)``.
 
     Where two of them may be wrong they must pass the cautious estimate too; fewer speak against it
     only where so many are wrong that the target can hardly hold.
@@ -577,7 +577,7 @@ def _loosest_thresholds(
 
 
 def _certain(checked: Ints, risk: float, delta: float) -> Ints:
-    """Most errors with which "wrong at least ``risk`` of the time" is rejected. Exact binomial."""
+    """Return the most errors with which "wrong at least ``risk`` of the time" is rejected."""
     from scipy.stats import binom  # a second, which a server that only answers need not spend
 
     most = binom.ppf(delta, checked, risk)
@@ -588,7 +588,7 @@ def _certain(checked: Ints, risk: float, delta: float) -> Ints:
 
 
 def _cautious(checked: Ints, risk: float) -> Ints:
-    """Most errors with which (wrong + 1) / (checked + 1) is at most ``risk``."""
+    """Return the most errors with which (wrong + 1) / (checked + 1) is at most ``risk``."""
     result: Ints = np.floor(risk * (checked + 1) + EDGE).astype(np.int64) - 1  # 1 - 0.9 < 0.1
     return result
 

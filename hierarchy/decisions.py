@@ -82,7 +82,7 @@ class Decisions:
         return found
 
     def within(self, today: LabelTree) -> "Decisions":
-        """The same choices in a tree that has changed since: those of its nodes that are left.
+        """Return the choices in a tree that has changed since: those of its nodes that are left.
 
         Nodes that are new stand for nothing: a version has not learnt to tell them apart.
         """
@@ -100,7 +100,7 @@ class Decisions:
 
 
 def leading_levels(tree: LabelTree) -> int:
-    """How many levels from the top hold a single node: each names every image alike."""
+    """Count the levels from the first that hold a single node: each names every image alike."""
     for level in range(tree.depth):
         if len(tree.level_nodes(level)) > 1:
             return level
@@ -119,6 +119,6 @@ def _decisions(tree: LabelTree) -> Decisions:
 
 
 def _siblings(tree: LabelTree) -> list[int]:
-    """Of each node how many children its parent has, itself among them."""
+    """Count for each node the children of its parent, itself among them."""
     tops = tree.parents.count(TOP)
     return [tops if parent == TOP else len(tree.children[parent]) for parent in tree.parents]

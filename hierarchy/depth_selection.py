@@ -1,4 +1,4 @@
-"""How deep to answer: probabilities of all nodes and a rule -> one node per image or none, and why.
+"""Depth selection: probabilities of all nodes and a rule -> one node per image or none, and why.
 
 The price rule: of the most probable node of each level, answer the one that maximises
 ``depth + bonus - price * ((1 - P) - (1 - target))``, nothing when that is negative for all. It
@@ -59,7 +59,7 @@ class DepthRule:
 
     @property
     def strict(self) -> bool:
-        """Does every level keep the target for itself?"""
+        """Tell whether every level keeps the target for itself."""
         return self.thresholds is not None
 
     def to_json(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def corrected(probability: Floats, platt: tuple[tuple[float, ...], ...]) -> Floa
 def corrected_nodes(
     best: Floats, probability: Floats, levels: Ints, platt: tuple[tuple[float, ...], ...]
 ) -> Floats:
-    """The same for any nodes: each takes the place of the best one of its level.
+    """Correct the probabilities of any nodes: each takes the place of the best one of its level.
 
     Args:
         best: ``(B, L)`` of each level's best node, before correction.

@@ -66,7 +66,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the sweeps keep each node: rows level by level, within a level in order of ids.
+    """Order of the nodes in the sweeps: rows level by level, within a level in order of ids.
 
     So a level is one slice, and a tree numbered level by level needs no reordering. Row N and head
     H stand for "above the top"; their values are 0.
@@ -111,7 +111,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Branching:
-    """How the answer goes on from each head, from one sweep up. Its row N is for scratch."""
+    """Weights of the ways on from each head, from one sweep up. Its row N is for scratch."""
 
     step: Tensor
     """``(N + 1, B)`` by row: log-weight of going on to it, over the largest of its family."""
@@ -192,7 +192,7 @@ def check_scores(scores: Tensor, tree: LabelTree) -> Tensor:
 
 
 def refuse_second(gradient: Tensor) -> Tensor:
-    """The same gradient, but one that says so if it is to be differentiated again.
+    """Return the same gradient, which refuses to be differentiated again.
 
     torch's ``once_differentiable`` does not see that ours depends on the scores: a penalty on the
     gradient would be taken for a constant, without a word.

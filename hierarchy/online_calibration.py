@@ -1,4 +1,4 @@
-"""Following annotators between trainings: what they submit against the pre-labels that they saw.
+"""Online calibration: annotators' answers against the pre-labels that they saw.
 
 Keeps a running estimate of the accuracy of what is shown, level by level, and moves the depth rule
 so that the target holds when the images drift: refitted from the feedback alone once there is
@@ -71,7 +71,7 @@ class Feedback:
 
 @dataclass(frozen=True)
 class ShownAccuracy:
-    """How often what was shown on one level was right.
+    """Accuracy of what was shown on one level.
 
     Attributes:
         level: level of the tree shown, 1 the top; 0 stands for all levels together.
@@ -94,7 +94,7 @@ class ShownAccuracy:
 
 @dataclass(frozen=True, eq=False)
 class Follower:
-    """What is known since a version went live, and the rule that follows from it.
+    """State of online calibration since a version went live, and the rule that follows from it.
 
     Attributes:
         own: the version's own rule, as it was certified.

@@ -1,7 +1,8 @@
 """The label tree: which nodes there are, what they are called, and which lies under which.
 
-A node is its path from the top; ids are only numbers for it. Trees may be ragged, have several
-tops and any depth: nothing here recurses, and nothing costs nodes x depth unless it is asked for.
+A node is its path from its root node; ids are only numbers for it. Trees may be ragged, have
+several root nodes and any depth: nothing here recurses, and nothing costs nodes x depth unless it
+is asked for.
 """
 
 import operator
@@ -145,7 +146,7 @@ class LabelTree:
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
-        """Of each node the ids of its children, ascending."""
+        """Ids of each node's children, ascending."""
         below: list[list[int]] = [[] for _ in self.parents]
         for node, parent in enumerate(self.parents):
             if parent != TOP:
@@ -159,7 +160,7 @@ class LabelTree:
 
     @cached_property
     def levels(self) -> tuple[int, ...]:
-        """Of each node how many nodes lie above it: 0 for a top."""
+        """Number of nodes above each node: 0 for a root node."""
         found = [-1] * len(self)
         front = [node for node, parent in enumerate(self.parents) if parent == TOP]
         level = 0
@@ -177,14 +178,14 @@ class LabelTree:
 
     @cached_property
     def paths(self) -> tuple[Path, ...]:
-        """Of each node its names from the top down: nodes x depth memory, see :meth:`path`."""
+        """Each node's names from its root node down: nodes x depth memory, see :meth:`path`."""
         found: dict[int, Path] = {TOP: ()}
         for node in sorted(range(len(self)), key=self.levels.__getitem__):
             found[node] = (*found[self.parents[node]], self.names[node])
         return tuple(found[node] for node in range(len(self)))
 
     def path(self, node: int) -> Path:
-        """Names from the top down to this node."""
+        """Return the names from the root node down to this node."""
         return tuple(self.names[above] for above in self.ancestors(node))
 
     def index(self, path: Sequence[str]) -> int:
@@ -210,7 +211,7 @@ class LabelTree:
         return known[-1] if known else None
 
     def covers(self, a: int, b: int) -> bool:
-        """Say whether ``a`` is ``b`` or lies above it, in constant time.
+        """Tell whether ``a`` is ``b`` or lies above it, in constant time.
 
         Raises:
             UnknownLabelError: if one is not a node's id.
@@ -219,7 +220,7 @@ class LabelTree:
         return bool(enter[self._node(a)] <= enter[self._node(b)] < leave[a])
 
     def ancestors(self, node: int) -> tuple[int, ...]:
-        """Ids from the top down to this node, which is the last.
+        """Return the ids from the root node down to this node, which is the last.
 
         Raises:
             UnknownLabelError: if it is not a node's id.
@@ -248,7 +249,7 @@ class LabelTree:
         return None if above == TOP else above
 
     def level_nodes(self, level: int) -> tuple[int, ...]:
-        """Ids of the nodes on this level, ascending; level 0 holds the tops.
+        """Return the ids of the nodes on this level, ascending; level 0 holds the root nodes.
 
         Raises:
             TreeError: if the tree has no such level.

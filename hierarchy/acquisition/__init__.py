@@ -1,4 +1,4 @@
-"""Which images to ask about next: variety before a model knows much, doubt once it does.
+"""Acquisition: diverse images before a model knows much, uncertain ones once it does.
 
 `ask` is the whole; the rules it is mixed from, and those it was compared with, are here as well.
 Pure numpy: the process that orders a project's tasks need not load a network library for it.

@@ -79,7 +79,7 @@ def _members(belongs: Ints) -> list[Ints]:
 
 
 def mean_distance(vectors: Floats, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Of each of n vectors the mean distance to its nearest others, at most ``NEIGHBOURS``."""
+    """Return each vector's mean distance to at most ``NEIGHBOURS`` nearest others, ``(n,)``."""
     others = np.arange(len(vectors))
     if len(others) > REFERENCES:
         others = np.sort(rng.choice(others, REFERENCES, replace=False))

@@ -1,4 +1,4 @@
-"""Where images are compared: standardised features, fewer channels, clusters, near-duplicates.
+"""Embedding of images: standardised features, fewer channels, clusters, near-duplicates.
 
 B images, T of them answered, C channels before and c after the projection, k clusters.
 """
@@ -185,7 +185,7 @@ def _means(vectors: Floats, belongs: Ints, centres: Floats) -> Floats:
 
 
 def twin_ranks(vectors: Floats, belongs: Ints, order: Ints, taken: int, *, alike: float) -> Ints:
-    """Of each image how many near-duplicates of it come before it; answered ones come first.
+    """Count each image's near-duplicates that come before it; answered images come first.
 
     Images are compared within their cluster only: near-duplicates share it but for those that
     straddle a border. The first image of a group that comes speaks for all that are like it.

@@ -32,7 +32,7 @@ ALIKE = 0.97
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """Where to go on.
+    """The order of a pool.
 
     Attributes:
         order: ``(B,)`` all positions of the pool, most useful first.

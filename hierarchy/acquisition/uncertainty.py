@@ -39,7 +39,7 @@ def leaf_probabilities(log_p: Doubles, tree: LabelTree) -> Doubles:
 
 
 def margin(log_p: Doubles, tree: LabelTree) -> Doubles:
-    """How far the best leaf is ahead of the second, ``(B,)`` in [0, 1]; a small one is in doubt.
+    """Return the best leaf's lead over the second, ``(B,)`` in [0, 1]; a small one is uncertain.
 
     Scheffer, Decomain, Wrobel, "Active Hidden Markov Models" (2001). In a tree of one leaf there
     is no second, and no doubt: 1.

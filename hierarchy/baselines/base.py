@@ -13,7 +13,7 @@ from hierarchy.errors import ShapeError
 from hierarchy.tree import LabelTree
 
 OutputsT = TypeVar("OutputsT")
-"""What a method computes of a batch: a tensor, or a frozen dataclass of tensors."""
+"""The outputs of a method for a batch: a tensor, or a frozen dataclass of tensors."""
 
 
 class Baseline(nn.Module, ABC, Generic[OutputsT]):

@@ -61,7 +61,7 @@ def paths(tree: LabelTree, device: torch.device) -> Paths:
 
 @dataclass(frozen=True)
 class Known:
-    """What each image's label says of each node.
+    """Labels read as facts about every node.
 
     Attributes:
         holds: ``(B, N)`` bool: the node is the target or lies above it.

@@ -1,4 +1,4 @@
-"""How good: accuracy, agreement of levels, calibration, distance, ranking, risk-coverage.
+"""Metrics: accuracy, consistency, calibration, severity of mistakes, ranking, risk-coverage.
 
 Rates in [0, 1], None where nothing can be judged. :func:`evaluate` gathers everything; plots and
 single figures take the functions of the modules below. Numpy only.

@@ -1,4 +1,4 @@
-"""How often right: by level, whole paths, and whether the levels agree with each other.
+"""Accuracy by level and of whole paths, and consistency between levels.
 
 Letters: n images, N nodes, L levels.
 """
@@ -63,12 +63,12 @@ def right_by_level(answers: Ints, targets: Ints, tree: LabelTree) -> Ints:
 
 
 def whole_path(answers: Ints, targets: Ints, tree: LabelTree) -> Flags:
-    """Whether all levels down to the target are right, each read on its own, ``(n,)``."""
+    """Tell whether all levels down to the target are right, each read on its own, ``(n,)``."""
     return np.asarray((right_by_level(answers, targets, tree) != 0).all(axis=1))
 
 
 def consistent(answers: Ints, leaf: Ints, tree: LabelTree) -> Flags:
-    """Whether the levels' answers form one path, ``(n,)``: from the best leaf upward.
+    """Tell whether the levels' answers form one path, ``(n,)``: from the best leaf upward.
 
     In a ragged tree the leaf may lie on any level; levels below it say nothing and are not asked.
 

@@ -1,6 +1,6 @@
-"""What the metrics ask of a tree, for many nodes at once: lines of ancestors, leaves below.
+"""Relations between many nodes of a tree at once: paths of ancestors, leaves below.
 
-A node of -1 is "nothing answered": the root above all tops.
+A node of -1 is "nothing answered": the root above all root nodes.
 Letters: n images, N nodes, L levels.
 """
 
@@ -49,7 +49,7 @@ def known(nodes: Ints, tree: LabelTree, *, least: int = 0) -> Ints:
 
 
 def ancestor_paths(nodes: Ints, tree: LabelTree) -> Ints:
-    """Each node's line from the top down, ``(n,)`` -> ``(n, L)``: -1 below the node itself.
+    """Return paths from the root node down, ``(n,)`` -> ``(n, L)``: -1 below the node itself.
 
     Example:
         >>> tree = LabelTree.from_paths([("Fruit", "Pear"), ("Milk",)])
@@ -69,12 +69,12 @@ def ancestor_paths(nodes: Ints, tree: LabelTree) -> Ints:
 
 
 def shared(one: Ints, other: Ints) -> Ints:
-    """How many nodes two lines have in common, ``(n, L)`` twice -> ``(n,)``: a run from the top."""
+    """Count the nodes that two paths have in common, ``(n, L)`` twice -> ``(n,)``."""
     return np.asarray(((one == other) & (one != TOP)).sum(axis=1), dtype=np.int64)
 
 
 def covers(above: Ints, below: Ints, tree: LabelTree) -> Flags:
-    """Whether each node is the other or lies above it; "nothing" covers all. They broadcast."""
+    """Tell whether nodes are the others or lie above them; "nothing" covers all. They broadcast."""
     of = tree.arrays
     inside = (of.enter[above] <= of.enter[below]) & (of.enter[below] < of.leave[above])
     return np.asarray((above == TOP) | (inside & (below != TOP)))
@@ -90,7 +90,7 @@ def judged(answers: Ints, targets: Ints, tree: LabelTree) -> Ints:
 
 
 def information(nodes: Ints, tree: LabelTree) -> Floats:
-    """How much an answer tells, any shape: 1 for a leaf, 0 for nothing.
+    """Return the information of answers, any shape: 1 for a leaf, 0 for nothing.
 
     ``1 - log(leaves below) / log(all leaves)``, the entropy that is gone when all leaves are
     equally likely beforehand (Goren et al., "Hierarchical Selective Classification", NeurIPS
@@ -126,12 +126,12 @@ def sibling_leaves(tree: LabelTree) -> tuple[int, ...]:
 
 
 def on_siblings(targets: Ints, tree: LabelTree) -> Flags:
-    """Which images' targets are among :func:`sibling_leaves`, ``(n,)``."""
+    """Tell which images' targets are among :func:`sibling_leaves`, ``(n,)``."""
     mask = np.zeros(len(tree), dtype=np.bool_)
     mask[list(sibling_leaves(tree))] = True
     return np.asarray(mask[targets])
 
 
 def on_leaves(targets: Ints, tree: LabelTree) -> Flags:
-    """Which images' targets are leaves, ``(n,)``."""
+    """Tell which images' targets are leaves, ``(n,)``."""
     return np.asarray(tree.arrays.height[targets] == 0)

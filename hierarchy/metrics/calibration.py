@@ -1,4 +1,4 @@
-"""Whether stated probabilities come true: calibration error and log-loss."""
+"""Calibration of stated probabilities: expected calibration error and log-loss."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ LEAST_LOG = float(np.log(np.finfo(np.float64).eps))
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far stated probabilities are from what came true; None where nothing could be judged.
+    """Distance of stated probabilities from what came true; None where nothing could be judged.
 
     Attributes:
         ece: expected calibration error of the answers, 15 bins.

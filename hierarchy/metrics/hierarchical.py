@@ -1,4 +1,4 @@
-"""How far off: shared ancestors, and how bad a mistake is.
+"""Hierarchical metrics: shared ancestors, and the severity of mistakes.
 
 An answer is any node, -1 for nothing (the root above all tops). What lies below the target is not
 known and never held against an answer. Letters: n images.

@@ -35,7 +35,7 @@ class LevelScores:
     """One level: of the images whose target lies on it or deeper.
 
     Attributes:
-        level: 1 for the tops.
+        level: 1 for the root nodes.
         accuracy: share whose answer on this level is right; None if no image can be judged.
         calibration: of the answers on this level, and -log P of its true node.
     """
@@ -47,7 +47,7 @@ class LevelScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """How good a classifier is on some images; None where nothing could be judged.
+    """Figures of a classifier on some images; None where nothing could be judged.
 
     Attributes:
         images: how many there are.
