@@ -1,23 +1,18 @@
-"""Which part gives way first when there is much of everything, from unit costs measured here.
+"""Unit costs of an installation: what one of each takes on this machine.
 
     python -m benchmarks.scale --data ../shared/data/grocery [--json PATH]
 
-Measures what one of each costs (an annotation event, a visit, an image, a look at a project, a
-task's refresh, a training), on loopback, with a stand-in where Label Studio is. Then divides: how
-much of it one core, one server or one worker bears, and what a load would need. The load is by
-default that of 10 million tasks, 1,000 projects, 100 annotators who each answer once a second, and
-100,000 labels; every number can be given.
+An annotation event, a visit, an image, a look at a project, an answer in a large tree: measured
+on loopback, with a stand-in where Label Studio is. docs/scale.md divides a load by them.
 """
 
-import math
-import os
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,32 +41,6 @@ CONNECTIONS: Final = 16
 
 #: Projects that a reconciler looks after while one look is timed.
 PROJECTS: Final = 200
-
-#: Seconds of a training of 2,640 images: `benchmarks.training`.
-TRAINING: Final = 20.0
-
-#: Seconds that Label Studio takes to store a prediction (sqlite): `benchmarks.refresh` on a real
-#: one.
-STORING: Final = 0.003
-
-
-@dataclass(frozen=True)
-class Load:
-    """What is asked of an installation.
-
-    Attributes:
-        tasks: in all projects together.
-        projects: of which each has its own model.
-        answers: annotations a second, all annotators together.
-        labels: nodes of the largest tree.
-        every: answers of a project after which it is trained anew.
-    """
-
-    tasks: int = 10_000_000
-    projects: int = 1000
-    answers: float = 100.0
-    labels: int = 100_000
-    every: int = 20
 
 
 @contextmanager
@@ -102,7 +71,7 @@ def register(parts: Parts, stand: Stand, number: int) -> Project:
 # Unit costs, in seconds of one core unless their names say otherwise
 
 
-def of_pictures(parts: Parts, known: Project, folder: Path) -> dict[str, float]:
+def of_images(parts: Parts, known: Project, folder: Path) -> dict[str, float]:
     """A new image, one seen before, and what is kept of each."""
     ours = parts.settings
     extractors = FeatureExtractors(
@@ -224,116 +193,22 @@ def of_large_trees(labels: int) -> dict[str, float]:
     return {"answer in the largest tree, wall": measure(tree, repeats=10)["whole"] / 1000}
 
 
-# What a load needs
-
-
-@dataclass(frozen=True)
-class Need:
-    """What one part of a load needs.
-
-    Attributes:
-        what: the part.
-        cores: processors that are busy with it all the time; None where time is what matters.
-        words: the same for people, and what the operator adds.
-    """
-
-    what: str
-    cores: float | None
-    words: str
-
-
-def needs(load: Load, cost: dict[str, float]) -> list[Need]:
-    """Dearest first: that is what gives way first."""
-    trainings = load.answers / load.every
-    share = load.answers / load.projects
-    round_s = load.projects * cost["look at a project, wall"]
-    glance_s = load.projects * cost["glance at a project, wall"]
-    everything = load.tasks * cost["new image"]
-    refresh = load.tasks / load.projects * (cost["image seen before"] + STORING)
-    kept = load.tasks * cost["bytes kept of an image"]
-    rows = [
-        Need(
-            "training",
-            trainings * TRAINING,
-            f"{trainings:.1f} trainings per second are asked for, one after {load.every} answers "
-            f"of a project; a worker does one in {TRAINING:.0f} s. One runs and one waits per "
-            "project, so projects fall behind rather than queues grow: with W workers each is "
-            f"trained every {load.projects * TRAINING:.0f} s / W, after "
-            f"{share * load.projects * TRAINING:.0f} / W answers",
-        ),
-        Need(
-            "pre-labels for visits",
-            load.answers * cost["new image"],
-            "if no visited task had features yet; add servers behind a balancer",
-        ),
-        Need(
-            "answers, were all trees the largest",
-            load.answers * cost["answer in the largest tree, wall"],
-            f"a tree of {load.labels} nodes; most of it is reading the last layers' weights, which "
-            "requests that meet share",
-        ),
-        Need(
-            "annotation events",
-            load.answers * cost["event"],
-            f"a server takes {cost['events a second at one server']:.0f} a second",
-        ),
-        Need(
-            "health and setup at each visit",
-            load.answers * cost["setup"],
-            f"a server takes {cost['setups a second at one server']:.0f} a second",
-        ),
-        Need(
-            "reconciling",
-            (round_s / 60 + glance_s) / 1,
-            f"hints of all projects in {glance_s:.1f} s a round, Label Studio in {round_s:.0f} s a "
-            "minute: one process up to "
-            f"{60 / (cost['look at a project, wall'] + 60 * cost['glance at a project, wall']):.0f}"
-            " projects",
-        ),
-    ]
-    rows.sort(key=lambda row: -(row.cores or 0))
-    rows += [
-        Need(
-            "first features of every task",
-            None,
-            f"{everything / 3600:.0f} core hours, {kept / 1e9:.0f} GB of cache (HRN_CACHE_GB) to "
-            "keep them all; fewer are worked out again",
-        ),
-        Need(
-            "refresh after a new version",
-            None,
-            f"{refresh / 60:.1f} minutes a project of {load.tasks / load.projects:.0f} tasks, "
-            f"{100 * STORING / (STORING + cost['image seen before']):.0f} % of it Label Studio's "
-            "own storing",
-        ),
-    ]
-    return rows
-
-
 def main() -> None:
-    """Measure, divide, print."""
+    """Measure and print."""
     parser = arguments(__doc__)
-    for name, value in asdict(Load()).items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
+    parser.add_argument("--labels", type=int, default=100_000, help="nodes of the largest tree")
     given = parser.parse_args()
     folder = given.data / "train"
-    load = Load(**{name: getattr(given, name) for name in asdict(Load())})
     cost: dict[str, float] = {}
     with installation(folder) as (parts, stand):
         known = register(parts, stand, 1)
         version = release(parts, known)
         cost["bytes of a version"] = parts.store.manifest(known.key, version)["weights_bytes"]
-        cost |= of_pictures(parts, known, folder)
+        cost |= of_images(parts, known, folder)
         cost |= of_events(parts, known)
         cost |= of_reconciling(parts, stand)
-        cost |= of_large_trees(load.labels)
-    rows = needs(load, cost)
-    print(f"\n| part | cores | what it means ({os.cpu_count()} cores here) |\n|---|---:|---|")
-    for row in rows:
-        shown = "" if row.cores is None else f"{math.ceil(10 * row.cores) / 10:.1f}"
-        print(f"| {row.what} | {shown} | {row.words} |")
-    told = {"load": asdict(load), "unit costs": cost, "needs": [asdict(row) for row in rows]}
-    report(told, given.json)
+        cost |= of_large_trees(given.labels)
+    report({"labels of the largest tree": given.labels, "unit costs": cost}, given.json)
 
 
 if __name__ == "__main__":
