@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -110,7 +110,6 @@ def test_no_more_clusters_than_pictures() -> None:
 
 
 @given(st.integers(1, 30), st.integers(0, 10), st.integers(0, 35), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
 def test_typical_takes_each_picture_once_and_empty_clusters_first(
     pool: int, taken: int, count: int, seed: int
 ) -> None:
@@ -160,7 +159,6 @@ def test_typical_goes_where_no_answer_is() -> None:
 
 
 @given(st.integers(1, 20), st.integers(0, 6), st.integers(0, 25), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
 def test_k_center_agrees_with_its_definition(pool: int, taken: int, count: int, seed: int) -> None:
     both = unit(pool + taken, 4, seed)
     found = k_center(both[:pool], count, taken=both[pool:]).tolist()
@@ -177,7 +175,6 @@ def test_k_center_agrees_with_its_definition(pool: int, taken: int, count: int, 
 
 
 @given(trees(), st.integers(0, 99))
-@settings(deadline=None)
 def test_margin_and_entropy_agree_with_their_definitions(tree: LabelTree, seed: int) -> None:
     log_p = said(tree, 3, seed)
     for row, lead, bits in zip(log_p, margin(log_p, tree), entropy(log_p, tree), strict=True):
@@ -219,7 +216,6 @@ def test_a_near_duplicate_ranks_behind_what_it_is_like() -> None:
     st.floats(0, 1),
     st.sampled_from(["model", "no model"]),
 )
-@settings(max_examples=60, deadline=None)
 def test_the_order_holds_every_picture_once(
     tree: LabelTree, pool: int, taken: int, count: int, seed: int, chance: float, what: str
 ) -> None:

@@ -142,7 +142,6 @@ def test_limits_are_part_of_the_fit() -> None:
     assert fitted.mean_depth == pytest.approx(2 * fitted.given)
 
 
-@settings(max_examples=40)
 @given(st.integers(0, 1000), st.sampled_from([20, 60, 200]), st.sampled_from([0.7, 0.9, 0.95]))
 def test_what_is_claimed_holds_on_the_evidence_itself(seed: int, count: int, target: float) -> None:
     _, seen = drawn(np.random.default_rng(seed), count)

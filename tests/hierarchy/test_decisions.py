@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -134,7 +134,6 @@ def scored(tree: LabelTree, count: int, draw: np.random.Generator) -> tuple[Floa
     return np.log(whole / (whole[:, tops].sum(axis=1, keepdims=True) + 0.5)), truth
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     trees(),
     st.integers(0, 2**32 - 1),

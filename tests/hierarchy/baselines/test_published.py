@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -177,7 +177,6 @@ def test_the_default_sizes_are_the_published_ones() -> None:
     assert sum(p.numel() for p in head.parameters()) == 2 * block + classifiers
 
 
-@settings(max_examples=40)
 @given(
     tree=trees(),
     blocks=st.sampled_from(["own", "shared"]),
@@ -202,7 +201,6 @@ def test_each_ablation_puts_levels_together_as_it_says(
     assert_close(found.leaf_logits, head.classify_leaves(h[-1]))
 
 
-@settings(max_examples=60)
 @given(
     tree=trees(max_nodes=8),
     parts=st.sampled_from(["both", "tree", "leaf"]),
