@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from evaluation.harness import machine
 from hierarchy import LabelTree
 from hierarchy.depth_selection import DepthRule
-from inference.store import ModelStore
-from studio.image_fetcher import FetchedImage
+
+if TYPE_CHECKING:  # processes that only send photos do not wait for torch
+    from inference.store import ModelStore
+    from studio.image_fetcher import FetchedImage
 
 HERE: Final = Path(__file__).resolve().parents[1]
 
@@ -32,6 +33,8 @@ def arguments(doc: str | None, *, data: bool = True) -> argparse.ArgumentParser:
 
 def report(found: Mapping[str, Any], file: Path | None) -> None:
     """Print figures with the machine that they are of, and write them where asked."""
+    from evaluation.harness import machine
+
     text = json.dumps({"machine": machine(), **found}, indent=1)
     print(text)
     if file is not None:
@@ -92,8 +95,10 @@ def tree_of(folder: Path) -> LabelTree:
     return LabelTree.from_paths(sorted({file.relative_to(folder).parts[:-1] for file in files}))
 
 
-def photos(folder: Path) -> Callable[[str, int | None], FetchedImage]:
+def photos(folder: Path) -> "Callable[[str, int | None], FetchedImage]":
     """Return a fetcher that gives the nth photo, over and over, each time with another end."""
+    from studio.image_fetcher import FetchedImage
+
     files = sorted(folder.rglob("*.jpg"))
 
     def fetch(ref: str, _task: int | None) -> FetchedImage:
@@ -110,7 +115,7 @@ def sure_rule(tree: LabelTree) -> DepthRule:
 
 
 def publish(
-    store: ModelStore,
+    store: "ModelStore",
     key: str,
     tree: LabelTree,
     network: Mapping[str, Any],
