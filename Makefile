@@ -73,11 +73,12 @@ coverage: chromium axe redis install .venv-upstream/.done ## all tests, with the
 	.venv/bin/python -m pytest --cov --cov-report=term -m "not chaos and not image"
 
 # Most wait, for a lease to end or a process to come back: they go side by side. Those that measure go alone.
-chaos: install ## kill, starve and flood it for some 25 minutes, on loopback; prints what was tried; SEED=6 for another draw
+chaos: install ## kill, starve and flood it for some 25 minutes, on loopback; prints what was tried; property tests on random examples; SEED=6 for another draw
 	rm -f var/faults.jsonl
 	export CHAOS_FAULTS=var/faults.jsonl CHAOS_SEED=$(SEED) failed=0; \
 	.venv/bin/python -m pytest -n 2 --dist loadfile --hypothesis-seed=$(SEED) -m "(chaos or not chaos) and not alone" tests/chaos || failed=1; \
 	.venv/bin/python -m pytest --hypothesis-seed=$(SEED) -m alone tests/chaos || failed=1; \
+	.venv/bin/python -m pytest -n 2 --dist loadfile --hypothesis-seed=$(SEED) -m "not slow" tests/hierarchy || failed=1; \
 	exit $$failed
 
 chromium:

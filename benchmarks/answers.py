@@ -6,19 +6,15 @@ The parts are timed one by one in the same turn: the head of the default trainin
 probabilities of all nodes, the choice of depth.
 """
 
-import argparse
-import json
-import platform
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 
+from benchmarks.common import arguments, report, sure_rule
 from hierarchy import LabelTree, log_marginals
-from hierarchy.choice import DepthRule
 from hierarchy.heads import HRNHead
 from inference.predictor import Predictor
 from worker.training_config import TrainingConfig
@@ -47,13 +43,11 @@ def measure(tree: LabelTree, *, repeats: int) -> dict[str, float]:
     """Return the median milliseconds of each part and of the whole, for one image."""
     config = TrainingConfig.for_networks(CHANNELS)
     head = HRNHead(tree, sum(CHANNELS), dropout=config.dropout, **config.sizes()).eval()
-    levels = tree.depth
-    rule = DepthRule(target=0.9, price=1.0, platt=((1.0, 0.0),) * levels)
     predictor = Predictor(
         version="v1",
         tree=tree,
         head=head,
-        rule=rule,
+        rule=sure_rule(tree),
         backbone=("none", ""),
         backbone_weights={},
         manifest={},
@@ -79,9 +73,8 @@ def measure(tree: LabelTree, *, repeats: int) -> dict[str, float]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Print a table and, where asked, write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path)
+    """Measure and print."""
+    parser = arguments(__doc__, data=False)
     parser.add_argument("--nodes", type=int, default=100_000)
     parser.add_argument("--levels", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=30)
@@ -90,13 +83,8 @@ def main(words: Sequence[str] | None = None) -> None:
     tree = grow(asked.nodes, asked.levels)
     built = time.perf_counter() - began
     found = measure(tree, repeats=asked.repeats)
-    print(f"{len(tree)} nodes, {tree.depth} levels, built in {built:.2f} s")
-    for name, milliseconds in found.items():
-        print(f"{name:14} {milliseconds:8.2f} ms")
-    if asked.json:
-        told = {"nodes": len(tree), "levels": tree.depth, "built_s": built, "ms": found}
-        told |= {"machine": platform.machine(), "threads": torch.get_num_threads()}
-        asked.json.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    told = {"nodes": len(tree), "levels": tree.depth, "built_s": built, "ms": found}
+    report({**told, "threads": torch.get_num_threads()}, asked.json)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ programs on the machine do not change much. Files come from the operating system
 
 import argparse
 import hashlib
-import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.harness import machine
+from benchmarks.common import report
 from inference.augmentation import PLAIN
 from inference.feature_cache import FeatureCache
 
@@ -73,12 +71,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), arguments.images)
         size = FeatureCache(Path(folder)).size()
-    for name, seconds in found.items():
-        print(f"{name}: {seconds['wall']:.2f} s, processor {seconds['processor']:.2f} s")
     per_image = size.nbytes / arguments.images
-    print(f"{per_image:.0f} bytes per image")
-    told = {"machine": machine(), "cores": os.cpu_count(), "seconds": found}
-    print(json.dumps({**told, "images": arguments.images, "bytes per image": per_image}))
+    report({"seconds": found, "images": arguments.images, "bytes per image": per_image}, None)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from hierarchy.calibration import Evidence, fit_rule
-from hierarchy.choice import choose_depth, corrected, logits
+from hierarchy.depth_selection import choose_depth, corrected, logits
 
 #: Log-odds by which one kind is right more often, the other less often, than is stated.
 DISTANCE: Final = 0.8

@@ -4,7 +4,7 @@
 
 A server of images and the other servers are processes of their own, on loopback. In each round all
 of them answer 64 images that they have not seen, one after the other. The limit is the sum of
-decoding, resizing and the best engine's forward on the same pictures, both cores busy, no HTTP.
+decoding, resizing and the best engine's forward on the same images, both cores busy, no HTTP.
 """
 
 import argparse
@@ -14,14 +14,13 @@ import io
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -29,7 +28,8 @@ from typing import Any, Final
 import numpy as np
 import psutil
 
-HERE: Final = Path(__file__).resolve().parents[1]
+from benchmarks.common import arguments, free_port, publish, report, running, tree_of
+
 PICTURES: Final = 64
 CLIENTS: Final = 32
 NETWORKS: Final = ("tf_efficientnet_lite0", "tf_efficientnet_lite2")
@@ -148,38 +148,6 @@ def train_for_ever() -> None:
         steps.step()
 
 
-@contextmanager
-def running(
-    words: Sequence[str], log: Path, **environment: str
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of ours, ended behind."""
-    with log.open("ab") as told:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *words],
-            env={**os.environ, **environment},
-            stdout=told,
-            stderr=told,
-            cwd=HERE,
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        process.kill()
-        process.wait(20)
-
-
-def free_port() -> int:
-    """One that nothing listens on now."""
-    import socket
-
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return int(made.getsockname()[1])
-
-
 # Asking
 
 
@@ -214,16 +182,14 @@ def first_answer(port: int, path: str, body: dict[str, Any] | None, began: float
 
 
 class Bench:
-    """What all measurements share: photos, a project with its versions, the server of pictures."""
+    """What all measurements share: photos, a project with its versions, the server of images."""
 
     def __init__(self, folder: Path, home: Path, port: int) -> None:
-        from hierarchy import LabelTree
         from inference.store import ModelStore, Project, project_key
         from studio.label_config_writer import taxonomy_config
 
         self.files = sorted(folder.rglob("*.jpg"))
-        paths = {file.relative_to(folder).parts[:-1] for file in self.files}
-        self.tree = LabelTree.from_paths(sorted(paths))
+        self.tree = tree_of(folder)
         self.config = taxonomy_config(self.tree)
         self.site = f"http://127.0.0.1:{port}"
         self.home = home
@@ -234,21 +200,9 @@ class Bench:
         self._at = 0
 
     def publish(self, fingerprint: str, seed: int) -> None:
-        """A new live version with fresh weights."""
-        from hierarchy.choice import DepthRule
-        from inference.predictor import build_head
-
-        rule = DepthRule(0.9, 1e-6, ((1.0, 0.0),) * self.tree.depth)
-        manifest = {
-            "tree": self.tree.to_json(),
-            "network": {**HEAD, "seed": seed},
-            "backbone": {"name": "+".join(NETWORKS), "fingerprint": fingerprint},
-            "calibration": {"rule": rule.to_json()},
-            "metrics": {},
-        }
-        weights = build_head(self.tree, manifest["network"]).state_dict()
-        version = self.store.publish(self.project.key, manifest, weights)
-        self.store.point(self.project.key, version, reason="benchmark")
+        """Publish a new live version with fresh weights."""
+        backbone = {"name": "+".join(NETWORKS), "fingerprint": fingerprint}
+        publish(self.store, self.project.key, self.tree, {**HEAD, "seed": seed}, backbone)
 
     def draw(self, count: int = PICTURES) -> list[int]:
         """The next photos' numbers."""
@@ -370,21 +324,21 @@ def crowd(bench: Bench, ports: dict[str, int], count: int) -> dict[str, float]:
 def busy(bench: Bench, port: int, log: Path, seconds: float) -> dict[str, float]:
     """The 99th percentiles of /health and /setup while the server is at work.
 
-    On 64 pictures of one client, then while a training runs beside it, then for many clients.
+    On 64 images of one client, then while a training runs beside it, then for many clients.
     """
     found: dict[str, float] = {}
     for what in ("predicting", "predicting and training", "predicting for many"):
-        clients, pictures = (CLIENTS, 1) if what.endswith("many") else (1, PICTURES)
+        clients, images = (CLIENTS, 1) if what.endswith("many") else (1, PICTURES)
         with ExitStack() as stack:
             if what.endswith("training"):
                 stack.enter_context(running(["benchmarks.predict", "--train"], log))
                 time.sleep(5)
             over = threading.Event()
 
-            def predict(over: threading.Event = over, pictures: int = pictures) -> None:
+            def predict(over: threading.Event = over, images: int = images) -> None:
                 caller = Caller(port)
                 while not over.is_set():
-                    caller.ask("/predict", bench.new(bench.draw(pictures)))
+                    caller.ask("/predict", bench.new(bench.draw(images)))
 
             threads = [threading.Thread(target=predict) for _ in range(clients)]
             for thread in threads:
@@ -404,7 +358,7 @@ def busy(bench: Bench, port: int, log: Path, seconds: float) -> dict[str, float]
 
 
 def memory(bench: Bench, port: int, server: int, tasks: int) -> dict[str, float]:
-    """Resident GB after half of the tasks and after all, each of a picture that was not seen."""
+    """Resident GB after half of the tasks and after all, each of an image that was not seen."""
     caller, found = Caller(port), {}
     for done in range(0, tasks, PICTURES):
         caller.ask("/predict", bench.new(bench.draw()))
@@ -433,18 +387,16 @@ def resident(parent: int) -> float:
 
 def main() -> None:
     """Measure, print a table, and write it where asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path)
+    parser = arguments(__doc__, data=False)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--long", action="store_true", help="10,000 predictions for the memory")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--pictures", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--images", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--rival", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     parts: list[tuple[bool, Callable[[], None]]] = [
-        (asked.pictures is not None, lambda: serve_pictures(asked.data, asked.pictures)),
+        (asked.images is not None, lambda: serve_pictures(asked.data, asked.images)),
         (asked.rival is not None, lambda: serve_rival(*asked.rival)),
         (asked.alone, serve_alone),
         (asked.train, train_for_ever),
@@ -453,13 +405,7 @@ def main() -> None:
         if wanted:
             return part()
     found = measure(asked.data, rounds=asked.rounds, tasks=10_000 if asked.long else 1_280)
-    for name, value in found.items():
-        print(f"{name:40} {value:10.3f}")
-    if asked.json:
-        from evaluation.harness import machine
-
-        told = {"machine": machine(), "cores": os.cpu_count(), "measured": found}
-        asked.json.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    report({"measured": found}, asked.json)
     return None
 
 
@@ -468,15 +414,15 @@ def measure(data: Path, *, rounds: int, tasks: int) -> dict[str, float]:
     from inference.backbone import load_backbone
 
     folder, me = data / "train", "benchmarks.predict"
-    ports = {name: free_port() for name in ("pictures", "ours", "alone", "example", "plain batch")}
+    ports = {name: free_port() for name in ("images", "ours", "alone", "example", "plain batch")}
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         home, log = Path(place), Path(place) / "log"
 
         def start(*words: str, **environment: str) -> int:
             return stack.enter_context(running(words, log, **environment)).pid
 
-        start(me, "--data", str(folder), "--pictures", str(ports["pictures"]))
-        bench = Bench(folder, home, ports["pictures"])
+        start(me, "--data", str(folder), "--images", str(ports["images"]))
+        bench = Bench(folder, home, ports["images"])
         mark = "+".join(load_backbone(name).fingerprint for name in NETWORKS)
         bench.publish(mark, 0)
         ours = {

@@ -12,8 +12,6 @@ may be littered. Redis is REDIS_URL, or an embedded one.
 """
 
 import argparse
-import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -28,14 +26,10 @@ from typing import Any
 
 import torch
 
-from cli import redis_server
-from evaluation.harness import machine
-from hierarchy import LabelTree
-from hierarchy.choice import DepthRule
+from benchmarks.common import arguments, photos, publish, redis, report, tree_of
 from inference.extractors import FeatureExtractors
-from inference.predictor import KIND, build_head
+from inference.predictor import KIND
 from inference.store import UNTRAINED, Project, project_key
-from studio.image_fetcher import FetchedImage
 from studio.label_config import parse_label_config
 from studio.label_config_writer import taxonomy_config
 from studio.schemas import project_key as project_name
@@ -68,15 +62,8 @@ class Clock:
         vars(owner)[name] = timed
 
 
-def tree_of(folder: Path) -> LabelTree:
-    """A folder of folders."""
-    files = sorted(folder.rglob("*.jpg"))
-    return LabelTree.from_paths(sorted({file.relative_to(folder).parts[:-1] for file in files}))
-
-
 def prepare(parts: Parts, folder: Path, count: int, *, real: bool) -> tuple[Project, float]:
-    """The project with its tasks, its pictures' features in the cache, and the seconds of that."""
-    files = sorted(folder.rglob("*.jpg"))
+    """The project with its tasks, its images' features in the cache, and the seconds of that."""
     rows = [{"data": {"image": f"{n}.jpg"}} for n in range(1, count + 1)]
     if real:
         made = parts.studio.create_project("Refresh", taxonomy_config(tree_of(folder)))
@@ -88,14 +75,13 @@ def prepare(parts: Parts, folder: Path, count: int, *, real: bool) -> tuple[Proj
     key = project_key(parts.settings.label_studio_url, name)
     known = Project(key, number, name, parts.settings.label_studio_url, config)
 
-    def fetch(ref: str, _task: int | None) -> FetchedImage:
-        number = int(Path(ref).stem)
-        data = files[number % len(files)].read_bytes() + str(number).encode()
-        return FetchedImage(hashlib.sha256(data).hexdigest(), data)
-
     ours = parts.settings
     extractors = FeatureExtractors(
-        ours.cache, fetch, networks=ours.networks, device=ours.device, decode=parts.decoders
+        ours.cache,
+        photos(folder),
+        networks=ours.networks,
+        device=ours.device,
+        decode=parts.decoders,
     )
     vars(parts)["extractors"] = extractors
     extractor, began = extractors.base(), time.monotonic()
@@ -104,23 +90,13 @@ def prepare(parts: Parts, folder: Path, count: int, *, real: bool) -> tuple[Proj
     return parts.store.register(known), time.monotonic() - began
 
 
-def publish(parts: Parts, known: Project) -> str:
-    """A live version with fresh weights that shows the deepest node of every picture."""
-    tree = parse_label_config(known.label_config).tree
+def release(parts: Parts, known: Project) -> str:
+    """Make a live version with fresh weights that shows the deepest node of every image."""
     extractor = parts.extractors.base()
-    network = {"kind": KIND, "channels": extractor.channels}
-    torch.manual_seed(0)
-    rule = DepthRule(0.9, 1e-6, ((1.0, 0.0),) * tree.depth)
-    manifest = {
-        "tree": tree.to_json(),
-        "network": network,
-        "backbone": {"name": extractor.name, "fingerprint": extractor.fingerprint},
-        "calibration": {"rule": rule.to_json()},
-        "metrics": {},
-    }
-    version = parts.store.publish(known.key, manifest, build_head(tree, network).state_dict())
-    parts.store.point(known.key, version, reason="benchmark")
-    return version
+    tree = parse_label_config(known.label_config).tree
+    network = {"kind": KIND, "channels": extractor.channels, "seed": 0}
+    backbone = {"name": extractor.name, "fingerprint": extractor.fingerprint}
+    return publish(parts.store, known.key, tree, network, backbone)
 
 
 def measure(parts: Parts, known: Project, version: str) -> dict[str, Any]:
@@ -135,22 +111,6 @@ def measure(parts: Parts, known: Project, version: str) -> dict[str, Any]:
     whole = time.monotonic() - began
     theirs = sum(clock.seconds.values())
     return {**ended, "whole": whole, "ours": whole - theirs, "label_studio": clock.seconds}
-
-
-@contextmanager
-def redis(home: Path) -> Iterator[str]:
-    """REDIS_URL, or an embedded server's until the block ends."""
-    if known := os.environ.get("REDIS_URL"):
-        yield known
-        return
-    process = subprocess.Popen(redis_server.arguments(home), stdout=subprocess.DEVNULL)
-    try:
-        while not redis_server.answers(redis_server.url(home)):
-            time.sleep(0.05)
-        yield redis_server.url(home)
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 @contextmanager
@@ -184,12 +144,10 @@ def stand_in(folder: Path, count: int) -> None:
 
 def main() -> None:
     """Measure the order before a version, and a version's refresh, and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--label-studio", default="")
     parser.add_argument("--token", default="")
     parser.add_argument("--tasks", type=int, default=10_000)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--stand-in", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # as a worker has, see `hrn work`
@@ -213,20 +171,17 @@ def main() -> None:
         real = bool(given.label_studio)
         known, first = prepare(parts, given.data / "train", given.tasks, real=real)
         found = {"untrained": measure(parts, known, UNTRAINED)}
-        found["a new version"] = measure(parts, known, publish(parts, known))
+        found["a new version"] = measure(parts, known, release(parts, known))
     ours = found["a new version"]["ours"]
     told = {
-        "machine": machine(),
         "tasks": given.tasks,
         "label studio": "real" if real else "a stand-in",
         "decoding and backbone, s": first,
-        "refresh without Label Studio, s": ours,
+        "pre-label sync without Label Studio, s": ours,
         "times as fast": first / ours,
         "measured": found,
     }
-    print(json.dumps(told, indent=1))
-    if given.json:
-        given.json.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    report(told, given.json)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,9 @@ are the same map: a vector is the mean of a map, so all positions have one gradi
 n images, L levels; a grid of SIDE x SIDE squares per image.
 """
 
-import argparse
 import hashlib
 import io
-import json
 import os
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -24,13 +21,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.common import arguments, report, sure_rule
 from evaluation.data import load
 from evaluation.features import Extraction, extract, open_image, reference_of
-from evaluation.harness import machine
 from evaluation.methods import fit_hrn
 from evaluation.protocols import Degradation
 from hierarchy import LabelTree
-from hierarchy.choice import DepthRule
 from hierarchy.heads import HRNHead
 from inference.feature_extractor import FeatureExtractor
 from inference.insight import path_of
@@ -53,12 +49,11 @@ CHOICES: Final = {"hottest": (1.0, 0.0), "random": (0.0, 1.0), "coldest": (-1.0,
 
 def predictor_of(head: HRNHead, tree: LabelTree) -> Predictor:
     """Wrap a head as a version that shows whatever is likeliest."""
-    rule = DepthRule(0.9, 1e-6, ((1.0, 0.0),) * tree.depth)
     return Predictor(
         version="v1",
         tree=tree,
         head=head,
-        rule=rule,
+        rule=sure_rule(tree),
         backbone=("", ""),
         backbone_weights={},
         manifest={},
@@ -72,23 +67,23 @@ def as_picture(pixels: NDArray[np.uint8]) -> FetchedImage:
     return FetchedImage(hashlib.sha256(file.getvalue()).hexdigest(), file.getvalue())
 
 
-def square(picture: FetchedImage, extractor: FeatureExtractor) -> NDArray[np.uint8]:
+def square(image: FetchedImage, extractor: FeatureExtractor) -> NDArray[np.uint8]:
     """Decode the middle of an image, ``(S, S, 3)`` with S = SIDE x SQUARE."""
     side = SIDE * SQUARE
-    image = extractor.decoded(picture, at_least=side)
+    image = extractor.decoded(image, at_least=side)
     left, top = ((size - min(image.size)) // 2 for size in image.size)
     middle = image.crop((left, top, left + min(image.size), top + min(image.size)))
     return np.asarray(middle.resize((side, side)))
 
 
-def heat_of(predictor: Predictor, extractor: FeatureExtractor, picture: FetchedImage) -> Floats:
+def heat_of(predictor: Predictor, extractor: FeatureExtractor, image: FetchedImage) -> Floats:
     """Return the heat of each square for each node on the way to the best leaf, ``(L, SIDE^2)``."""
-    vector = extractor.vectors_of_image(picture)
+    vector = extractor.vectors_of_image(image)
     log_p = predictor.log_probabilities(vector[None])
     path = path_of(predictor, log_p[0], predictor.told(log_p)[0].path)
     size = SIDE * SQUARE
     total = np.zeros((len(path), size, size))
-    heats = node_heats(predictor, vector, path, last_maps(extractor, picture))
+    heats = node_heats(predictor, vector, path, last_maps(extractor, image))
     for heat, network in zip(heats, extractor.networks, strict=True):
         part = seen_part((size, size), network.backbone.preparation)
         total += np.stack([spread(one, part, (size, size)) for one in heat])
@@ -106,10 +101,10 @@ def log_odds(predictor: Predictor, vectors: NDArray[np.float16], nodes: list[int
 
 
 def falls(
-    predictor: Predictor, extractor: FeatureExtractor, picture: FetchedImage, places: int, seed: int
+    predictor: Predictor, extractor: FeatureExtractor, image: FetchedImage, places: int, seed: int
 ) -> dict[str, Floats]:
     """Return the fall of the log-odds of each level's best node, ``(L,)``, by choice of places."""
-    pixels = square(picture, extractor)
+    pixels = square(image, extractor)
     whole = as_picture(pixels)
     vector = extractor.vectors_of_image(whole)
     log_p = predictor.log_probabilities(vector[None])
@@ -138,12 +133,10 @@ def without(pixels: NDArray[np.uint8], squares: NDArray[np.int64]) -> NDArray[np
 
 def main() -> None:
     """Train, measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=100, help="of the validation split")
     parser.add_argument("--places", type=int, default=10, help="squares taken away, of 49")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     settings = Settings.from_environ(os.environ)
@@ -169,16 +162,12 @@ def main() -> None:
         for at in drawn.tolist()
     ]
     told = {}
-    print(f"{asked.places} of {SIDE * SIDE} squares: mean fall in nats, coarsest level first")
     for name in CHOICES:
         levels = np.array([one[name] for one in found if len(one[name]) == dataset.tree.depth])
         mean, error = levels.mean(0), levels.std(0, ddof=1) / len(levels) ** 0.5
         told[name] = {"mean": mean.round(3).tolist(), "error": error.round(3).tolist()}
-        cells = [f"{m:7.2f} +- {e:.2f}" for m, e in zip(mean, error, strict=True)]
-        print(f"{name:10}" + "".join(cells))
-    if asked.json:
-        result = {"machine": machine(), "images": len(found), "places": asked.places, "falls": told}
-        asked.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    about = {"images": len(found), "places": asked.places, "of": SIDE * SIDE}
+    report({**about, "fall in nats, coarsest level first": told}, asked.json)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ depth rule and files included, on training images with their leaves. The cache i
 untimed. Wall seconds, so on an otherwise idle machine; those of processors tell how busy it was.
 """
 
-import argparse
-import json
 import os
 import tempfile
 import time
@@ -19,9 +17,9 @@ from typing import Final
 import numpy as np
 import torch
 
+from benchmarks.common import arguments, report
 from evaluation.data import Split, load
 from evaluation.features import open_image, reference_of
-from evaluation.harness import machine
 from evaluation.protocols import Degradation
 from hierarchy import LabelTree
 from inference.answers import answers
@@ -102,16 +100,15 @@ def measure(
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--labels", type=int, help="so many images, drawn at random; all if not")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     torch.set_num_threads(1)  # runs go side by side, as in a worker
     ours = Settings.from_environ(os.environ)
-    dataset = load(arguments.data)
+    dataset = load(given.data)
     split = dataset.train
-    if arguments.labels is not None:
-        drawn = np.random.default_rng(0).permutation(len(split))[: arguments.labels]
+    if given.labels is not None:
+        drawn = np.random.default_rng(0).permutation(len(split))[: given.labels]
         split = split.take(np.sort(drawn))
     config = parse_label_config(taxonomy_config(dataset.tree))
     with tempfile.TemporaryDirectory() as home:
@@ -123,9 +120,8 @@ def main() -> None:
             device="cpu",
         )
         found = measure(parts, config, labels(split, dataset.tree, config))
-    stages = ", ".join(f"{stage} {wall:.1f} ({cpu:.1f})" for stage, (wall, cpu) in found.items())
-    print(f"{len(split)} images, seconds (of processors): {stages}")
-    print(json.dumps({"machine": machine(), "cores": os.cpu_count(), "seconds": found}))
+    seconds = {name: {"wall": wall, "processors": cpu} for name, (wall, cpu) in found.items()}
+    report({"images": len(split), "seconds": seconds}, given.json)
 
 
 if __name__ == "__main__":

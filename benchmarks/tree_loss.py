@@ -1,18 +1,14 @@
 """What the tree loss costs beside a flat cross-entropy: forward and backward, on this machine.
 
-    python benchmarks/tree_loss.py [--json PATH] [--threads 2] [--repeats 30]
+    python -m benchmarks.tree_loss [--json PATH] [--threads 2] [--repeats 30]
 
 Both get the same (batch, N) float32 scores, leaf targets, and turns in one loop, so that whatever
 else the machine does hits both; the figures are medians.
 """
 
-import argparse
-import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from itertools import product
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -73,35 +69,23 @@ def compare(tree: LabelTree, *, batch: int = 64, repeats: int = 30) -> dict[str,
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table; with ``--json``, write it too."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=64, help="pictures (default: %(default)s)")
-    parser.add_argument(
-        "--repeats", type=int, default=30, help="timings of each (default: %(default)s)"
-    )
+    """Measure and print."""
+    from benchmarks.common import arguments, report
+
+    parser = arguments(__doc__, data=False)
+    parser.add_argument("--batch", type=int, default=64, help="images (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=30, help="timings (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    print(f"{'N':>8} {'ids':>8} {'cross_entropy ms':>17} {'tree_loss ms':>13} {'ratio':>6}")
     rows = []
     for nodes, ids in product(SIZES, ("levels", "shuffled")):
         tree = grow(nodes, shuffled=ids == "shuffled")
-        row = {
-            "ids": ids,
-            "levels": tree.depth,
-            **compare(tree, batch=args.batch, repeats=args.repeats),
-        }
-        rows.append(row)
-        print(
-            f"{nodes:>8} {ids:>8} {row['flat_ms']:>17.3f}"
-            f" {row['tree_ms']:>13.3f} {row['ratio']:>6.2f}"
-        )
-    if args.json:
-        about = {"batch": args.batch, "repeats": args.repeats, "threads": torch.get_num_threads()}
-        machine = {"torch": torch.__version__, "processor": platform.machine()}
-        args.json.write_text(json.dumps({**about, **machine, "rows": rows}, indent=2) + "\n")
+        figures = compare(tree, batch=args.batch, repeats=args.repeats)
+        rows.append({"ids": ids, "levels": tree.depth, **figures})
+    about = {"batch": args.batch, "repeats": args.repeats, "threads": torch.get_num_threads()}
+    report({**about, "rows": rows}, args.json)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from evaluation.data import load
 from evaluation.features import Extraction, extract
 from hierarchy import LabelTree
 from hierarchy.calibration import LEAST_LIKE, Evidence, evidence, fit_rule
-from hierarchy.choice import DepthRule, Floats, Ints, candidates, choose_depth, corrected
 from hierarchy.decisions import Decisions
+from hierarchy.depth_selection import DepthRule, Floats, Ints, candidates, choose_depth, corrected
 from hierarchy.familiarity import USUAL, Familiarity, more_than_usual
 from hierarchy.metrics import expected_calibration_error
 from worker.settings import Settings

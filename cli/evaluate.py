@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--noise", type=float, nargs="+", default=[], help="also test with noise, in 8-bit steps")
     add("--blur", type=float, nargs="+", default=[], help="also test with blur, in pixels")
     add("--depth", action="store_true", help="also: how deep answers may be shown")
-    add("--grow", type=int, metavar="N", help="N leaves come late: growing against training anew")
     add("--fine-tune", action="store_true", help="train the backbone too, on a GPU if there is one")
     add("--steps", type=int, help="with --fine-tune: stop after so many steps, to try it out")
     add("--optimiser", choices=["sgd", "adamw"], help="with --fine-tune: sgd is the published one")
@@ -45,33 +44,21 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     from evaluation.features import extract
     from evaluation.results import table
 
-    planned = _growth(arguments) if arguments.grow else _comparison(arguments)
+    planned = _comparison(arguments)
     dataset, extraction = comparing.open_data(arguments, settings)
     looks = _looks(arguments)
     features = extract(
         dataset, extraction, poor=_poor(arguments), tests=looks, tell=comparing.Progress()
     )
     shared = comparing.conditions(dataset, extraction) | {"tests": [asdict(look) for look in looks]}
-    name = "growth" if arguments.grow else "results"
     results = comparing.carry_out(
-        planned, features, arguments.out / f"{name}.json", shared, arguments
+        planned, features, arguments.out / "results.json", shared, arguments
     )
-    figures = GROWTH if arguments.grow else _figures(dataset.tree.depth)
-    text = "\n".join(table(results, one) for one in map(_figure, figures))
-    (arguments.out / f"{name}.md").write_text(text, encoding="utf-8")
-    if not arguments.grow:
-        _plot(results, arguments.out)
+    text = "\n".join(table(results, one) for one in map(_figure, _figures(dataset.tree.depth)))
+    (arguments.out / "results.md").write_text(text, encoding="utf-8")
+    _plot(results, arguments.out)
     comparing.show(results, text, as_json=arguments.json)
     return 0
-
-
-#: Of growth: figure and title.
-GROWTH = (
-    ("old among old", "old leaves, old ones to choose from"),
-    ("old", "old leaves, all to choose from"),
-    ("new", "new leaves"),
-    ("all", "all leaves"),
-)
 
 
 def _figures(levels: int) -> list[tuple[str, str]]:
@@ -123,21 +110,6 @@ def _protocols(arguments: argparse.Namespace) -> "list[Protocol]":
         Protocol(share, arguments.how, arguments.low_res, per_leaf, arguments.leaves)
         for per_leaf in arguments.per_leaf or [None]
         for share in arguments.relabel
-    ]
-
-
-def _growth(arguments: argparse.Namespace) -> list[Planned]:
-    """Plan the study of late leaves, once per seed."""
-    from evaluation.growth import grow
-
-    return [
-        Planned(
-            "trained anew",
-            f"{arguments.grow} leaves late",
-            seed,
-            partial(grow, leaves=arguments.grow, seed=seed),
-        )
-        for seed in range(arguments.seeds)
     ]
 
 

@@ -13,8 +13,8 @@ from evaluation.protocols import Protocol
 from evaluation.results import Row
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, evidence, fit_rule
-from hierarchy.choice import candidates
 from hierarchy.decisions import Decisions
+from hierarchy.depth_selection import candidates
 from hierarchy.metrics import Scores, evaluate
 
 Floats = NDArray[np.float64]
@@ -70,7 +70,7 @@ def flat(scores: Scores) -> Iterable[tuple[str, float]]:
         "h-precision": scores.overlap.precision,
         "h-recall": scores.overlap.recall,
         "h-f": scores.overlap.f,
-        "severity": scores.severity.height,
+        "severity": scores.severity,
         "aurc": scores.aurc,
         "haurc": scores.haurc,
     }

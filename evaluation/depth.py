@@ -1,4 +1,4 @@
-"""How deep answers go, and whether what is promised of them holds: figures of one run.
+"""Depth of answers, and whether what is promised of them holds: figures of one run.
 
 ``certificates``: the rule is fitted to images drawn from a set that then stands for the population.
 ``streams``: the rule is fitted to other images than those that arrive, and follows the feedback.
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierarchy.calibration import Evidence, fit_rule
-from hierarchy.choice import DepthRule, choose_depth, corrected
-from hierarchy.feedback import Feedback, begin, follow
+from hierarchy.depth_selection import DepthRule, choose_depth, corrected
+from hierarchy.online_calibration import Feedback, begin, follow
 
 Ints = NDArray[np.int64]
 

@@ -1,8 +1,8 @@
-"""What can be wrong with the files of an experiment: one class for each thing to fix."""
+"""Errors of an evaluation: one class for each thing to fix."""
 
 
 class ExperimentError(Exception):
-    """Root of the room's errors."""
+    """Root of the package's errors."""
 
 
 class DatasetError(ExperimentError):

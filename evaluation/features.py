@@ -20,7 +20,6 @@ from evaluation.data import Dataset
 from evaluation.errors import DatasetError
 from evaluation.protocols import Degradation, small_tree
 from hierarchy import LabelTree
-from hierarchy.growth import Change
 from inference.augmentation import LEARNT_FROM, PLAIN
 from inference.backbone import load_backbone
 from inference.engine import make_engine
@@ -71,22 +70,20 @@ class Features:
     networks: tuple[int, ...]
 
     def small(self, leaves: int, seed: int) -> Self:
-        """Draw a small tree, and keep the images of its leaves."""
-        tree = small_tree(self.tree, leaves, seed)
-        change = Change.between(self.tree, tree)
-        stays = np.zeros(len(self.tree), dtype=bool)
-        stays[[node for node in change.source if node >= 0]] = True
+        """Draw a small tree, and keep the images of its nodes."""
+        tree, place = small_tree(self.tree, leaves, seed)
 
         def kept(judged: Judged) -> Judged:
-            rows = stays[judged.targets]
-            return Judged(judged.vectors[rows], change.move(judged.targets[rows]))
+            nodes = place[judged.targets]
+            return Judged(judged.vectors[nodes >= 0], nodes[nodes >= 0])
 
-        rows = stays[self.targets]
+        nodes = place[self.targets]
+        stays = nodes >= 0
         return type(self)(
             tree,
-            self.train[rows],
-            None if self.poor is None else self.poor[rows],
-            change.move(self.targets[rows]),
+            self.train[stays],
+            None if self.poor is None else self.poor[stays],
+            nodes[stays],
             {name: kept(judged) for name, judged in self.judged.items()},
             self.networks,
         )

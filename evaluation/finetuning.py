@@ -92,7 +92,7 @@ HEADS: Mapping[str, Build] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Plan:
-    """What all runs of a comparison share.
+    """Settings that all runs of a comparison share.
 
     Attributes:
         dataset: the images.

@@ -5,7 +5,6 @@ The published protocols (Chen et al. 2022, and its code) are marked as such; all
 
 import math
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,7 +124,7 @@ def gaussian_blur(image: Image.Image, sigma: float) -> Image.Image:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which training labels a method gets.
+    """A choice of training labels.
 
     Attributes:
         share: of each leaf's images, the share that get their parent's label instead.
@@ -161,7 +160,7 @@ class Protocol:
 
     @property
     def name(self) -> str:
-        """What tables call it: the share relabelled, and whatever else is not usual."""
+        """Name in tables: the share relabelled, and whatever else is not usual."""
         parts = [
             f"{100 * self.share:g} %",
             "first keep theirs" if self.how == "first" else "",
@@ -192,27 +191,13 @@ class Protocol:
         return chosen, relabel(targets[chosen], tree, self.share, how=self.how, seed=seed)
 
 
-def without(tree: LabelTree, nodes: Sequence[int]) -> LabelTree:
-    """Return the tree without these nodes and all below them; the others keep their order.
-
-    Raises:
-        TreeError: if none is left.
-    """
-    gone = set(nodes)
-    for node in tree.preorder:
-        if tree.parents[node] in gone:
-            gone.add(node)
-    stay = [node for node in range(len(tree)) if node not in gone]
-    place = {node: at for at, node in enumerate(stay)} | {TOP: TOP}
-    return LabelTree.from_parents(
-        [place[tree.parents[node]] for node in stay], [tree.names[node] for node in stay]
-    )
-
-
-def small_tree(tree: LabelTree, leaves: int, seed: int) -> LabelTree:
+def small_tree(tree: LabelTree, leaves: int, seed: int) -> tuple[LabelTree, NDArray[np.int64]]:
     """Draw leaves family by family, up to four siblings of each, and keep the nodes above them.
 
     Leaves without siblings are left out: who knows their parent knows them.
+
+    Returns:
+        The small tree, and of each node its id there, -1 for those left out, ``(N,)``.
 
     Raises:
         ProtocolError: the tree has not so many.
@@ -225,8 +210,11 @@ def small_tree(tree: LabelTree, leaves: int, seed: int) -> LabelTree:
     drawn = [leaf for family in order for leaf in family[:FAMILY]][:leaves]
     if len(drawn) < leaves:
         raise ProtocolError(f"leaves must be at most {len(drawn)} of this tree, got {leaves}")
-    above = {node for leaf in drawn for node in tree.ancestors(leaf)}
-    return without(tree, [node for node in range(len(tree)) if node not in above])
+    stay = sorted({node for leaf in drawn for node in tree.ancestors(leaf)})
+    place = np.full(len(tree) + 1, TOP)  # the last for the parent of root nodes
+    place[stay] = np.arange(len(stay))
+    parents = [place[tree.parents[node]] for node in stay]
+    return LabelTree.from_parents(parents, [tree.names[node] for node in stay]), place[:-1]
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What tells runs apart."""
+        """Method, protocol and seed: they tell runs apart."""
         return self.method, self.protocol, self.seed
 
 
@@ -155,7 +155,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Figure:
-    """How a figure is shown.
+    """Form in which a figure is shown.
 
     Attributes:
         name: its key in a row's figures.

@@ -21,20 +21,9 @@ from evaluation.features import Features
 from evaluation.methods import fit_hrn
 from evaluation.results import Results, Row, markdown
 from hierarchy import LabelTree
-from hierarchy.acquisition import (
-    Space,
-    Tail,
-    ask,
-    badge,
-    central,
-    entropy,
-    k_center,
-    leaf_probabilities,
-    margin,
-    typical,
-)
-from hierarchy.acquisition.asking import CHOICE
-from hierarchy.choice import candidates
+from hierarchy.acquisition import Space, ask, entropy, k_center, margin, typical
+from hierarchy.acquisition.strategy import CHOICE
+from hierarchy.depth_selection import candidates
 from hierarchy.heads import HRNHead
 from hierarchy.metrics import accuracy_by_level
 from hierarchy.tree import TOP
@@ -54,7 +43,7 @@ REFERENCE: Final = "random"
 
 @dataclass(frozen=True)
 class Plan:
-    """What all campaigns of a comparison share.
+    """Settings that all campaigns of a comparison share.
 
     Attributes:
         start: images asked about before the first training.
@@ -101,7 +90,7 @@ def answers(targets: Ints, tree: LabelTree, know: float, seed: int) -> Ints:
 
 @dataclass(frozen=True)
 class Pool:
-    """What a strategy may look at when it chooses.
+    """Images and predictions that a strategy chooses from.
 
     Attributes:
         tree: N nodes.
@@ -146,10 +135,6 @@ def _typiclust(pool: Pool, count: int) -> Ints:
     return pool.open[typical(pool.vectors[pool.open], count, taken=taken, seed=pool.seed)]
 
 
-def _central(pool: Pool, count: int) -> Ints:
-    return pool.open[central(pool.vectors[pool.open], count, seed=pool.seed)]
-
-
 def _margin(pool: Pool, count: int) -> Ints:
     return pool.open[np.argsort(margin(pool.predicted, pool.tree), kind="stable")[:count]]
 
@@ -163,41 +148,28 @@ def _margin_k_center(pool: Pool, count: int) -> Ints:
     return some[k_center(pool.vectors[some], count, taken=pool.vectors[pool.asked])]
 
 
-def _badge(pool: Pool, count: int) -> Ints:
-    leaves = leaf_probabilities(pool.predicted, pool.tree)
-    return pool.open[badge(pool.vectors[pool.open], leaves, count, seed=pool.seed)]
-
-
-def _mix(tail: Tail | None = None) -> Choose:
-    def choose(pool: Pool, count: int) -> Ints:
-        asked = ask(
-            pool.features[pool.open],
-            None if pool.log_p is None else pool.predicted,
-            pool.tree,
-            taken=pool.features[pool.asked],
-            count=count,
-            labels=len(pool.asked),
-            seed=pool.seed,
-            random_share=pool.plan.random_share,
-            **({} if tail is None else {"tail": tail}),
-        )
-        return pool.open[asked.order[:count]]
-
-    return choose
+def _mix(pool: Pool, count: int) -> Ints:
+    asked = ask(
+        pool.features[pool.open],
+        None if pool.log_p is None else pool.predicted,
+        pool.tree,
+        taken=pool.features[pool.asked],
+        count=count,
+        labels=len(pool.asked),
+        seed=pool.seed,
+        random_share=pool.plan.random_share,
+    )
+    return pool.open[asked.order[:count]]
 
 
 #: By name: how the first images are chosen, and how the others.
 STRATEGIES: Mapping[str, tuple[Choose, Choose]] = MappingProxyType(
     {
         "random": (_random, _random),
-        "mix": (_mix(), _mix()),
-        "mix-kcenter": (_mix("k-center"), _mix("k-center")),
-        "mix-badge": (_mix("badge"), _mix("badge")),
+        "mix": (_mix, _mix),
         "typiclust": (_typiclust, _typiclust),
-        "kmeans": (_central, _central),
         "margin": (_random, _margin),
         "margin-kcenter": (_random, _margin_k_center),
-        "badge": (_random, _badge),
         "entropy": (_random, _entropy),
     }
 )

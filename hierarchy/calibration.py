@@ -1,8 +1,8 @@
-"""Fitting the depth rule, with a certificate, from pictures the network was not trained on.
+"""Fitting the depth rule, with a certificate, from images the network was not trained on.
 
 Fixed-sequence learn-then-test (Angelopoulos et al., "Learn then Test", 2021): walk from the
 strictest setting to looser ones, at each an exact binomial test of "what is shown is less accurate
-than the target"; stop at the first that does not reject. Letters: n pictures, L levels, K settings.
+than the target"; stop at the first that does not reject. Letters: n images, L levels, K settings.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from hierarchy.choice import (
+from hierarchy.depth_selection import (
     EDGE,
     Bools,
     Candidates,
@@ -22,7 +22,9 @@ from hierarchy.choice import (
     allowed_levels,
     choose_depth,
     logits,
+    sigmoid,
 )
+from hierarchy.metrics.ancestors import judged
 from hierarchy.tree import LabelTree
 
 #: Prices tried, strictest first: above the first only the safest level can win, below the last
@@ -32,11 +34,11 @@ PRICES: Floats = np.geomspace(3000.0, 0.5, 600)
 #: Least probabilities of a level tried by strict rules, strictest first, even in logit.
 THRESHOLDS: Floats = 1 / (1 + np.exp(-np.linspace(12.0, -1.0986, 600)))  # 1 - 6e-6 ... 0.25
 
-#: What showing anything is worth beside its depth, in levels: one picture in a hundred more gets a
+#: What showing anything is worth beside its depth, in levels: one image in a hundred more gets a
 #: label, for less than a hundredth of a level of mean depth.
 BONUS = 0.5
 
-#: Strength of the pull of a level's own slope and its offset towards (1, 0), in pictures.
+#: Strength of the pull of a level's own slope and its offset towards (1, 0), in images.
 PULL = 4.0
 
 #: The same for the weights of the other levels' logits, towards 0.
@@ -56,7 +58,7 @@ LOOSEN = 0.5
 #: too few of them were as far to say how right a label would be (docs/decisions/0024).
 LEAST_LIKE = 0.02
 
-#: A level's weights add up to at least this; less would turn the order of pictures around.
+#: A level's weights add up to at least this; less would turn the order of images around.
 LEAST_SLOPE = 0.05
 
 Standing = Literal["certified", "estimated", "none"]
@@ -66,7 +68,7 @@ Bears = Callable[[Ints], Ints]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What held-out pictures say of each level's best node.
+    """Evidence of held-out images about each level's best node.
 
     Attributes:
         probability: ``(n, L)`` of each level's best node, before correction.
@@ -94,13 +96,13 @@ class Evidence:
         return np.tile(np.arange(1, self.right.shape[1] + 1), (len(self), 1))
 
     def some(self, rows: Ints | Bools) -> Self:
-        """What is known of some of the images."""
+        """Return the evidence of some of the images."""
         columns = ((one.name, getattr(self, one.name)) for one in fields(self))
         known: dict[str, Any] = {name: None if of is None else of[rows] for name, of in columns}
         return replace(self, **known)
 
     def joined(self, other: Self) -> Self:
-        """These images and others; what may not be known is where it is known of both."""
+        """Return these images and others; what may not be known is where it is known of both."""
         drawn = self.drawn is not None and other.drawn is not None
         like = self.like is not None and other.like is not None
         return replace(
@@ -117,18 +119,18 @@ class Evidence:
 class Fitted:
     """A depth rule and what it rests on.
 
-    The figures are of held-out pictures, each with a correction fitted without it.
+    The figures are of held-out images, each with a correction fitted without it.
 
     Attributes:
         rule: to be used as it is; its price is None where there is no evidence at all.
         standing: ``certified``, the accuracy of what is shown (of a strict rule: on every level) is
-            at least the target with confidence 1 - delta; ``estimated``, with too few pictures for
+            at least the target with confidence 1 - delta; ``estimated``, with too few images for
             that, only the cautious estimate 1 - (wrong + 1) / (checked + 1) is; ``none``, nothing
             can be shown.
-        checked: held-out pictures whose shown label could be checked.
+        checked: held-out images whose shown label could be checked.
         wrong: how many of those were wrong.
-        given: share of held-out pictures that get a label.
-        mean_depth: over all held-out pictures, in decision levels, nothing shown counting 0.
+        given: share of held-out images that get a label.
+        mean_depth: over all held-out images, in decision levels, nothing shown counting 0.
         drawn: of ``checked``, how many are of images drawn at random.
         drawn_wrong: how many of those were wrong.
     """
@@ -157,26 +159,21 @@ class Fitted:
 
 
 def evidence(found: Candidates, targets: Ints, tree: LabelTree) -> Evidence:
-    """Hold each level's best node against the deepest node known for its picture.
+    """Hold each level's best node against the deepest node known for its image.
 
     A node is right when the target is it or below it, not known when it lies below the target
     (the annotator stopped above), wrong otherwise.
     """
-    right = np.empty_like(found.nodes)
-    for row, target in enumerate(targets.tolist()):
-        for level, node in enumerate(found.nodes[row].tolist()):
-            right[row, level] = (
-                1 if tree.covers(node, target) else -1 if tree.covers(target, node) else 0
-            )
-    return Evidence(found.probability, right, np.array(tree.levels)[found.nodes] + 1)
+    right = judged(found.nodes, targets[:, None], tree)
+    return Evidence(found.probability, right, tree.arrays.levels[found.nodes] + 1)
 
 
 def fit_platt(seen: Evidence) -> tuple[tuple[float, ...], ...]:
-    """For each level a weight for every level's logit, and an offset, by logistic regression.
+    """Fit for each level a weight for every level's logit, and an offset, by logistic regression.
 
     Platt's (1999) with the other levels' certainty beside the level's own: a sure leaf makes its
     top node surer still. The penalty pulls towards "leave the probabilities as they are", so that a
-    level with few checked pictures is hardly moved.
+    level with few checked images is hardly moved.
     """
     design = _design(seen)
     return tuple(
@@ -186,11 +183,11 @@ def fit_platt(seen: Evidence) -> tuple[tuple[float, ...], ...]:
 
 
 def left_out(seen: Evidence, platt: tuple[tuple[float, ...], ...]) -> Floats:
-    """``(n, L)`` probabilities that ``fit_platt`` would state of each picture without having it.
+    """``(n, L)`` probabilities that ``fit_platt`` would state of each image without having it.
 
     One Newton step from the fit on all (Pregibon 1981; Rad and Maleki 2020), so that a certificate
-    does not rest on a correction that has seen the answers. Pictures with the same probabilities on
-    all levels are one picture seen several times, and are left out together.
+    does not rest on a correction that has seen the answers. Images with the same probabilities on
+    all levels are one image seen several times, and are left out together.
     """
     design = _design(seen)
     _, place, twins = np.unique(design, axis=0, return_inverse=True, return_counts=True)
@@ -199,7 +196,7 @@ def left_out(seen: Evidence, platt: tuple[tuple[float, ...], ...]) -> Floats:
     for level, row in enumerate(platt):
         known = seen.right[:, level] >= 0
         fit = np.array(row)
-        stated = _sigmoid(design @ fit)
+        stated = sigmoid(design @ fit)
         spread = stated * (1 - stated)
         inverse = np.linalg.inv(_hessian(design[known], spread[known], level))
         lever = np.einsum("ij,jk,ik->i", design, inverse, design)
@@ -207,17 +204,12 @@ def left_out(seen: Evidence, platt: tuple[tuple[float, ...], ...]) -> Floats:
         surprise = np.bincount(place, surprise, len(twins))[place]
         count = np.bincount(place, known, len(twins))[place]
         result[:, level] = design @ fit - lever * surprise / (1 - count * lever * spread)
-    return _sigmoid(result)
+    return sigmoid(result)
 
 
 def _design(seen: Evidence) -> Floats:
     """``(n, L + 1)`` logits of all levels, and ones."""
     return np.column_stack([logits(seen.probability), np.ones(len(seen))])
-
-
-def _sigmoid(value: Floats) -> Floats:
-    result: Floats = 1 / (1 + np.exp(-np.clip(value, -40, 40)))
-    return result
 
 
 def _start(levels: int, level: int) -> tuple[Floats, Floats]:
@@ -240,7 +232,7 @@ def _fit_level(design: Floats, right: Ints, level: int) -> Floats:
     start, pull = _start(design.shape[1] - 1, level)
     fit = start.copy()
     for _ in range(50):  # Newton; the penalised problem is strictly convex
-        stated = _sigmoid(design @ fit)
+        stated = sigmoid(design @ fit)
         gradient = design.T @ (stated - right) + pull * (fit - start)
         step = np.linalg.solve(_hessian(design, stated * (1 - stated), level), gradient)
         fit -= step / max(1.0, float(np.abs(step).max()))  # damped: never more than 1 a step
@@ -260,7 +252,7 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
     strict: bool = False,
     former: DepthRule | None = None,
 ) -> Fitted:
-    """The loosest rule whose accuracy of shown labels is certified, else cautiously estimated.
+    """Fit the loosest rule whose accuracy of shown labels is certified, else cautiously estimated.
 
     Images drawn at random are the fair sample. Where there are enough of them they alone decide
     (`deciding`); before, nothing may be shown that they speak against.
@@ -280,26 +272,23 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
     Raises:
         ValueError: ``target`` or ``delta`` outside (0, 1).
     """
-    if not 0 < target < 1 or not 0 < delta < 1:
-        raise ValueError(f"target and delta must lie in (0, 1), got {target} and {delta}")
     seen = deciding(seen, target, delta)
-    platt = fit_platt(seen)
-    levels = seen.probability.shape[1]
-    closed = (None,) * levels if strict else None
-    bonus = 0.0 if strict else BONUS
-    rule = DepthRule(target, None, platt, minimum, maximum, bonus, closed, LEAST_LIKE)
+    rule = DepthRule(
+        target,
+        None,
+        fit_platt(seen),
+        minimum,
+        maximum,
+        0.0 if strict else BONUS,
+        (None,) * seen.right.shape[1] if strict else None,
+        LEAST_LIKE,
+    )
     if not len(seen):
         return Fitted(rule, "none", 0, 0, 0.0, 0.0)
-    sure, before = left_out(seen, platt), _comparable(former, rule)
-    if strict:  # Bonferroni: each level has a walk of its own
-        each = delta / max(1, levels)
-        certified = _loosest_thresholds(
-            seen, sure, rule, lambda n: _certain(n, 1 - target, each), powerful=True
-        )
-    else:
-        certified = _loosest_price(
-            seen, sure, rule, lambda n: _certain(n, 1 - target, delta), former=before
-        )
+    sure, before = left_out(seen, rule.platt), _comparable(former, rule)
+    # Bonferroni: each level of a strict rule has a walk of its own.
+    each = delta / max(1, len(rule.platt)) if strict else delta
+    certified = _loosest(seen, sure, rule, lambda n: _certain(n, 1 - target, each), former=before)
     if certified is not None:
         return replace(tried(seen, sure, certified), standing="certified")
     found = estimate(seen, sure, rule, former=before, anywhere=True)
@@ -307,10 +296,15 @@ def fit_rule(  # noqa: PLR0913 - the evidence, and each choice that a project ma
 
 
 def deciding(seen: Evidence, target: float, delta: float = 0.1) -> Evidence:
-    """The images that a rule is fitted to: those drawn at random alone, where they are enough.
+    """Return the images that a rule is fitted to: those drawn at random alone, if they are enough.
 
     They are from ``DRAWN_ALONE`` on, if a certificate bears two errors among that many.
+
+    Raises:
+        ValueError: ``target`` or ``delta`` outside (0, 1).
     """
+    if not 0 < target < 1 or not 0 < delta < 1:
+        raise ValueError(f"target and delta must lie in (0, 1), got {target} and {delta}")
     drawn = np.array(0 if seen.drawn is None else seen.drawn.sum())
     if drawn < DRAWN_ALONE or _certain(drawn, 1 - target, delta) < 2:
         return seen
@@ -334,10 +328,10 @@ def estimate(
     former: float | None = None,
     anywhere: bool = False,
 ) -> Fitted | None:
-    """The loosest rule of the same kind whose cautious estimate of being wrong is small enough.
+    """Fit the loosest rule of the same kind whose cautious estimate of being wrong is small enough.
 
     Args:
-        seen: what is known of each picture.
+        seen: what is known of each image.
         sure: ``(n, L)`` corrected probabilities.
         rule: its target, limits and kind are kept, its price or thresholds replaced.
         former: the version before's price, see `fit_rule`.
@@ -347,19 +341,20 @@ def estimate(
     Returns:
         None where nothing can be shown.
     """
-
-    def bears(checked: Ints) -> Ints:
-        return _cautious(checked, 1 - rule.target)
-
-    if rule.thresholds is None:
-        found = _loosest_price(seen, sure, rule, bears, former=former, anywhere=anywhere)
-    else:
-        found = _loosest_thresholds(seen, sure, rule, bears)
+    found = _loosest(
+        seen,
+        sure,
+        rule,
+        lambda checked: _cautious(checked, 1 - rule.target),
+        former=former,
+        anywhere=anywhere,
+        powerful=False,
+    )
     return None if found is None else tried(seen, sure, found)
 
 
 def tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
-    """What a rule would have shown, given the ``(n, L)`` corrected probabilities."""
+    """Return what a rule would have shown, given the ``(n, L)`` corrected probabilities."""
     depth = choose_depth(sure, rule, seen.at, seen.like)
     shown = depth > 0
     right = seen.right[np.arange(len(seen)), np.maximum(depth - 1, 0)]
@@ -375,6 +370,92 @@ def tried(seen: Evidence, sure: Floats, rule: DepthRule) -> Fitted:
         int(drawn.sum()),
         int((drawn & (right == 0)).sum()),
     )
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Depths shown under a target, of images like the held-out ones.
+
+    Attributes:
+        target: accuracy asked for.
+        standing: what could be promised, as `Fitted` says.
+        depths: share of images answered on each level of the tree, 0 (nothing) first; they add
+            up to 1.
+        checked: held-out images whose label could be checked.
+        wrong: how many of those were wrong.
+        mean_depth: over all images, in decision levels, nothing shown counting 0.
+        levels: levels of the tree that leave a choice, ascending.
+    """
+
+    target: float
+    standing: Standing
+    depths: tuple[float, ...]
+    checked: int
+    wrong: int
+    mean_depth: float
+    levels: tuple[int, ...]
+
+    @property
+    def given(self) -> float:
+        """Share of images that get a label."""
+        return 1 - self.depths[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a page."""
+        return {
+            "target": self.target,
+            "standing": self.standing,
+            "given": round(self.given, 4),
+            "mean_depth": round(self.mean_depth, 3),
+            "depths": [round(share, 4) for share in self.depths],
+            "checked": self.checked,
+            "wrong": self.wrong,
+        }
+
+
+def preview(
+    seen: Evidence,
+    *,
+    target: float,
+    minimum: int = 1,
+    maximum: int | None = None,
+    strict: bool = False,
+) -> Preview:
+    """Return the share shown at each depth under another target or other limits.
+
+    Raises:
+        ValueError: ``target`` outside (0, 1).
+    """
+    seen = deciding(seen, target)
+    fitted = fit_rule(seen, target=target, minimum=minimum, maximum=maximum, strict=strict)
+    shown = np.zeros(0, dtype=np.int64)
+    if len(seen):
+        depth = choose_depth(left_out(seen, fitted.rule.platt), fitted.rule, seen.at, seen.like)
+        at = np.hstack([np.zeros((len(seen), 1), dtype=np.int64), seen.at])
+        shown = at[np.arange(len(seen)), depth]
+    there = tuple(np.unique(seen.at).tolist()) or tuple(range(1, seen.right.shape[1] + 1))
+    counts: Floats = np.bincount(shown, minlength=max(there, default=0) + 1) / max(1, len(shown))
+    counts[0] += not len(shown)  # of no images, nothing is shown
+    shares = tuple(float(share) for share in counts)
+    return Preview(
+        target, fitted.standing, shares, fitted.checked, fitted.wrong, fitted.mean_depth, there
+    )
+
+
+def _loosest(  # noqa: PLR0913 - the evidence, what is demanded of it, and where to look
+    seen: Evidence,
+    sure: Floats,
+    rule: DepthRule,
+    bears: Bears,
+    *,
+    former: float | None = None,
+    anywhere: bool = False,
+    powerful: bool = True,
+) -> DepthRule | None:
+    """Return the loosest rule of the same kind that the evidence bears; None if it bears none."""
+    if rule.thresholds is not None:
+        return _loosest_thresholds(seen, sure, rule, bears, powerful=powerful)
+    return _loosest_price(seen, sure, rule, bears, former=former, anywhere=anywhere)
 
 
 def _loosest_price(  # noqa: PLR0913 - the evidence, what is demanded of it, and where to look
@@ -407,7 +488,7 @@ def _loosest_price(  # noqa: PLR0913 - the evidence, what is demanded of it, and
 
 
 def _unfair(checked: Ints, wrong: Ints, risk: float) -> Bools:
-    """Do images drawn at random speak against a rule?
+    """Tell whether images drawn at random speak against a rule, ``(K,)``.
 
     Where two of them may be wrong they must pass the cautious estimate too; fewer speak against it
     only where so many are wrong that the target can hardly hold.
@@ -423,7 +504,7 @@ def _unfair(checked: Ints, wrong: Ints, risk: float) -> Bools:
 def _price_counts(seen: Evidence, sure: Floats, rule: DepthRule) -> tuple[Ints, Ints]:
     """``(K,)`` how many shown labels each price leaves to check, and how many are wrong.
 
-    What a level is worth falls in a straight line with the price, so each picture shows each level
+    What a level is worth falls in a straight line with the price, so each image shows each level
     between two prices, which follow from comparing levels two by two.
     """
     low, high = _price_ranges(seen, sure, rule)
@@ -469,7 +550,7 @@ def _price_ranges(seen: Evidence, sure: Floats, rule: DepthRule) -> tuple[Floats
 def _loosest_thresholds(
     seen: Evidence, sure: Floats, rule: DepthRule, bears: Bears, *, powerful: bool = False
 ) -> DepthRule | None:
-    """Each level's own walk, the deepest first, over the pictures that are shown nothing deeper."""
+    """Each level's own walk, the deepest first, over the images that are shown nothing deeper."""
     left, right = allowed_levels(sure, rule, seen.at, seen.like), seen.right
     found: list[float | None] = []
     for level in reversed(range(sure.shape[1])):
@@ -496,7 +577,7 @@ def _loosest_thresholds(
 
 
 def _certain(checked: Ints, risk: float, delta: float) -> Ints:
-    """Most errors with which "wrong at least ``risk`` of the time" is rejected. Exact binomial."""
+    """Return the most errors with which "wrong at least ``risk`` of the time" is rejected."""
     from scipy.stats import binom  # a second, which a server that only answers need not spend
 
     most = binom.ppf(delta, checked, risk)
@@ -507,7 +588,7 @@ def _certain(checked: Ints, risk: float, delta: float) -> Ints:
 
 
 def _cautious(checked: Ints, risk: float) -> Ints:
-    """Most errors with which (wrong + 1) / (checked + 1) is at most ``risk``."""
+    """Return the most errors with which (wrong + 1) / (checked + 1) is at most ``risk``."""
     result: Ints = np.floor(risk * (checked + 1) + EDGE).astype(np.int64) - 1  # 1 - 0.9 < 0.1
     return result
 
@@ -517,7 +598,7 @@ def _walk(
 ) -> int | None:
     """The last setting that passes before the first that fails, from where passing is possible.
 
-    The start is chosen by how many pictures are *shown*, and by how many errors their probabilities
+    The start is chosen by how many images are *shown*, and by how many errors their probabilities
     foretell, never by how many are wrong, as the method demands.
 
     Args:
@@ -534,7 +615,7 @@ def _walk(
         start = int(np.argmax(poisson.cdf(most, expected)))
     elif (most >= 2).any():
         start = int((most >= 2).argmax())
-    else:  # too few pictures for two errors: the longest list there is, without error
+    else:  # too few images for two errors: the longest list there is, without error
         start = int(checked.argmax())
     failed = wrong[start:] > borne[start:]
     last = start + int(failed.argmax() if failed.any() else len(failed)) - 1

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.tree import TOP, LabelTree
+from hierarchy.tree import TOP, LabelTree, cached_on_tree
 
 Ints = NDArray[np.int64]
 
@@ -36,19 +36,17 @@ class Decisions:
     @classmethod
     def of(cls, tree: LabelTree) -> "Decisions":
         """The nodes that have siblings; several root nodes are siblings."""
-        if "decisions" not in tree.derived:
-            tree.derived["decisions"] = cls._made(tree, [size > 1 for size in _siblings(tree)])
-        found: Decisions = tree.derived["decisions"]
-        return found
+        return _decisions(tree)
 
     @classmethod
     def by_level(cls, tree: LabelTree) -> "Decisions":
         """All nodes from the first level on that has two: how versions before these were fitted."""
         first = leading_levels(tree)
-        return cls._made(tree, [level >= first for level in tree.levels])
+        return cls.build(tree, [level >= first for level in tree.levels])
 
     @classmethod
-    def _made(cls, tree: LabelTree, choice: Sequence[bool]) -> "Decisions":
+    def build(cls, tree: LabelTree, choice: Sequence[bool]) -> "Decisions":
+        """Take the nodes for which ``choice`` is true as the choices."""
         stands, level = np.full(len(tree), TOP), np.full(len(tree), -1)
         for node in tree.preorder:
             parent = tree.parents[node]
@@ -84,7 +82,7 @@ class Decisions:
         return found
 
     def within(self, today: LabelTree) -> "Decisions":
-        """The same choices in a tree that has changed since: those of its nodes that are left.
+        """Return the choices in a tree that has changed since: those of its nodes that are left.
 
         Nodes that are new stand for nothing: a version has not learnt to tell them apart.
         """
@@ -102,7 +100,7 @@ class Decisions:
 
 
 def leading_levels(tree: LabelTree) -> int:
-    """How many levels from the top hold a single node: each names every image alike."""
+    """Count the levels from the first that hold a single node: each names every image alike."""
     for level in range(tree.depth):
         if len(tree.level_nodes(level)) > 1:
             return level
@@ -115,7 +113,12 @@ def choices(tree: LabelTree) -> NDArray[np.bool_]:
     return result
 
 
+@cached_on_tree
+def _decisions(tree: LabelTree) -> Decisions:
+    return Decisions.build(tree, [size > 1 for size in _siblings(tree)])
+
+
 def _siblings(tree: LabelTree) -> list[int]:
-    """Of each node how many children its parent has, itself among them."""
+    """Count for each node the children of its parent, itself among them."""
     tops = tree.parents.count(TOP)
     return [tops if parent == TOP else len(tree.children[parent]) for parent in tree.parents]

@@ -1,4 +1,4 @@
-"""What can be wrong with a tree, a label or a tensor: one class for each thing to fix."""
+"""Errors about a tree, a label or a tensor: one class for each thing to fix."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""How unlike an image is those that were labelled, by its feature vector.
+"""Likeness of an image to those that were labelled, by its feature vector.
 
 The distance of an image is one minus its cosine with the nearest of a few centres of the labelled
 images. It is read against the same distance of labelled images that were held out: the share of
@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.choice import Floats, Ints
+from hierarchy.depth_selection import Floats, Ints
 
 Vectors = NDArray[np.floating]
 
@@ -37,7 +37,7 @@ LEAST_OPEN: Final = 20
 
 @dataclass(frozen=True, eq=False)
 class Familiarity:
-    """What labelled images look like, and how far held-out ones are from that.
+    """Centres of labelled images, and the distances of held-out ones from them.
 
     Attributes:
         centres: ``(K, C)`` float32, of length 1.

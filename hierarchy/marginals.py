@@ -2,7 +2,7 @@
 
 The N + 1 legal answers are "nothing" and each node's path from its top; a path's log-weight is the
 sum of its scores, and all compete in one softmax. P(node) is the share of the answers that hold
-the node. B pictures, N nodes, H heads: a root above all tops, then every node with children.
+the node. B images, N nodes, H heads: a root above all tops, then every node with children.
 
 Given its parent v, the answer goes on to child c with log-probability L(c) - log(1 + sum exp L),
 where L(c) = score(c) + log(1 + sum over c's children of exp L) and the 1 is "stop at v". One
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from hierarchy.errors import HierarchyError, ShapeError
-from hierarchy.tree import TOP, LabelTree
+from hierarchy.tree import LabelTree, cached_on_tree
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the sweeps keep each node: rows level by level, within a level in order of ids.
+    """Order of the nodes in the sweeps: rows level by level, within a level in order of ids.
 
     So a level is one slice, and a tree numbered level by level needs no reordering. Row N and head
     H stand for "above the top"; their values are 0.
@@ -83,20 +83,14 @@ class Layout:
     """``(N + 1,)`` head that each row hangs under."""
     level: Tensor
     """``(N,)`` level of each row."""
+    enter: Tensor
+    """``(N,)`` place of each id in preorder."""
+    leave: Tensor
+    """``(N,)`` the place behind its last descendant."""
     heads: int
 
-    @classmethod
-    def of(cls, tree: LabelTree, device: torch.device) -> "Layout":
-        """Lay out a tree for a device, or find what was laid out before."""
-        key = (cls, device)
-        if key not in tree.derived:
-            with torch.inference_mode(mode=False):  # or it would be no good in training later
-                tree.derived[key] = _lay_out(tree, device)
-        found: Layout = tree.derived[key]
-        return found
-
     def to_rows(self, by_node: Tensor, rows: Tensor, scratch: Tensor) -> None:
-        """Write (B, N) in order of ids into the first N rows; pictures become columns."""
+        """Write (B, N) in order of ids into the first N rows; images become columns."""
         size = len(self.row)
         turned = (rows if self.node is None else scratch)[:size]
         turned[None].copy_(
@@ -117,7 +111,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Branching:
-    """How the answer goes on from each head, from one sweep up. Its row N is for scratch."""
+    """Weights of the ways on from each head, from one sweep up. Its row N is for scratch."""
 
     step: Tensor
     """``(N + 1, B)`` by row: log-weight of going on to it, over the largest of its family."""
@@ -161,7 +155,7 @@ def log_marginals(scores: Tensor, tree: LabelTree) -> Tensor:
     """Log-probability of every node: that the true path runs through it, or ends there.
 
     Args:
-        scores: ``(B, N)`` float, one score a node in order of ids, any finite range; half
+        scores: ``(B, N)`` float, one score per node in order of ids, any finite range; half
             precision is worked out, and answered, in float32.
         tree: the N nodes.
 
@@ -170,7 +164,7 @@ def log_marginals(scores: Tensor, tree: LabelTree) -> Tensor:
         than their parent but for rounding. Differentiable once.
 
     Raises:
-        ShapeError: if ``scores`` does not have one column a node, or holds no floats.
+        ShapeError: if ``scores`` does not have one column per node, or holds no floats.
 
     Example:
         >>> tree = LabelTree.from_paths([("Fruit", "Apple"), ("Milk",)])  # Fruit 0, Milk 1, Apple 2
@@ -178,19 +172,19 @@ def log_marginals(scores: Tensor, tree: LabelTree) -> Tensor:
         tensor([[0.5000, 0.2500, 0.2500]])
     """
     checked = check_scores(scores, tree)
-    answer: Tensor = _LogMarginals.apply(checked, Layout.of(tree, checked.device))
+    answer: Tensor = _LogMarginals.apply(checked, layout_of(tree, checked.device))
     return answer
 
 
 def check_scores(scores: Tensor, tree: LabelTree) -> Tensor:
-    """Scores as float32 or float64, with one column a node.
+    """Scores as float32 or float64, with one column per node.
 
     Raises:
         ShapeError: if they are not ``(B, N)`` floats.
     """
     if scores.ndim != 2 or scores.shape[1] != len(tree):
         raise ShapeError(
-            f"scores must be (B, {len(tree)}), one column a node, got {tuple(scores.shape)}"
+            f"scores must be (B, {len(tree)}), one column per node, got {tuple(scores.shape)}"
         )
     if not scores.is_floating_point():
         raise ShapeError(f"scores must be floats, got {scores.dtype}")
@@ -198,7 +192,7 @@ def check_scores(scores: Tensor, tree: LabelTree) -> Tensor:
 
 
 def refuse_second(gradient: Tensor) -> Tensor:
-    """The same gradient, but one that says so if it is to be differentiated again.
+    """Return the same gradient, which refuses to be differentiated again.
 
     torch's ``once_differentiable`` does not see that ours depends on the scores: a penalty on the
     gradient would be taken for a constant, without a word.
@@ -273,15 +267,21 @@ def _pull_back(grad: Tensor, weight: Tensor, total: Tensor, layout: Layout) -> T
     return layout.to_nodes(below.add_(through), scratch=given)
 
 
+@cached_on_tree
+def layout_of(tree: LabelTree, device: torch.device) -> Layout:
+    """Lay out a tree for the sweeps on a device."""
+    with torch.inference_mode(mode=False):  # tensors made in inference mode cannot be trained with
+        return _lay_out(tree, device)
+
+
 def _lay_out(tree: LabelTree, device: torch.device) -> Layout:
-    size = len(tree)
-    depth_of = torch.tensor(tree.levels)
-    parent = torch.tensor(tree.parents)
+    size, index = len(tree), tree.arrays
+    depth_of, parent = torch.from_numpy(index.levels), torch.from_numpy(index.parents)
     node = torch.argsort(depth_of, stable=True)  # (N,)
     row = torch.empty_like(node)
     row[node] = torch.arange(size)
-    up = torch.cat([parent[node], torch.tensor([TOP])])
-    up = torch.where(up == TOP, size, row[up])  # (N + 1,)
+    up = torch.cat([parent[node], torch.tensor([-1])])
+    up = torch.where(up < 0, size, row[up])  # (N + 1,)
     inner = torch.bincount(up, minlength=size)[:size] > 0  # (N,) rows with children
     as_head = torch.cat([inner.cumsum(0), torch.tensor([0])])  # (N + 1,) the root is head 0
     head = as_head[up]
@@ -294,6 +294,8 @@ def _lay_out(tree: LabelTree, device: torch.device) -> Layout:
         up=up.to(device),
         head=head.to(device),
         level=depth_of[node].to(device),
+        enter=torch.from_numpy(index.enter).to(device),
+        leave=torch.from_numpy(index.leave).to(device),
         heads=heads,
     )
 

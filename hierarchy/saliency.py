@@ -1,4 +1,4 @@
-"""What speaks for a node: the gradient of its log-odds with respect to feature vectors.
+"""Evidence for a node: the gradient of its log-odds with respect to feature vectors.
 
 Letters: B images, C channels, N nodes, K nodes asked about.
 """

@@ -1,17 +1,22 @@
 """The label tree: which nodes there are, what they are called, and which lies under which.
 
-A node is its path from the top; ids are only numbers for it. Trees may be ragged, have several
-tops and any depth: nothing here recurses, and nothing costs nodes x depth unless it is asked for.
+A node is its path from its root node; ids are only numbers for it. Trees may be ragged, have
+several root nodes and any depth: nothing here recurses, and nothing costs nodes x depth unless it
+is asked for.
 """
 
 import operator
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
-from typing import Any, Self, SupportsIndex
+from functools import cached_property, wraps
+from typing import Any, Concatenate, ParamSpec, Self, SupportsIndex, TypeVar
 
 from hierarchy.errors import TreeError, UnknownLabelError
+from hierarchy.tree_index import TreeIndex
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Path = tuple[str, ...]
 
@@ -141,7 +146,7 @@ class LabelTree:
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
-        """Of each node the ids of its children, ascending."""
+        """Ids of each node's children, ascending."""
         below: list[list[int]] = [[] for _ in self.parents]
         for node, parent in enumerate(self.parents):
             if parent != TOP:
@@ -155,7 +160,7 @@ class LabelTree:
 
     @cached_property
     def levels(self) -> tuple[int, ...]:
-        """Of each node how many nodes lie above it: 0 for a top."""
+        """Number of nodes above each node: 0 for a root node."""
         found = [-1] * len(self)
         front = [node for node, parent in enumerate(self.parents) if parent == TOP]
         level = 0
@@ -173,14 +178,14 @@ class LabelTree:
 
     @cached_property
     def paths(self) -> tuple[Path, ...]:
-        """Of each node its names from the top down: nodes x depth memory, see :meth:`path`."""
+        """Each node's names from its root node down: nodes x depth memory, see :meth:`path`."""
         found: dict[int, Path] = {TOP: ()}
         for node in sorted(range(len(self)), key=self.levels.__getitem__):
             found[node] = (*found[self.parents[node]], self.names[node])
         return tuple(found[node] for node in range(len(self)))
 
     def path(self, node: int) -> Path:
-        """Names from the top down to this node."""
+        """Return the names from the root node down to this node."""
         return tuple(self.names[above] for above in self.ancestors(node))
 
     def index(self, path: Sequence[str]) -> int:
@@ -206,16 +211,16 @@ class LabelTree:
         return known[-1] if known else None
 
     def covers(self, a: int, b: int) -> bool:
-        """Say whether ``a`` is ``b`` or lies above it, in constant time.
+        """Tell whether ``a`` is ``b`` or lies above it, in constant time.
 
         Raises:
             UnknownLabelError: if one is not a node's id.
         """
-        enter, leave = self._spans
-        return enter[self._node(a)] <= enter[self._node(b)] < leave[a]
+        enter, leave = self.arrays.enter, self.arrays.leave
+        return bool(enter[self._node(a)] <= enter[self._node(b)] < leave[a])
 
     def ancestors(self, node: int) -> tuple[int, ...]:
-        """Ids from the top down to this node, which is the last.
+        """Return the ids from the root node down to this node, which is the last.
 
         Raises:
             UnknownLabelError: if it is not a node's id.
@@ -233,7 +238,7 @@ class LabelTree:
         Raises:
             UnknownLabelError: if one is not a node's id.
         """
-        enter, leave = self._spans
+        enter, leave = self.arrays.enter, self.arrays.leave
         places = [enter[self._node(node)] for node in nodes]
         if not places:
             return None
@@ -244,7 +249,7 @@ class LabelTree:
         return None if above == TOP else above
 
     def level_nodes(self, level: int) -> tuple[int, ...]:
-        """Ids of the nodes on this level, ascending; level 0 holds the tops.
+        """Return the ids of the nodes on this level, ascending; level 0 holds the root nodes.
 
         Raises:
             TreeError: if the tree has no such level.
@@ -265,9 +270,9 @@ class LabelTree:
         return tuple(found)
 
     @cached_property
-    def derived(self) -> dict[Hashable, Any]:
-        """Where arithmetic keeps what it works out from this tree once, such as index tensors."""
-        return {}
+    def arrays(self) -> TreeIndex:
+        """The tree as arrays."""
+        return TreeIndex.build(self.parents, self.levels, self.preorder)
 
     @cached_property
     def _hash(self) -> int:
@@ -285,19 +290,6 @@ class LabelTree:
         for node, level in enumerate(self.levels):
             found[level].append(node)
         return tuple(map(tuple, found))
-
-    @cached_property
-    def _spans(self) -> tuple[list[int], list[int]]:
-        """Of each node its place in preorder, and the place behind its last descendant."""
-        enter = [0] * len(self)
-        leave = [0] * len(self)
-        for place, node in enumerate(self.preorder):
-            enter[node], leave[node] = place, place + 1
-        for node in reversed(self.preorder):
-            parent = self.parents[node]
-            if parent != TOP:
-                leave[parent] = max(leave[parent], leave[node])
-        return enter, leave
 
     def _walk(self, path: Path) -> Iterator[int]:
         """Ids of the nodes on this path, from the top, as far as the tree has them."""
@@ -338,6 +330,22 @@ class LabelTree:
             f"nodes {node} and {twin} are both {self.path(node)!r}: "
             "rename one, siblings need names of their own"
         )
+
+
+def cached_on_tree(
+    make: Callable[Concatenate[LabelTree, P], T],
+) -> Callable[Concatenate[LabelTree, P], T]:
+    """Make a function of a tree, and of hashable arguments, keep its results with the tree."""
+
+    @wraps(make)
+    def found(tree: LabelTree, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        cache: dict[object, T] = vars(tree).setdefault("_cache", {})
+        key = (make, args, *kwargs.items())
+        if key not in cache:
+            cache[key] = make(tree, *args, **kwargs)
+        return cache[key]
+
+    return found
 
 
 def _check_lengths(parents: tuple[int, ...], names: tuple[str, ...]) -> None:

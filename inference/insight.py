@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, deciding, fit_platt, left_out
-from hierarchy.choice import (
+from hierarchy.decisions import Decisions, choices
+from hierarchy.depth_selection import (
     LEAST_PROBABILITY,
     DepthRule,
     Floats,
@@ -21,10 +22,9 @@ from hierarchy.choice import (
     choose_depth,
     corrected,
 )
-from hierarchy.decisions import Decisions, choices
 from hierarchy.metrics import accuracy_by_level
+from hierarchy.metrics.ancestors import ancestor_paths, covers
 from hierarchy.metrics.calibration import binned
-from hierarchy.metrics.lines import covers, facts, lines
 from hierarchy.metrics.selective import risk_coverage
 from hierarchy.tree import TOP
 from inference.predictor import (
@@ -144,7 +144,7 @@ def node_figures(record: Record, tree: LabelTree) -> NodeFigures:
         exact, below = record.labels, _sums_below(record.labels, tree)
     if record.truth is None or record.nodes is None:
         return NodeFigures(exact, below, unknown, unknown, unknown)
-    truth = lines(record.truth, tree)  # (n, L)
+    truth = ancestor_paths(record.truth, tree)  # (n, L)
     known = (truth != TOP) & choices(tree)[truth]
     hit = known & (truth == record.nodes)
     checked, right, said = (
@@ -156,7 +156,7 @@ def node_figures(record: Record, tree: LabelTree) -> NodeFigures:
 
 def _sums_below(counts: Ints, tree: LabelTree) -> Ints:
     """``(N,)`` sum over all descendants, the node itself left out."""
-    of = facts(tree)
+    of = tree.arrays
     total = np.concatenate([[0], np.cumsum(counts[np.array(tree.preorder)])])
     result: Ints = total[of.leave] - total[of.enter] - counts
     return result
@@ -186,7 +186,7 @@ def confusions(record: Record, tree: LabelTree) -> list[Confusion]:
     """
     if record.truth is None or record.nodes is None:
         return []
-    truth, size = lines(record.truth, tree), len(tree)
+    truth, size = ancestor_paths(record.truth, tree), len(tree)
     known = truth != TOP
     parents = np.array(tree.parents)
     mixed = known & (truth != record.nodes) & (parents[truth] == parents[record.nodes])

@@ -18,7 +18,8 @@ from torch import Tensor
 from hierarchy import LabelTree
 from hierarchy.acquisition import margin
 from hierarchy.calibration import Evidence, Fitted, fit_rule
-from hierarchy.choice import (
+from hierarchy.decisions import Decisions, leading_levels
+from hierarchy.depth_selection import (
     REASONS,
     Candidates,
     DepthRule,
@@ -30,10 +31,8 @@ from hierarchy.choice import (
     explain_depth,
     reason_text,
 )
-from hierarchy.decisions import Decisions, leading_levels
 from hierarchy.familiarity import Familiarity
 from hierarchy.heads import HRNHead, transfer_weights
-from hierarchy.metrics.lines import facts
 from inference.errors import EarlierReleaseError, ModelStoreError
 from inference.store import ModelStore, Project
 
@@ -175,7 +174,7 @@ class Predictor:
         found = candidates(log_p, self.tree, self.decisions.levels)
         margins = margin(log_p, self.tree)
         sure = corrected(found.probability, self.rule.platt)
-        at = facts(self.tree).levels[found.nodes] + 1
+        at = self.tree.arrays.levels[found.nodes] + 1
         ends = self._ends[self.decisions.last[found.nodes]]
         told = explain_depth(sure, self.rule, ends, at, like)
         likes = np.ones(len(log_p)) if like is None else like

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from hierarchy import LabelTree
-from hierarchy.choice import DepthRule
 from hierarchy.decisions import Decisions
+from hierarchy.depth_selection import DepthRule
 from inference.insight import (
     Confusion,
     NodeFigures,

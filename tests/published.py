@@ -6,7 +6,7 @@ import torch
 
 from hierarchy import LabelTree
 from hierarchy.calibration import Fitted
-from hierarchy.choice import DepthRule
+from hierarchy.depth_selection import DepthRule
 from hierarchy.heads import HRNHead
 from inference.store import ModelStore, Project, project_key
 from worker.settings import Settings

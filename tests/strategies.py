@@ -10,11 +10,11 @@ from torch import Tensor
 from hierarchy.tree import LabelTree
 
 DIGITS = 60
-"""Enough that nothing the oracle adds up is lost, for scores of +-1e4 on a path of 12."""
+"""Enough that nothing the oracle adds up is lost, for scores of +-1e4 on a path of 9."""
 
 
 @st.composite
-def trees(draw: st.DrawFn, *, max_nodes: int = 12) -> LabelTree:
+def trees(draw: st.DrawFn, *, max_nodes: int = 9) -> LabelTree:
     """Ragged trees in any order of ids: several tops, chains, one name under many parents."""
     size = draw(st.integers(1, max_nodes))
     parents = [draw(st.just(i - 1) | st.integers(-1, i - 1)) for i in range(size)]
@@ -57,6 +57,6 @@ def slow_log_p(scores: Sequence[float], tree: LabelTree, given: int | None = Non
 
 
 def slow_rows(scores: Tensor, tree: LabelTree, given: Sequence[int | None] = ()) -> Tensor:
-    """:func:`slow_log_p` of each picture, (B, N) -> (B, N); ``given`` is one node a picture."""
+    """:func:`slow_log_p` of each image, (B, N) -> (B, N); ``given`` is one node an image."""
     pairs = zip(scores.tolist(), given or [None] * len(scores), strict=True)
     return torch.tensor([slow_log_p(row, tree, node) for row, node in pairs], dtype=torch.float64)

@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 
 from hierarchy import LabelTree
-from hierarchy.feedback import Preview, preview
+from hierarchy.calibration import Preview, preview
 from inference.predictor import check_runs, read_evidence
 from inference.store import DISCONNECTED, GONE, Project
 from studio.errors import StudioError

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hierarchy import LabelTree
 from hierarchy.calibration import fit_rule
-from hierarchy.choice import DepthRule
+from hierarchy.depth_selection import DepthRule
 from hierarchy.heads import HRNHead
 from inference.backbone import Backbone
 from inference.extractors import tuned_fingerprint

@@ -19,8 +19,8 @@ import numpy as np
 
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, evidence
-from hierarchy.choice import Candidates, DepthRule, choose_depth, corrected, correction
-from hierarchy.feedback import KEEP, REFIT_FROM, Feedback, Follower, begin, follow
+from hierarchy.depth_selection import Candidates, DepthRule, choose_depth, corrected, correction
+from hierarchy.online_calibration import KEEP, REFIT_FROM, Feedback, Follower, begin, follow
 from hierarchy.tree import TOP
 from inference.errors import ModelStoreError
 from inference.feature_extractor import FeatureExtractor, Item

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hierarchy import LabelTree
-from hierarchy.choice import DepthRule
+from hierarchy.depth_selection import DepthRule
 from inference.predictor import KIND
 from inference.store import Project
 from worker import trainer

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, Fitted, evidence, fit_rule
-from hierarchy.choice import DepthRule, candidates
 from hierarchy.decisions import Decisions
+from hierarchy.depth_selection import DepthRule, candidates
 from hierarchy.familiarity import Familiarity, fit_familiarity
 from hierarchy.heads import HRNHead
 from hierarchy.metrics import accuracy_by_level, expected_calibration_error

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, fit_rule
-from hierarchy.choice import DepthRule, candidates
+from hierarchy.depth_selection import DepthRule, candidates
 from inference import insight
 from inference.augmentation import PLAIN
 from inference.errors import EarlierReleaseError, ModelError

@@ -11,7 +11,6 @@ from backend.console.blueprint import bp
 from backend.console.layout import page, the_project
 from backend.console.picking import chosen
 from hierarchy import LabelTree
-from hierarchy.metrics.lines import facts
 from hierarchy.tree import TOP
 from inference.insight import Confusion
 from inference.records import Known
@@ -122,7 +121,7 @@ def _under(tree_: LabelTree) -> int | None:
 
 def _listed(known: Known, under: int | None, show: str, words: str) -> Iterable[int]:
     """Ids in the tree's own order."""
-    tree_, of = known.tree, facts(known.tree)
+    tree_, of = known.tree, known.tree.arrays
     if show == "children" and not words:
         return tree_.level_nodes(0) if under is None else tree_.children[under]
     inside = tree_.preorder
@@ -170,7 +169,7 @@ def _by_node(known: Known) -> dict[int, Confusion]:
 
 def row_of(known: Known, node: int, mixed: dict[int, Confusion]) -> NodeRow:
     """Everything that the table shows of a node."""
-    figures, tree_, of = known.figures, known.tree, facts(known.tree)
+    figures, tree_, of = known.figures, known.tree, known.tree.arrays
     labelled = figures is not None and known.record is not None and known.record.labels is not None
     judged = figures is not None and known.by_node
     one = mixed.get(node)

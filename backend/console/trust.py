@@ -14,9 +14,9 @@ from backend.console.blueprint import bp
 from backend.console.layout import page, tell, the_project
 from backend.console.picking import chosen
 from backend.services import services
-from hierarchy.choice import DepthRule
+from hierarchy.calibration import Preview, preview
 from hierarchy.decisions import Decisions, leading_levels
-from hierarchy.feedback import Preview, preview
+from hierarchy.depth_selection import DepthRule
 from inference.errors import ModelStoreError
 from inference.insight import (
     WINDOW,

@@ -55,7 +55,7 @@ def _trainval(root: Path) -> Labels:
 
 
 def _labels(root: Path, split: str) -> Labels:
-    """Of each photo its path, from the three lists of a split."""
+    """Return each photo's path, from the three lists of a split."""
     lists = {level: read_pairs(root / f"images_{level}_{split}.txt") for level in LEVELS}
     for level in LEVELS:
         other = sorted(lists[level].keys() ^ lists["variant"].keys())

@@ -1,4 +1,4 @@
-"""What every layout is read into: files, a label tree and a node id for each file.
+"""The form that every layout is read into: files, a label tree and a node id for each file.
 
 Where a collection has no val split, one is cut from train by :func:`cut`, the one rule for all.
 """
@@ -72,7 +72,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Options:
-    """How a collection is read.
+    """Options for reading a collection.
 
     Attributes:
         tree: a CSV file with the tree, for the collections whose own files have none (see

@@ -1,7 +1,7 @@
 """The Grocery Store data set (Klasson et al. 2019): fruit, vegetables and cartons in shops.
 
 Labels come from the class ids in the lists, not from the folders: the two disagree (mushrooms lie
-a folder deeper in test). The tree has three levels: top folder of the iconic picture, coarse
+a folder deeper in test). The tree has three levels: top folder of the iconic image, coarse
 class, class.
 """
 

@@ -22,7 +22,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 def shipped(name: str) -> Path:
-    """Where the tree file of this name is that comes with the program."""
+    """Return the tree file of this name that comes with the program."""
     return Path(str(resources.files("evaluation") / "trees" / name))
 
 
@@ -80,7 +80,7 @@ def number_nodes(paths: Mapping[K, LabelPath], where: str) -> tuple[LabelTree, d
 
 
 def _read(file: Path) -> dict[int, LabelPath]:
-    """Of each class id its path from the top down."""
+    """Return each class id's path from its root node down."""
     lines = read_lines(file)
     rows = list(csv.reader(lines))
     if len(rows) < 2 or len(rows[0]) < 2:

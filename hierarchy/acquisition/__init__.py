@@ -1,22 +1,19 @@
-"""Which pictures to ask about next: variety before a model knows much, doubt once it does.
+"""Acquisition: diverse images before a model knows much, uncertain ones once it does.
 
 `ask` is the whole; the rules it is mixed from, and those it was compared with, are here as well.
 Pure numpy: the process that orders a project's tasks need not load a network library for it.
 """
 
-from hierarchy.acquisition.asking import Asked, Reason, Tail, ask, varied_share
-from hierarchy.acquisition.doubt import badge, entropy, k_center, leaf_probabilities, margin
-from hierarchy.acquisition.space import Space, cluster, twin_ranks
-from hierarchy.acquisition.variety import central, typical
+from hierarchy.acquisition.diversity import typical
+from hierarchy.acquisition.embedding import Space, cluster, twin_ranks
+from hierarchy.acquisition.strategy import Asked, Reason, ask, varied_share
+from hierarchy.acquisition.uncertainty import entropy, k_center, leaf_probabilities, margin
 
 __all__ = [
     "Asked",
     "Reason",
     "Space",
-    "Tail",
     "ask",
-    "badge",
-    "central",
     "cluster",
     "entropy",
     "k_center",

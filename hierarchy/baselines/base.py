@@ -13,21 +13,21 @@ from hierarchy.errors import ShapeError
 from hierarchy.tree import LabelTree
 
 OutputsT = TypeVar("OutputsT")
-"""What a method computes of a batch: a tensor, or a frozen dataclass of tensors."""
+"""The outputs of a method for a batch: a tensor, or a frozen dataclass of tensors."""
 
 
 class Baseline(nn.Module, ABC, Generic[OutputsT]):
     """A hierarchical classifier on top of a backbone, with its own loss and its own read-out.
 
-    Attributes:
-        tree: the label tree it was built for.
+    Args:
+        tree: the N nodes.
+        trunk: takes features to ``(B, width)``; without one a baseline reads features itself.
     """
 
-    tree: LabelTree
-
-    def __init__(self, tree: LabelTree) -> None:
+    def __init__(self, tree: LabelTree, trunk: nn.Module | None = None) -> None:
         super().__init__()
         self.tree = tree
+        self.trunk = nn.Identity() if trunk is None else trunk
 
     @abstractmethod
     def forward(self, features: Tensor) -> OutputsT:

@@ -28,15 +28,13 @@ class Chang(Baseline[Tensor]):
     coarse labels reach the trunk through the coarse parts, as they reach the paper's backbone.
 
     Args:
-        tree: the N nodes.
-        trunk: features to ``(B, width)``.
+        tree, trunk: see `Baseline`.
         width: of the trunk's output.
         part: features of each level, 200 in the authors' code.
     """
 
     def __init__(self, tree: LabelTree, trunk: nn.Module, width: int, *, part: int = 200) -> None:
-        super().__init__(tree)
-        self.trunk = trunk
+        super().__init__(tree, trunk)
         self.part = part
         self.features = nn.Sequential(
             nn.BatchNorm1d(width),

@@ -33,14 +33,12 @@ class Chmcnn(Baseline[Tensor]):
     lies below a settled 0 is a settled 0, so MCM_A never looks at an unknown node there.
 
     Args:
-        tree: the N nodes.
-        trunk: features to ``(B, width)``.
+        tree, trunk: see `Baseline`.
         width: of the trunk's output.
     """
 
     def __init__(self, tree: LabelTree, trunk: nn.Module, width: int) -> None:
-        super().__init__(tree)
-        self.trunk = trunk
+        super().__init__(tree, trunk)
         self.score = nn.Linear(width, len(tree))
 
     def forward(self, features: Tensor) -> Tensor:

@@ -44,8 +44,7 @@ class Hmcn(Baseline[HmcnOutputs]):
     the cross-entropies. The penalty needs no label and is taken over every edge.
 
     Args:
-        tree: the N nodes.
-        trunk: features to ``(B, width)``.
+        tree, trunk: see `Baseline`.
         width: of the trunk's output.
         hidden: units of each layer.
         dropout: share of the units left out in training.
@@ -64,8 +63,7 @@ class Hmcn(Baseline[HmcnOutputs]):
         beta: float = 0.5,
         penalty: float = 0.1,
     ) -> None:
-        super().__init__(tree)
-        self.trunk = trunk
+        super().__init__(tree, trunk)
         self.beta = beta
         self.penalty = penalty
         levels = [tree.level_nodes(level) for level in range(tree.depth)]

@@ -31,15 +31,13 @@ class Lmlp(Baseline[Tensor]):
     level by level; the published clean-up of parents below their threshold would change no argmax.
 
     Args:
-        tree: the N nodes.
-        trunk: features to ``(B, width)``.
+        tree, trunk: see `Baseline`.
         width: of the trunk's output.
         hidden: units of each perceptron's hidden layer.
     """
 
     def __init__(self, tree: LabelTree, trunk: nn.Module, width: int, *, hidden: int = 256) -> None:
-        super().__init__(tree)
-        self.trunk = trunk
+        super().__init__(tree, trunk)
         levels = [tree.level_nodes(level) for level in range(tree.depth)]
         above = [0, *(len(nodes) for nodes in levels)]
         self.perceptrons = nn.ModuleList(

@@ -5,7 +5,6 @@ B images, N nodes, K leaves, L levels; one column per leaf means in the order of
 """
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from types import MappingProxyType
 
 import torch
@@ -19,8 +18,7 @@ from hierarchy.baselines.tree_ops import (
     level_log_softmax,
     paths,
 )
-from hierarchy.metrics.lines import facts
-from hierarchy.tree import LabelTree
+from hierarchy.tree import LabelTree, cached_on_tree
 
 Loss = Callable[[Tensor, Tensor, LabelTree], Tensor]
 """Takes logits, ``(B,)`` targets and the tree to a scalar in nats."""
@@ -169,7 +167,7 @@ def hierarchical_cross_entropy(
     return ((along - above) * weights).sum(1).mean().neg()
 
 
-@lru_cache(maxsize=8)
+@cached_on_tree
 def soft_targets(tree: LabelTree, beta: float) -> Tensor:
     """Return what an image labelled at each node should be answered, as weights over leaves.
 
@@ -187,7 +185,7 @@ def soft_targets(tree: LabelTree, beta: float) -> Tensor:
     """
     with torch.inference_mode(mode=False):  # tensors made in inference mode cannot be trained with
         of = paths(tree, torch.device("cpu"))
-        height = torch.from_numpy(facts(tree).height).double()
+        height = torch.from_numpy(tree.arrays.height).double()
         of_leaf = of.path[list(tree.leaves)]  # (K, L)
         distance = torch.full((len(of_leaf), len(of_leaf)), float(tree.depth), dtype=torch.float64)
         for above in of_leaf.unbind(1):  # (K,), one level further down each time
@@ -221,8 +219,7 @@ class WithLoss(Baseline[Tensor]):
     softmax over leaves, a node being the sum of its leaves.
 
     Args:
-        tree: the N nodes, K of them leaves.
-        trunk: features to ``(B, width)``.
+        tree, trunk: see `Baseline`.
         width: of the trunk's output.
         loss: a name in :data:`LOSSES`.
 
@@ -231,12 +228,11 @@ class WithLoss(Baseline[Tensor]):
     """
 
     def __init__(self, tree: LabelTree, trunk: nn.Module, width: int, loss: str) -> None:
-        super().__init__(tree)
+        super().__init__(tree, trunk)
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         self._loss = LOSSES[loss]
         self._by_level = loss == "level-ce"
-        self.trunk = trunk
         self.classify = nn.Linear(width, len(tree) if self._by_level else len(tree.leaves))
 
     def forward(self, features: Tensor) -> Tensor:

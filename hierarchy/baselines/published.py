@@ -28,7 +28,7 @@ NO_LEAF = -100
 
 @dataclass(frozen=True)
 class PublishedOutputs:
-    """What the network says of B images, before any sigmoid or softmax."""
+    """Outputs of the network for B images, before any sigmoid or softmax."""
 
     raw: Tensor
     """``(B, N)`` of each node, from its level's classifier; column i for node i."""

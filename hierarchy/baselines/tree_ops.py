@@ -6,7 +6,6 @@ Letters: B images, N nodes, K leaves, L levels.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -15,8 +14,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hierarchy.baselines.base import check_targets, precise
 from hierarchy.errors import ShapeError
-from hierarchy.metrics.lines import lines
-from hierarchy.tree import LabelTree
+from hierarchy.metrics.ancestors import ancestor_paths
+from hierarchy.tree import LabelTree, cached_on_tree
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,11 @@ class Paths:
     order: Tensor
 
 
-@lru_cache(maxsize=8)
+@cached_on_tree
 def paths(tree: LabelTree, device: torch.device) -> Paths:
     """Return the paths of a tree on a device."""
     with torch.inference_mode(mode=False):  # tensors made in inference mode cannot be trained with
-        path = torch.from_numpy(np.asarray(lines(np.arange(len(tree)), tree)))
+        path = torch.from_numpy(np.asarray(ancestor_paths(np.arange(len(tree)), tree)))
         below, level = (path >= 0).nonzero(as_tuple=True)
         column = torch.full((len(tree),), -1)
         column[list(tree.leaves)] = torch.arange(len(tree.leaves))
@@ -62,7 +61,7 @@ def paths(tree: LabelTree, device: torch.device) -> Paths:
 
 @dataclass(frozen=True)
 class Known:
-    """What each image's label says of each node.
+    """Labels read as facts about every node.
 
     Attributes:
         holds: ``(B, N)`` bool: the node is the target or lies above it.

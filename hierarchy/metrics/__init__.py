@@ -1,23 +1,19 @@
-"""How good: accuracy, agreement of levels, calibration, distance, ranking, risk-coverage.
+"""Metrics: accuracy, consistency, calibration, severity of mistakes, ranking, risk-coverage.
 
 Rates in [0, 1], None where nothing can be judged. :func:`evaluate` gathers everything; plots and
 single figures take the functions of the modules below. Numpy only.
 """
 
-from hierarchy.metrics.accuracy import accuracy_by_level, path_answers
+from hierarchy.metrics.accuracy import accuracy_by_level
+from hierarchy.metrics.ancestors import on_siblings, sibling_leaves
 from hierarchy.metrics.calibration import expected_calibration_error
-from hierarchy.metrics.lines import on_siblings, sibling_leaves
-from hierarchy.metrics.scores import Scores, evaluate
-from hierarchy.metrics.selective import Shown, shown
+from hierarchy.metrics.report import Scores, evaluate
 
 __all__ = [
     "Scores",
-    "Shown",
     "accuracy_by_level",
     "evaluate",
     "expected_calibration_error",
     "on_siblings",
-    "path_answers",
-    "shown",
     "sibling_leaves",
 ]

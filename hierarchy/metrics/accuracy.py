@@ -1,22 +1,21 @@
-"""How often right: by level, whole paths, and whether the levels agree with each other.
+"""Accuracy by level and of whole paths, and consistency between levels.
 
-Letters: n pictures, N nodes, L levels.
+Letters: n images, N nodes, L levels.
 """
 
 from typing import Any
 
 import numpy as np
 
-from hierarchy.choice import candidates
 from hierarchy.decisions import choices
-from hierarchy.metrics.lines import Flags, Floats, Ints, lines
+from hierarchy.metrics.ancestors import Flags, Ints, ancestor_paths
 from hierarchy.tree import TOP, LabelTree
 
 
 def accuracy_by_level(answers: Ints, targets: Ints, tree: LabelTree) -> list[dict[str, Any]]:
-    """Accuracy on each level: of the pictures whose target reaches it, the share answered right.
+    """Accuracy on each level: of the images whose target reaches it, the share answered right.
 
-    A picture counts on a level where its target, or the node above it there, has siblings: a node
+    An image counts on a level where its target, or the node above it there, has siblings: a node
     without any cannot be wrong once its parent is right. Levels on which none counts are left out.
 
     Args:
@@ -31,7 +30,7 @@ def accuracy_by_level(answers: Ints, targets: Ints, tree: LabelTree) -> list[dic
         >>> [(row["level"], row["right"], row["checked"]) for row in rows]
         [(1, 4, 4), (2, 1, 2)]
     """
-    truth = lines(targets, tree)
+    truth = ancestor_paths(targets, tree)
     counts = (truth != TOP) & choices(tree)[truth]
     hits = counts & (answers == truth)
     return [
@@ -59,17 +58,17 @@ def right_by_level(answers: Ints, targets: Ints, tree: LabelTree) -> Ints:
         targets: ``(n,)`` deepest node known.
         tree: gives the ancestors.
     """
-    truth = lines(targets, tree)
+    truth = ancestor_paths(targets, tree)
     return np.where(truth == TOP, -1, answers == truth).astype(np.int64)
 
 
 def whole_path(answers: Ints, targets: Ints, tree: LabelTree) -> Flags:
-    """Whether all levels down to the target are right, each read on its own, ``(n,)``."""
+    """Tell whether all levels down to the target are right, each read on its own, ``(n,)``."""
     return np.asarray((right_by_level(answers, targets, tree) != 0).all(axis=1))
 
 
 def consistent(answers: Ints, leaf: Ints, tree: LabelTree) -> Flags:
-    """Whether the levels' answers form one path, ``(n,)``: from the best leaf upward.
+    """Tell whether the levels' answers form one path, ``(n,)``: from the best leaf upward.
 
     In a ragged tree the leaf may lie on any level; levels below it say nothing and are not asked.
 
@@ -78,17 +77,8 @@ def consistent(answers: Ints, leaf: Ints, tree: LabelTree) -> Flags:
         leaf: ``(n,)`` the best leaf.
         tree: gives the ancestors.
     """
-    path = lines(leaf, tree)
+    path = ancestor_paths(leaf, tree)
     return np.asarray(((answers == path) | (path == TOP)).all(axis=1))
-
-
-def path_answers(log_probability: Floats, tree: LabelTree) -> Ints:
-    """Each level read off the best leaf's path, ``(n, N)`` -> ``(n, L)``; -1 below that leaf.
-
-    Consistent by construction, where each level's own best node need not be: a top with one
-    likely leaf may hold the best leaf, and another with many leaves be the likelier top.
-    """
-    return lines(candidates(log_probability, tree).leaf, tree)
 
 
 def share(right: Flags) -> float | None:

@@ -1,10 +1,10 @@
-"""Whether stated probabilities come true: calibration error, Brier score, log-loss."""
+"""Calibration of stated probabilities: expected calibration error and log-loss."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
-from hierarchy.metrics.lines import Flags, Floats, Ints
+from hierarchy.metrics.ancestors import Flags, Floats, Ints
 
 #: Log-probabilities are not taken below that of float64's eps (as in scikit-learn's ``log_loss``):
 #: one certain mistake would make the mean infinite.
@@ -13,39 +13,26 @@ LEAST_LOG = float(np.log(np.finfo(np.float64).eps))
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far stated probabilities are from what came true; None where nothing could be judged.
+    """Distance of stated probabilities from what came true; None where nothing could be judged.
 
     Attributes:
-        checked: pictures that could be judged.
         ece: expected calibration error of the answers, 15 bins.
-        brier: mean squared gap between an answer's probability and 1 (right) or 0 (wrong).
         nll: mean of -log P(true node), nats.
     """
 
-    checked: int
     ece: float | None
-    brier: float | None
     nll: float | None
-
-    def to_json(self) -> dict[str, float | None]:
-        """Plain data."""
-        return asdict(self)
 
 
 def calibration(confidence: Floats, right: Flags, log_truth: Floats) -> Calibration:
-    """Gather the three for one level, or for the leaves.
+    """Gather both for one level, or for the leaves.
 
     Args:
         confidence: ``(m,)`` stated probability of each answer that was given.
         right: ``(m,)`` whether it came true.
-        log_truth: ``(n,)`` log-probability of the true node of each judged picture.
+        log_truth: ``(n,)`` log-probability of the true node of each judged image.
     """
-    return Calibration(
-        checked=len(log_truth),
-        ece=calibration_gap(confidence, right),
-        brier=brier_score(confidence, right),
-        nll=log_loss(log_truth),
-    )
+    return Calibration(ece=calibration_gap(confidence, right), nll=log_loss(log_truth))
 
 
 def expected_calibration_error(confidence: Floats, right: Flags, *, bins: int = 15) -> float | None:
@@ -57,7 +44,7 @@ def expected_calibration_error(confidence: Floats, right: Flags, *, bins: int = 
         bins: equal-width bins on [0, 1].
 
     Returns:
-        Rounded to four digits, for a manifest; None without pictures.
+        Rounded to four digits, for a manifest; None without images.
 
     Example:
         >>> expected_calibration_error(np.array([0.9, 0.9]), np.array([True, False]))
@@ -76,18 +63,13 @@ def calibration_gap(confidence: Floats, right: Flags, *, bins: int = 15) -> floa
     return float(np.abs(surplus).sum() / len(confidence))
 
 
-def brier_score(confidence: Floats, right: Flags) -> float | None:
-    """Mean squared error of stated probabilities (Brier 1950, in its two-class form), in [0, 1]."""
-    return float(np.mean((confidence - right) ** 2)) if len(confidence) else None
-
-
 def log_loss(log_truth: Floats) -> float | None:
-    """Mean of -log P(true node), nats, from ``(n,)`` log-probabilities; None without pictures."""
+    """Mean of -log P(true node), nats, from ``(n,)`` log-probabilities; None without images."""
     return float(-np.clip(log_truth, LEAST_LOG, 0).mean() + 0.0) if len(log_truth) else None
 
 
 def binned(confidence: Floats, right: Flags, *, bins: int = 15) -> tuple[Ints, Floats, Floats]:
-    """A reliability diagram: of each bin that holds pictures, how many, confidence and accuracy."""
+    """A reliability diagram: of each bin that holds images, how many, confidence and accuracy."""
     which = np.clip((confidence * bins).astype(int), 0, bins - 1)
     count = np.bincount(which, minlength=bins)
     held = count > 0

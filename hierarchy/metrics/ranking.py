@@ -1,19 +1,19 @@
-"""Area under the precision-recall curve over all (picture, node) pairs, as HRN was published with.
+"""Area under the precision-recall curve over all (image, node) pairs, as HRN was published with.
 
-Letters: n pictures, N nodes, L levels.
+Letters: n images, N nodes, L levels.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.metrics.lines import Floats, Ints, checked, covers, lines, on_leaves
+from hierarchy.metrics.ancestors import Floats, Ints, ancestor_paths, checked, covers, on_leaves
 from hierarchy.tree import TOP, LabelTree
 
 
 def area_under_prc(scores: NDArray[np.floating], targets: Ints, tree: LabelTree) -> float | None:
-    """Micro average precision: every node of every picture ranked in one list.
+    """Micro average precision: every node of every image ranked in one list.
 
-    A pair is true when the node is the picture's target or above it. What lies below a target
+    A pair is true when the node is the image's target or above it. What lies below a target
     that is no leaf is not known and left out. Each distinct score is one threshold, so equal
     scores have no order: the sum over thresholds of gained recall times precision (Chen et al.,
     "Label Relation Graphs Enhanced Hierarchical Residual Network for Hierarchical Multi-Granularity
@@ -25,10 +25,10 @@ def area_under_prc(scores: NDArray[np.floating], targets: Ints, tree: LabelTree)
         tree: gives N and the ancestors.
 
     Returns:
-        In (0, 1]; None without pictures.
+        In (0, 1]; None without images.
 
     Raises:
-        ShapeError: if there is not one column a node, one target a picture, or a score is nan.
+        ShapeError: if there is not one column per node, one target per image, or a score is nan.
         UnknownLabelError: if a target is not a node's id.
 
     Example:
@@ -39,7 +39,7 @@ def area_under_prc(scores: NDArray[np.floating], targets: Ints, tree: LabelTree)
     whole, nodes = checked(scores, targets, tree)
     if not len(whole):
         return None
-    truth = lines(nodes, tree)
+    truth = ancestor_paths(nodes, tree)
     rows, levels = np.nonzero(truth != TOP)
     return _average_precision(_known(whole, nodes, tree), whole[rows, truth[rows, levels]])
 

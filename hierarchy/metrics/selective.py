@@ -1,25 +1,22 @@
 """Answering less to be right more often: risk against coverage, flat and along the tree.
 
-Letters: n pictures, N nodes, L levels, T distinct thresholds.
+Letters: n images, N nodes, L levels, T distinct thresholds.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.choice import candidates
-from hierarchy.metrics.lines import (
+from hierarchy.depth_selection import candidates
+from hierarchy.metrics.ancestors import (
     Flags,
     Floats,
     Ints,
+    ancestor_paths,
     checked,
     covers,
-    facts,
     information,
-    judged,
-    known,
-    lines,
     on_leaves,
 )
 from hierarchy.tree import TOP, LabelTree
@@ -40,63 +37,13 @@ class Curve:
     risk: Floats
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What a choice of depth shows.
-
-    Attributes:
-        given: share of pictures that get an answer.
-        checked: answers that could be judged: not below their target.
-        accuracy: share of those that are right; None if there is none.
-        depth: mean level of the answers over all pictures (1 = top), nothing counting 0.
-        information: mean :func:`hierarchy.metrics.lines.information` over all pictures.
-    """
-
-    given: float | None
-    checked: int
-    accuracy: float | None
-    depth: float | None
-    information: float | None
-
-    def to_json(self) -> dict[str, float | None]:
-        """Plain data."""
-        return asdict(self)
-
-
-def shown(answers: Ints, targets: Ints, tree: LabelTree) -> Shown:
-    """Judge one answer a picture, at whatever depth it stands.
-
-    Args:
-        answers: ``(n,)`` node ids, -1 for nothing shown.
-        targets: ``(n,)`` deepest node known.
-        tree: gives the ancestors.
-
-    Raises:
-        UnknownLabelError: if one is not a node's id.
-    """
-    said, truth = known(answers, tree, least=TOP), known(targets, tree)
-    if not len(said):
-        return Shown(None, 0, None, None, None)
-    given = said != TOP
-    right = judged(said, truth, tree)[given]
-    right = right[right >= 0]
-    depth = np.where(given, facts(tree).levels[said] + 1, 0)
-    return Shown(
-        given=float(given.mean()),
-        checked=len(right),
-        accuracy=float(right.mean()) if len(right) else None,
-        depth=float(depth.mean()),
-        information=float(information(said, tree).mean()),
-    )
-
-
 def risk_coverage(confidence: Floats, right: Flags) -> Curve:
-    """Error rate among the pictures of at least each confidence (El-Yaniv and Wiener 2010).
+    """Error rate among the images of at least each confidence (El-Yaniv and Wiener 2010).
 
     Equal confidences are answered together.
 
     Args:
-        confidence: ``(n,)`` of each picture's answer, any monotone form.
+        confidence: ``(n,)`` of each image's answer, any monotone form.
         right: ``(n,)`` whether it is right.
     """
     order = np.argsort(-confidence, kind="stable")
@@ -108,9 +55,9 @@ def risk_coverage(confidence: Floats, right: Flags) -> Curve:
 
 
 def area_under_risk(curve: Curve) -> float | None:
-    """AURC: the mean over pictures of the risk at their confidence, in [0, 1].
+    """AURC: the mean over images of the risk at their confidence, in [0, 1].
 
-    Geifman et al., "Bias-Reduced Uncertainty Estimation", ICLR 2019. None without pictures.
+    Geifman et al., "Bias-Reduced Uncertainty Estimation", ICLR 2019. None without images.
     """
     if not len(curve.coverage):
         return None
@@ -121,30 +68,30 @@ def climbing_curve(log_probability: NDArray[np.floating], targets: Ints, tree: L
     """Risk against hierarchical coverage of the climbing rule, at every threshold there is.
 
     From the best leaf go up to the first node that is at least as probable as the threshold, to
-    the root if none is. Coverage is the mean :func:`hierarchy.metrics.lines.information` of the
-    answers; risk the share of *all* pictures whose answer does not cover the target, the root
+    the root if none is. Coverage is the mean :func:`hierarchy.metrics.ancestors.information` of the
+    answers; risk the share of *all* images whose answer does not cover the target, the root
     never being wrong (Goren et al., "Hierarchical Selective Classification", NeurIPS 2024,
     sections 2 and 3; risk as in their released code, ``risk_01``). The first point is the root for
-    every picture, (0, 0), which their curve leaves out where a probability is rounded to 1.
+    every image, (0, 0), which their curve leaves out where a probability is rounded to 1.
 
     Args:
         log_probability: ``(n, N)``, any monotone form; not necessarily falling along a path.
-        targets: ``(n,)`` deepest node known. Pictures whose target is no leaf are left out: a
+        targets: ``(n,)`` deepest node known. Images whose target is no leaf are left out: a
             leaf below it could not be judged, and leaving out only those would flatter nobody.
         tree: gives N and the ancestors.
 
     Returns:
-        A curve from (0, 0) to (1, error rate of the best leaf); empty without pictures.
+        A curve from (0, 0) to (1, error rate of the best leaf); empty without images.
 
     Raises:
-        ShapeError: if there is not one column a node, one target a picture, or a score is nan.
+        ShapeError: if there is not one column per node, one target per image, or a score is nan.
         UnknownLabelError: if a target is not a node's id.
     """
     scores, truth = checked(log_probability, targets, tree)
     scores, truth = scores[on_leaves(truth, tree)], truth[on_leaves(truth, tree)]
     if not len(scores):
         return Curve(np.empty(0), np.empty(0), np.empty(0))
-    path = lines(candidates(scores, tree).leaf, tree)
+    path = ancestor_paths(candidates(scores, tree).leaf, tree)
     met = _met(scores, path)
     told = np.diff(information(path, tree), axis=1, prepend=0.0)  # what one step down adds
     wrong = ~covers(path, truth[:, None], tree)
@@ -162,13 +109,13 @@ def _met(scores: Floats, path: Ints) -> Floats:
     return np.maximum.accumulate(on_path[:, ::-1], axis=1)[:, ::-1]
 
 
-def _descend(met: Floats, told: Floats, fails: Ints, pictures: int) -> Curve:
+def _descend(met: Floats, told: Floats, fails: Ints, images: int) -> Curve:
     """Lower the threshold past each step down; every step adds its information and its failure."""
     order = np.argsort(-met, kind="stable")
     ranked = met[order]
     last = np.append(ranked[1:] != ranked[:-1], True)
-    coverage = told[order].cumsum()[last] / pictures
-    risk = fails[order].cumsum()[last] / pictures
+    coverage = told[order].cumsum()[last] / images
+    risk = fails[order].cumsum()[last] / images
     return Curve(
         threshold=np.append(np.inf, ranked[last]),
         coverage=np.append(0.0, np.clip(coverage, 0.0, 1.0)),
@@ -179,7 +126,7 @@ def _descend(met: Floats, told: Floats, fails: Ints, pictures: int) -> Curve:
 def area_under_climbing(curve: Curve) -> float | None:
     """Area under the curve by trapezoids, hAURC as in the paper's released code, in [0, 1].
 
-    None without pictures.
+    None without images.
     """
     if not len(curve.coverage):
         return None

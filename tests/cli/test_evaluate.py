@@ -44,9 +44,6 @@ def test_methods_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert evaluate(tmp_path, *words, "--method", "marginal", "hrn") == 0  # what is known is kept
     assert "2 of 2: marginal" in capsys.readouterr().err
 
-    assert evaluate(tmp_path, *words, "--grow", "1") == 0
-    assert "| trained anew |" in capsys.readouterr().out
-
     assert evaluate(tmp_path, *common, "--method", "flat") == 1  # other tests
     assert "of other settings, which do not compare: tests" in capsys.readouterr().err
 

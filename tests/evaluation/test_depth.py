@@ -7,7 +7,7 @@ from evaluation import depth
 from evaluation.comparison import evidence_of
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, fit_rule
-from hierarchy.choice import DepthRule, corrected
+from hierarchy.depth_selection import DepthRule, corrected
 
 TREE = LabelTree.from_paths([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)])
 DEEP = DepthRule(target=0.9, price=0.5, platt=((1.0, 0.0), (1.0, 0.0)))

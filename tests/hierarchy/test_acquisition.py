@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -14,8 +14,6 @@ from hierarchy.acquisition import (
     Asked,
     Space,
     ask,
-    badge,
-    central,
     cluster,
     entropy,
     k_center,
@@ -25,7 +23,7 @@ from hierarchy.acquisition import (
     typical,
     varied_share,
 )
-from hierarchy.acquisition.variety import NEIGHBOURS, REFERENCES, mean_distance
+from hierarchy.acquisition.diversity import NEIGHBOURS, REFERENCES, mean_distance
 from hierarchy.errors import ShapeError
 from tests.strategies import trees
 
@@ -112,7 +110,6 @@ def test_no_more_clusters_than_pictures() -> None:
 
 
 @given(st.integers(1, 30), st.integers(0, 10), st.integers(0, 35), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
 def test_typical_takes_each_picture_once_and_empty_clusters_first(
     pool: int, taken: int, count: int, seed: int
 ) -> None:
@@ -161,15 +158,7 @@ def test_typical_goes_where_no_answer_is() -> None:
     assert sorted(belongs[~known][chosen].tolist()) == [5, 6, 7]
 
 
-def test_central_takes_one_of_each_group_and_fills_up_where_pictures_coincide() -> None:
-    features, belongs = blobs(7, 9)
-    assert sorted(belongs[central(features, 7, seed=1)].tolist()) == list(range(7))
-    same = np.ones((5, 3), dtype=np.float32)
-    assert len(set(central(same, 4).tolist())) == 4
-
-
 @given(st.integers(1, 20), st.integers(0, 6), st.integers(0, 25), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
 def test_k_center_agrees_with_its_definition(pool: int, taken: int, count: int, seed: int) -> None:
     both = unit(pool + taken, 4, seed)
     found = k_center(both[:pool], count, taken=both[pool:]).tolist()
@@ -186,7 +175,6 @@ def test_k_center_agrees_with_its_definition(pool: int, taken: int, count: int, 
 
 
 @given(trees(), st.integers(0, 99))
-@settings(deadline=None)
 def test_margin_and_entropy_agree_with_their_definitions(tree: LabelTree, seed: int) -> None:
     log_p = said(tree, 3, seed)
     for row, lead, bits in zip(log_p, margin(log_p, tree), entropy(log_p, tree), strict=True):
@@ -201,33 +189,6 @@ def test_leaves_without_any_chance_are_equally_likely() -> None:
     log_p = np.full((1, len(TREE)), -np.inf)
     assert leaf_probabilities(log_p, TREE).tolist() == [[1 / 3] * 3]
     assert margin(log_p, TREE).tolist() == [0.0]
-
-
-@given(st.integers(2, 12), st.integers(2, 5), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
-def test_badge_draws_by_the_distance_of_gradients(pool: int, leaves: int, seed: int) -> None:
-    """Replayed with gradients that are written out and distances taken one by one."""
-    vectors = unit(pool, 3, seed) * np.float32(2)
-    chance = np.random.default_rng(seed).dirichlet(np.ones(leaves), size=pool)
-    gradients = []
-    for p, x in zip(chance, vectors, strict=True):
-        best = int(p.argmax())
-        away = [p[k] - (k == best) for k in range(leaves)]
-        gradients.append([a * float(c) for a in away for c in x])
-    origin = [0.0] * len(gradients[0])
-    expected = [int(np.argmax([math.dist(g, origin) for g in gradients]))]
-    rng = np.random.default_rng(seed)
-    while len(expected) < pool:
-        far = [min(math.dist(g, gradients[c]) for c in expected) ** 2 for g in gradients]
-        place = rng.random() * sum(far)
-        expected.append(next(i for i, total in enumerate(np.cumsum(far)) if total > place))
-    assert badge(vectors, chance, pool, seed=seed).tolist() == expected
-
-
-def test_badge_takes_each_once_where_all_coincide() -> None:
-    vectors, chance = np.ones((5, 2), dtype=np.float32), np.full((5, 2), 0.5)
-    assert sorted(badge(vectors, chance, 9).tolist()) == [0, 1, 2, 3, 4]
-    assert badge(vectors, chance, 0).tolist() == []
 
 
 # Near-duplicates
@@ -255,7 +216,6 @@ def test_a_near_duplicate_ranks_behind_what_it_is_like() -> None:
     st.floats(0, 1),
     st.sampled_from(["model", "no model"]),
 )
-@settings(max_examples=60, deadline=None)
 def test_the_order_holds_every_picture_once(
     tree: LabelTree, pool: int, taken: int, count: int, seed: int, chance: float, what: str
 ) -> None:
@@ -377,28 +337,11 @@ def test_a_pool_of_one_picture_many_times_is_still_asked() -> None:
         assert len(found.reasons) == 3
 
 
-def test_badge_may_take_the_doubtful_ones() -> None:
-    features = unit(60, 10, 0)
-    found = ask(
-        features,
-        said(TREE, 60, 1),
-        TREE,
-        taken=features[:0],
-        count=10,
-        labels=99,
-        seed=0,
-        random_share=0,
-        tail="badge",
-    )
-    assert found.reasons == ("uncertain",) * 10
-    assert len(set(found.order.tolist())) == 60
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"features": np.zeros(3, dtype=np.float32)}, r"features must be \(B, C\)"),
-        ({"features": np.full((3, 4), np.nan, dtype=np.float32)}, "picture 0 are not finite"),
+        ({"features": np.full((3, 4), np.nan, dtype=np.float32)}, "image 0 are not finite"),
         ({"taken": np.zeros((1, 5), dtype=np.float32)}, "taken must have 4 channels"),
         ({"log_p": np.zeros((3, 2))}, r"log_p must be \(3, 4\), got \(3, 2\)"),
         ({"log_p": np.full((3, 4), np.nan)}, "numbers of 0 or less, and no NaN"),
@@ -423,5 +366,5 @@ def test_what_cannot_be_is_refused(wrong: dict[str, object], message: str) -> No
 
 
 def test_a_space_of_nothing_is_refused() -> None:
-    with pytest.raises(ShapeError, match="at least one picture"):
+    with pytest.raises(ShapeError, match="at least one image"):
         Space.of(nothing(3))

@@ -23,7 +23,7 @@ from hierarchy.calibration import (
     left_out,
     tried,
 )
-from hierarchy.choice import (
+from hierarchy.depth_selection import (
     Candidates,
     DepthRule,
     Floats,
@@ -42,14 +42,14 @@ FRUIT, MILK, APPLE, PEAR = (
 
 
 def same(count: int, *, wrong: int = 0, p: float = 0.97) -> Evidence:
-    """One level, every picture as sure as the next."""
+    """One level, every image as sure as the next."""
     right = np.ones((count, 1), dtype=np.int64)
     right[:wrong] = 0
     return Evidence(np.full((count, 1), p), right)
 
 
 def drawn(draw: np.random.Generator, count: int) -> tuple[Floats, Evidence]:
-    """True probabilities of three nested levels, and what calibrated pictures show of them.
+    """True probabilities of three nested levels, and what calibrated images show of them.
 
     What the network states is off by a factor in logit space, as networks are.
     """
@@ -67,7 +67,7 @@ def true_accuracy(fitted: Fitted, truth: Floats, stated: Floats) -> float:
 
 
 def test_certified_rules_keep_the_target_on_new_pictures() -> None:
-    """200 draws of 1000 pictures, delta 0.1: at least 85 % of certificates must be true ones."""
+    """200 draws of 1000 images, delta 0.1: at least 85 % of certificates must be true ones."""
     truth, population = drawn(np.random.default_rng(10**6), 20_000)
     kept, deep = 0, []
     for seed in range(200):
@@ -126,7 +126,7 @@ def test_a_network_that_is_right_is_answered_as_deep_as_can_be() -> None:
 
 
 def test_what_coarse_labels_cannot_judge_is_no_evidence() -> None:
-    """Fifty pictures labelled on level 1 say nothing of level 2, neither for nor against it."""
+    """Fifty images labelled on level 1 say nothing of level 2, neither for nor against it."""
     right = np.ones((60, 2), dtype=np.int64)
     right[:50, 1] = -1
     sure = np.full((60, 2), 0.99)
@@ -142,7 +142,6 @@ def test_limits_are_part_of_the_fit() -> None:
     assert fitted.mean_depth == pytest.approx(2 * fitted.given)
 
 
-@settings(max_examples=40)
 @given(st.integers(0, 1000), st.sampled_from([20, 60, 200]), st.sampled_from([0.7, 0.9, 0.95]))
 def test_what_is_claimed_holds_on_the_evidence_itself(seed: int, count: int, target: float) -> None:
     _, seen = drawn(np.random.default_rng(seed), count)
@@ -190,7 +189,7 @@ def test_a_sure_leaf_makes_its_top_node_surer() -> None:
 
 
 def test_each_picture_is_judged_as_if_the_correction_had_not_seen_it() -> None:
-    """One Newton step is within 0.02 of fitting anew without the picture."""
+    """One Newton step is within 0.02 of fitting anew without the image."""
     _, seen = drawn(np.random.default_rng(4), 150)
     found = left_out(seen, fit_platt(seen))
     for row in range(0, 150, 10):
@@ -201,7 +200,7 @@ def test_each_picture_is_judged_as_if_the_correction_had_not_seen_it() -> None:
 
 
 def test_a_picture_drawn_twice_does_not_vouch_for_itself() -> None:
-    """Twins are left out together; a picture that nothing is known of is judged by all others."""
+    """Twins are left out together; an image that nothing is known of is judged by all others."""
     _, once = drawn(np.random.default_rng(5), 80)
     rows = np.append(np.arange(80), 7)
     seen = Evidence(once.probability[rows], once.right[rows])
@@ -275,7 +274,7 @@ def level_accuracies(fitted: Fitted, truth: Floats, stated: Floats) -> list[floa
 
 
 def test_strict_rules_keep_the_target_on_every_level_of_new_pictures() -> None:
-    """60 draws of 1000 pictures, delta 0.1: at least 51 must keep it on all three levels."""
+    """60 draws of 1000 images, delta 0.1: at least 51 must keep it on all three levels."""
     truth, population = drawn(np.random.default_rng(10**6), 20_000)
     kept, deep = 0, []
     for seed in range(60):

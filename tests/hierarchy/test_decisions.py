@@ -4,15 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hierarchy import LabelTree
-from hierarchy.calibration import Evidence, Fitted, evidence, fit_rule, left_out
-from hierarchy.choice import candidates, choose_depth
+from hierarchy.calibration import Evidence, Fitted, evidence, fit_rule, left_out, preview
 from hierarchy.decisions import Decisions, choices, leading_levels
-from hierarchy.feedback import preview
+from hierarchy.depth_selection import candidates, choose_depth
 from hierarchy.tree import TOP
 from tests.strategies import trees
 
@@ -135,7 +134,6 @@ def scored(tree: LabelTree, count: int, draw: np.random.Generator) -> tuple[Floa
     return np.log(whole / (whole[:, tops].sum(axis=1, keepdims=True) + 0.5)), truth
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     trees(),
     st.integers(0, 2**32 - 1),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hierarchy.choice import Floats, Ints
+from hierarchy.depth_selection import Floats, Ints
 from hierarchy.familiarity import (
     CENTRES,
     LEAST_OPEN,

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
 from hierarchy import LabelTree, log_marginals
 from hierarchy.errors import HierarchyError, ShapeError
-from hierarchy.marginals import Layout
+from hierarchy.marginals import layout_of
 from tests.hierarchy.golden import read_goldens
 from tests.strategies import batches, slow_rows
 
@@ -41,7 +41,6 @@ def test_float32_is_finite_and_near_for_huge_scores(batch: Batch) -> None:
     assert_close(ours.double(), log_marginals(scores, tree), rtol=1e-5, atol=0.05)
 
 
-@settings(max_examples=40)
 @given(batches(), st.data())
 def test_gradient_agrees_with_the_list_of_answers(batch: Batch, data: st.DataObject) -> None:
     """D log P(i) / d score(j) is P(j | i) - P(j)."""
@@ -151,6 +150,6 @@ def test_what_is_laid_out_while_answering_serves_training_too() -> None:
     tree = LabelTree.from_paths([("a", "b"), ("a", "c"), ("d",)])
     with torch.inference_mode():
         log_marginals(torch.zeros(1, len(tree)), tree)
-    layout = Layout.of(tree, torch.device("cpu"))
+    layout = layout_of(tree, torch.device("cpu"))
     assert not layout.row.is_inference()
     assert not any(level.family.is_inference() for level in layout.levels)

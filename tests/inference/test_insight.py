@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hierarchy import LabelTree, log_marginals
 from hierarchy.calibration import Evidence, evidence, fit_rule
-from hierarchy.choice import DepthRule, candidates, choose_depth, corrected
 from hierarchy.decisions import Decisions
+from hierarchy.depth_selection import DepthRule, candidates, choose_depth, corrected
 from hierarchy.heads import HRNHead
 from inference.insight import (
     Record,

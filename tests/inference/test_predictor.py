@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hierarchy import LabelTree, log_marginals
 from hierarchy.calibration import Evidence, fit_rule
-from hierarchy.choice import DepthRule, Reason, candidates, choose_depth, corrected
+from hierarchy.depth_selection import DepthRule, Reason, candidates, choose_depth, corrected
 from hierarchy.heads import UNSEEN_SCORE, HRNHead
 from inference.errors import ModelStoreError, UnknownVersionError
 from inference.predictor import Predictor, Predictors, build_head, load_predictor, read_evidence

@@ -12,9 +12,9 @@ import torch
 
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence
-from hierarchy.choice import DepthRule, candidates, choose_depth, corrected
+from hierarchy.depth_selection import DepthRule, candidates, choose_depth, corrected
 from hierarchy.familiarity import Familiarity
-from hierarchy.feedback import Feedback, begin, follow
+from hierarchy.online_calibration import Feedback, begin, follow
 from inference.answers import answers
 from inference.extractors import FeatureExtractors
 from inference.predictor import Answer

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hierarchy.choice import DepthRule, logits
+from hierarchy.depth_selection import DepthRule, logits
 from inference.answers import answers
 from inference.extractors import FeatureExtractors
 from inference.feature_extractor import Item

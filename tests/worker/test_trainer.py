@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hierarchy import LabelTree
 from hierarchy.calibration import LEAST_LIKE, fit_rule
-from hierarchy.choice import candidates
+from hierarchy.depth_selection import candidates
 from hierarchy.heads import HRNHead
 from worker.trainer import Examples, TooFewLabelsError, Trained, judge, train
 from worker.training_config import TrainingConfig

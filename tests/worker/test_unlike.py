@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hierarchy.choice import Reason
+from hierarchy.depth_selection import Reason
 from hierarchy.familiarity import USUAL, Familiarity
 from inference.extractors import FeatureExtractors
 from inference.predictor import Answer, Predictor

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 
 from hierarchy import LabelTree
 from hierarchy.calibration import evidence
-from hierarchy.choice import candidates
+from hierarchy.depth_selection import candidates
 from inference.insight import as_tensors
 from inference.predictor import EVIDENCE
 from inference.store import Project

@@ -26,7 +26,7 @@ from hierarchy.baselines.tree_ops import leaf_log_marginals, level_log_softmax
 from hierarchy.errors import ShapeError
 from tests.hierarchy.baselines.small import FRUIT as SHOP
 from tests.hierarchy.baselines.small import RAGGED, learn, wrong_levels
-from tests.strategies import batches, trees
+from tests.strategies import batches
 
 Batch = tuple[LabelTree, Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor, LabelTree], Tensor]
@@ -143,33 +143,6 @@ def test_leaf_log_marginals_stay_finite_for_huge_logits(batch: Batch) -> None:
         (slope,) = torch.autograd.grad(loss, leaf)
         assert loss.isfinite()
         assert slope.isfinite().all()
-
-
-@given(batches())
-def test_at_alpha_0_hxe_is_the_marginal_loss(batch: Batch) -> None:
-    """The steps' conditional probabilities multiply up to the node's own."""
-    tree, logits, targets = leaf_part(batch)
-    ours = hierarchical_cross_entropy(logits, targets, tree, alpha=0)
-    assert_close(ours, marginal(logits, targets, tree), rtol=1e-9, atol=1e-12)
-
-
-@given(trees(), st.floats(0, 30))
-def test_soft_targets_are_shares_and_the_true_leaf_has_the_largest(
-    tree: LabelTree, beta: float
-) -> None:
-    table = soft_targets(tree, beta)
-    assert_close(table.sum(1), torch.ones(len(tree), dtype=torch.float64))
-    own = table[list(tree.leaves)]
-    assert (own.diagonal() >= own.amax(1) - 1e-12).all()
-
-
-@given(batches())
-def test_hard_soft_labels_are_cross_entropy(batch: Batch) -> None:
-    tree, logits, _ = leaf_part(batch)
-    picked = torch.arange(len(logits)) % len(tree.leaves)
-    targets = torch.tensor(tree.leaves)[picked]
-    ours = soft_labels(logits, targets, tree, beta=1e4)
-    assert_close(ours, nn.functional.cross_entropy(logits, picked), rtol=1e-9, atol=1e-12)
 
 
 def test_level_cross_entropy_on_paper() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -97,7 +97,7 @@ def build(tree: LabelTree, **switches: object) -> Published:
     return Published(tree, CHANNELS, inner=4, features=3, **switches)  # type: ignore[arg-type]
 
 
-def pictures(count: int, seed: int = 0) -> Tensor:
+def images(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, CHANNELS, 4, 3, generator=torch.Generator().manual_seed(seed))
 
 
@@ -177,7 +177,6 @@ def test_the_default_sizes_are_the_published_ones() -> None:
     assert sum(p.numel() for p in head.parameters()) == 2 * block + classifiers
 
 
-@settings(max_examples=40)
 @given(
     tree=trees(),
     blocks=st.sampled_from(["own", "shared"]),
@@ -190,7 +189,7 @@ def test_each_ablation_puts_levels_together_as_it_says(
     """Level by level from the blocks themselves, node by node from the classifiers' rows."""
     head = build(tree, blocks=blocks, combine=combine, relu=relu).double().eval()
     assert len(head.blocks) == (tree.depth if blocks == "own" else 1)
-    maps = pictures(2).double()
+    maps = images(2).double()
     g = [head.blocks[level if blocks == "own" else 0](maps) for level in range(tree.depth)]
     h = list(accumulate(g)) if combine else g
     h = [level.clamp(min=0) for level in h] if relu else h
@@ -202,7 +201,6 @@ def test_each_ablation_puts_levels_together_as_it_says(
     assert_close(found.leaf_logits, head.classify_leaves(h[-1]))
 
 
-@settings(max_examples=60)
 @given(
     tree=trees(max_nodes=8),
     parts=st.sampled_from(["both", "tree", "leaf"]),
@@ -212,7 +210,7 @@ def test_each_ablation_puts_levels_together_as_it_says(
 def test_the_loss_agrees_with_a_loop(
     tree: LabelTree, parts: Parts, scores: Scores, data: st.DataObject
 ) -> None:
-    """-log P(target) of every picture by listing answers; -log softmax of those with a leaf."""
+    """-log P(target) of every image by listing answers; -log softmax of those with a leaf."""
     node = st.integers(0, len(tree) - 1)
     targets = data.draw(st.lists(node, min_size=1, max_size=4))
     found = outputs(tree, len(targets))
@@ -232,7 +230,7 @@ def test_the_loss_agrees_with_a_loop(
 
 def test_without_leaf_labels_the_branch_is_not_taught() -> None:
     head = build(SHOP)
-    maps, coarse = pictures(3), torch.tensor([FRUIT] * 3)
+    maps, coarse = images(3), torch.tensor([FRUIT] * 3)
     found = head(maps)
     assert_close(head.loss(found, coarse), tree_loss(head.scores(found), coarse, SHOP))
     head.loss(found, coarse).backward()
@@ -278,7 +276,7 @@ def test_is_read_from_the_tree_when_asked(scores: Scores) -> None:
 @given(trees())
 def test_any_tree_is_scored_learnt_and_read(tree: LabelTree) -> None:
     head = build(tree)
-    found = head(pictures(len(tree) + 1))
+    found = head(images(len(tree) + 1))
     head.loss(found, torch.arange(len(tree) + 1) % len(tree)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
     log_p = head.log_probability(found)
@@ -303,10 +301,10 @@ def test_half_precision_is_read_in_float32() -> None:
 
 
 def test_learns_what_it_is_shown() -> None:
-    """Three leaves and a coarse picture; each is read right at the levels it was taught."""
+    """Three leaves and a coarse image; each is read right at the levels it was taught."""
     torch.manual_seed(0)
     head = Published(SHOP, CHANNELS, inner=16, features=16)
-    maps, targets = pictures(4), torch.arange(4)
+    maps, targets = images(4), torch.arange(4)
     optimiser = torch.optim.Adam(head.parameters(), lr=0.02)
     for _ in range(150):
         optimiser.zero_grad()

@@ -1,10 +1,10 @@
-"""Random trees with pictures and answers, and the words that the slow answers are told in."""
+"""Random trees with images and answers, and the words that the slow answers are told in."""
 
 import numpy as np
 from hypothesis import strategies as st
 
 from hierarchy import LabelTree, log_marginals
-from hierarchy.metrics.lines import Floats, Ints
+from hierarchy.metrics.ancestors import Floats, Ints
 from tests.strategies import batches, trees
 
 Case = tuple[LabelTree, Floats, Ints]
@@ -25,21 +25,21 @@ GALA, FUJI, PLAIN, PEAR, APPLE, FRUIT, MILK, NOTHING = 5, 6, 7, 3, 2, 0, 1, -1
 
 @st.composite
 def raw(draw: st.DrawFn) -> Case:
-    """Scores that say nothing about a tree, many of them equal; n pictures of any target."""
+    """Scores that say nothing about a tree, many of them equal; n images of any target."""
     tree, scores, targets = draw(batches(bound=3, max_size=8))
     return tree, scores.numpy(), targets.numpy()
 
 
 @st.composite
 def probable(draw: st.DrawFn) -> Case:
-    """Log-probabilities, falling along each path; n pictures of any target."""
+    """Log-probabilities, falling along each path; n images of any target."""
     tree, scores, targets = draw(batches(max_size=8))
     return tree, log_marginals(scores, tree).numpy(), targets.numpy()
 
 
 @st.composite
 def answers(draw: st.DrawFn) -> Answers:
-    """One answer a picture, any node or nothing, and its target, any node."""
+    """One answer an image, any node or nothing, and its target, any node."""
     tree = draw(trees())
     pair = st.tuples(st.integers(-1, len(tree) - 1), st.integers(0, len(tree) - 1))
     pairs = np.array(draw(st.lists(pair, min_size=1, max_size=8)))

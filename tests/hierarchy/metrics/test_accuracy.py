@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from hierarchy.choice import candidates
+from hierarchy.depth_selection import candidates
 from hierarchy.metrics.accuracy import (
     accuracy_by_level,
     consistent,
-    path_answers,
     right_by_level,
     share,
     whole_path,
@@ -86,13 +85,6 @@ def test_levels_agree_when_they_are_the_best_leafs_path(case: Case) -> None:
     assert consistent(found.nodes, found.leaf, tree).tolist() == slow
 
 
-@given(raw())
-def test_answers_read_off_one_path_are_always_consistent(case: Case) -> None:
-    tree, scores, _ = case
-    answers = path_answers(scores, tree)
-    assert consistent(answers, candidates(scores, tree).leaf, tree).all()
-
-
 def test_by_hand() -> None:
     """Right; right but for the leaf; a coarse target; a leaf on level 2 whose level 3 is free."""
     answers = np.array([[0, 2, 5], [0, 2, 6], [1, 2, 5], [0, 3, 7]])
@@ -110,7 +102,6 @@ def test_the_likelier_top_need_not_hold_the_best_leaf() -> None:
     scores[0, [FRUIT, MILK, APPLE, PLAIN]] = [6, 4, 3, 2]
     found = candidates(scores, PAPER)
     assert not consistent(found.nodes, found.leaf, PAPER).any()
-    assert path_answers(scores, PAPER).tolist() == [[MILK, 4, PLAIN]]
 
 
 def test_nothing_to_judge_is_not_zero() -> None:

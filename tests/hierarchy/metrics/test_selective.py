@@ -10,28 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hierarchy import LabelTree
-from hierarchy.metrics.lines import Ints, information
+from hierarchy.metrics.ancestors import Ints
 from hierarchy.metrics.selective import (
     Curve,
-    Shown,
     area_under_climbing,
     area_under_risk,
     climbing_curve,
     risk_coverage,
-    shown,
 )
 from tests.hierarchy.metrics.cases import (
     APPLE,
     FRUIT,
     FUJI,
     GALA,
-    MILK,
-    NOTHING,
     PAPER,
-    PLAIN,
-    Answers,
     Case,
-    answers,
     best,
     path,
     probable,
@@ -63,7 +56,7 @@ def test_area_is_the_mean_risk_over_pictures(pairs: list[tuple[float, bool]]) ->
 
 
 def test_area_by_hand() -> None:
-    """Risks 0, 1/2, 1/3 and 2/4 at one picture more each."""
+    """Risks 0, 1/2, 1/3 and 2/4 at one image more each."""
     found = risk_coverage(np.array([0.7, 0.9, 0.8, 0.1]), np.array([True, True, False, False]))
     assert found.risk.tolist() == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2])
     assert area_under_risk(found) == pytest.approx(1 / 3)
@@ -80,23 +73,21 @@ def climb(tree: LabelTree, row: list[float], threshold: float) -> int:
 def slow_curve(case: Case) -> list[tuple[float, float]]:
     """Coverage and risk at every threshold that any node's score sets, strictest first."""
     tree, scores, targets = case
-    pictures = [
+    images = [
         (row, target)
         for row, target in zip(scores.tolist(), targets.tolist(), strict=True)
         if not tree.children[target]
     ]
     points = []
-    for threshold in sorted({s for row, _ in pictures for s in row} | {math.inf}, reverse=True):
-        said = [climb(tree, row, threshold) for row, _ in pictures]
+    for threshold in sorted({s for row, _ in images for s in row} | {math.inf}, reverse=True):
+        said = [climb(tree, row, threshold) for row, _ in images]
         told = [
             1 - math.log(leaves_below(tree, node)) / math.log(len(tree.leaves))
             if node >= 0 and len(tree.leaves) > 1
             else float(node >= 0)
             for node in said
         ]
-        wrong = [
-            a not in path(tree, b) and a >= 0 for a, (_, b) in zip(said, pictures, strict=True)
-        ]
+        wrong = [a not in path(tree, b) and a >= 0 for a, (_, b) in zip(said, images, strict=True)]
         points.append((fmean(told), fmean(wrong)))
     return points
 
@@ -168,39 +159,9 @@ def test_a_perfect_classifier_has_no_area() -> None:
     assert area_under_climbing(climbing_curve(chance, targets, PAPER)) == 0
 
 
-@given(answers())
-def test_shown_is_counted_one_by_one(case: Answers) -> None:
-    tree, said, targets = case
-    right = [
-        path(tree, a) == path(tree, b)[: len(path(tree, a))]
-        for a, b in zip(said.tolist(), targets.tolist(), strict=True)
-        if a >= 0 and (a == b or not tree.covers(b, a))
-    ]
-    found = shown(said, targets, tree)
-    assert found.given == pytest.approx(fmean(a >= 0 for a in said.tolist()))
-    assert found.checked == len(right)
-    assert found.accuracy == (pytest.approx(fmean(right)) if right else None)
-    assert found.depth == pytest.approx(fmean(len(path(tree, a)) for a in said.tolist()))
-    assert found.information == pytest.approx(information(said, tree).mean())
-
-
-def test_shown_by_hand() -> None:
-    """Nothing; a right top; a wrong leaf; a leaf below its target, which nobody can judge."""
-    said = np.array([NOTHING, MILK, FUJI, GALA])
-    found = shown(said, np.array([GALA, PLAIN, GALA, APPLE]), PAPER)
-    assert found == Shown(given=0.75, checked=2, accuracy=0.5, depth=7 / 4, information=0.75)
-
-
 def test_nothing_to_judge_is_not_zero() -> None:
     none: Ints = np.empty(0, dtype=np.int64)
     empty = risk_coverage(np.empty(0), np.empty(0, dtype=np.bool_))
     assert isinstance(empty, Curve)
     assert area_under_risk(empty) is None
     assert area_under_climbing(climbing_curve(np.empty((0, 8)), none, PAPER)) is None
-    assert shown(none, none, PAPER).to_json() == {
-        "given": None,
-        "checked": 0,
-        "accuracy": None,
-        "depth": None,
-        "information": None,
-    }

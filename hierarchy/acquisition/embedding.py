@@ -1,6 +1,6 @@
-"""Where pictures are compared: standardised features, fewer channels, clusters, near-duplicates.
+"""Embedding of images: standardised features, fewer channels, clusters, near-duplicates.
 
-B pictures, T of them answered, C channels before and c after the projection, k clusters.
+B images, T of them answered, C channels before and c after the projection, k clusters.
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ Ints = NDArray[np.int64]
 #: out is mostly noise, and everything below takes a tenth of the time.
 KEPT = 128
 
-#: Pictures that the projection is fitted to, at random if there are more.
+#: Images that the projection is fitted to, at random if there are more.
 SAMPLE = 4096
 
 #: Rows worked on at once: 4096 x 500 distances are 8 MB.
 CHUNK = 4096
 
-#: Lloyd's steps at most; it ends sooner when no picture changes sides.
+#: Lloyd's steps at most; it ends sooner when no image changes sides.
 STEPS = 15
 
 
@@ -57,7 +57,7 @@ class Space:
         """
         check_features(features)
         if not len(features):
-            raise ShapeError("a space needs at least one picture to be fitted to, got none")
+            raise ShapeError("a space needs at least one image to be fitted to, got none")
         sample = features
         if len(features) > SAMPLE:
             rng = np.random.default_rng(seed)
@@ -71,7 +71,7 @@ class Space:
         return cls(centre32, spread32, _basis(unit, min(kept, features.shape[1])))
 
     def vectors(self, features: Floats) -> Floats:
-        """``(B, C)`` features -> ``(B, c)`` unit vectors; zeros for a picture at the centre."""
+        """``(B, C)`` features -> ``(B, c)`` unit vectors; zeros for an image at the centre."""
         found = np.empty((len(features), self.basis.shape[1]), dtype=np.float32)
         for rows in chunks(len(features)):
             found[rows] = ((features[rows] - self.centre) / self.spread) @ self.basis
@@ -82,7 +82,7 @@ def check_features(features: Floats) -> None:
     """Refuse what no distance can be taken of.
 
     Raises:
-        ShapeError: not ``(B, C)``, or a number that is not finite; the message names the picture.
+        ShapeError: not ``(B, C)``, or a number that is not finite; the message names the image.
     """
     if features.ndim != 2 or not features.shape[1]:
         raise ShapeError(f"features must be (B, C) with C of at least 1, got {features.shape}")
@@ -90,7 +90,7 @@ def check_features(features: Floats) -> None:
         bad = ~np.isfinite(features[rows]).all(axis=1)
         if bad.any():
             raise ShapeError(
-                f"features of picture {rows.start + int(bad.argmax())} are not finite numbers: "
+                f"features of image {rows.start + int(bad.argmax())} are not finite numbers: "
                 "leave it out, or extract it again"
             )
 
@@ -124,7 +124,7 @@ def cluster(vectors: Floats, count: int, *, seed: int = 0) -> tuple[Ints, Floats
 
     Args:
         vectors: ``(B, c)``.
-        count: clusters; no more than there are pictures.
+        count: clusters; no more than there are images.
         seed: of the start.
 
     Returns:
@@ -185,23 +185,23 @@ def _means(vectors: Floats, belongs: Ints, centres: Floats) -> Floats:
 
 
 def twin_ranks(vectors: Floats, belongs: Ints, order: Ints, taken: int, *, alike: float) -> Ints:
-    """Of each picture how many near-duplicates of it come before it; answered ones come first.
+    """Count each image's near-duplicates that come before it; answered images come first.
 
-    Pictures are compared within their cluster only: near-duplicates share it but for those that
-    straddle a border. The first picture of a group that comes speaks for all that are like it.
+    Images are compared within their cluster only: near-duplicates share it but for those that
+    straddle a border. The first image of a group that comes speaks for all that are like it.
 
     Args:
-        vectors: ``(B + T, c)`` unit vectors, those of the T answered pictures last.
+        vectors: ``(B + T, c)`` unit vectors, those of the T answered images last.
         belongs: ``(B + T,)`` the cluster of each.
-        order: ``(B,)`` positions of the open pictures, the one to be preferred first.
+        order: ``(B,)`` positions of the open images, the one to be preferred first.
         taken: T.
-        alike: the cosine from which two pictures count as the same.
+        alike: the cosine from which two images count as the same.
 
     Returns:
-        ``(B,)`` ranks: 0 for a picture that is unlike all before it.
+        ``(B,)`` ranks: 0 for an image that is unlike all before it.
     """
     count = len(vectors) - taken
-    place = np.full(len(vectors), -1)  # answered pictures before all others
+    place = np.full(len(vectors), -1)  # answered images before all others
     place[order] = np.arange(count)
     ranks = np.zeros(count, dtype=np.int64)
     by_cluster = np.lexsort((place, belongs))
@@ -212,7 +212,7 @@ def twin_ranks(vectors: Floats, belongs: Ints, order: Ints, taken: int, *, alike
 
 
 def _rank_group(vectors: Floats, members: Ints, ranks: Ints, alike: float) -> None:
-    """Fill in the ranks of one cluster's open pictures; ``members`` come in order."""
+    """Fill in the ranks of one cluster's open images; ``members`` come in order."""
     waiting = np.arange(len(members))
     while len(waiting):
         like = vectors[waiting] @ vectors[waiting[0]] >= alike

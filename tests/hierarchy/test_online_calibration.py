@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from hierarchy.calibration import PRICES, Evidence, fit_rule
-from hierarchy.choice import DepthRule, choose_depth, corrected
-from hierarchy.feedback import (
+from hierarchy.calibration import PRICES, Evidence, fit_rule, preview
+from hierarchy.depth_selection import DepthRule, choose_depth, corrected
+from hierarchy.online_calibration import (
     CORRECT_FROM,
     FURTHEST,
     GAIN,
@@ -22,7 +22,6 @@ from hierarchy.feedback import (
     Follower,
     begin,
     follow,
-    preview,
 )
 
 OWN = DepthRule(target=0.9, price=10.0, platt=((1.0, 0.0), (1.0, 0.0)))
@@ -45,7 +44,7 @@ def arriving(seed: int, count: int, *, off: float = 0.0) -> Evidence:
 def walked(
     state: Follower, seen: Evidence, start: int = 0
 ) -> tuple[Follower, list[int], list[int]]:
-    """Show each picture by the rule in force, and let it be answered."""
+    """Show each image by the rule in force, and let it be answered."""
     depths, verdicts = [], []
     for at in range(len(seen)):
         row, rule = seen.probability[at : at + 1], state.rule
@@ -160,7 +159,7 @@ def test_with_more_answers_the_probabilities_are_corrected_too() -> None:
 
 
 def test_the_target_is_reached_again_after_a_drift() -> None:
-    """Calibrated on pictures that resemble the arriving ones but are 2 logits less overstated."""
+    """Calibrated on images that resemble the arriving ones but are 2 logits less overstated."""
     own = fit_rule(arriving(5, 1000), target=0.9).rule
     new = arriving(6, 1500, off=2.0)
     depth = choose_depth(corrected(new.probability, own.platt), own)

@@ -1,7 +1,7 @@
-"""Following annotators between trainings: what they submit against the pre-labels that they saw.
+"""Online calibration: annotators' answers against the pre-labels that they saw.
 
 Keeps a running estimate of the accuracy of what is shown, level by level, and moves the depth rule
-so that the target holds when the pictures drift: refitted from the feedback alone once there is
+so that the target holds when the images drift: refitted from the feedback alone once there is
 enough, plus a small offset after each answer (adaptive conformal inference, Gibbs and Candes 2021,
 on the logarithm of the price). States go in and come out; nothing here is changed in place.
 Letters: m answers kept, L levels.
@@ -13,20 +13,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from hierarchy.calibration import (
-    PRICES,
-    Evidence,
-    Standing,
-    deciding,
-    estimate,
-    fit_platt,
-    fit_rule,
-    left_out,
-)
-from hierarchy.choice import DepthRule, Floats, Ints, choose_depth, corrected, logits
+from hierarchy.calibration import PRICES, Evidence, estimate, fit_platt, left_out
+from hierarchy.depth_selection import DepthRule, Ints, corrected, logits, sigmoid
 
 #: Answers from which on the rule is fitted to them alone; before, the version's own holds. Held-out
-#: pictures of before a drift keep the accuracy low for a thousand answers if they stay in.
+#: images of before a drift keep the accuracy low for a thousand answers if they stay in.
 REFIT_FROM = 50
 
 #: Answers between two fits.
@@ -80,7 +71,7 @@ class Feedback:
 
 @dataclass(frozen=True)
 class ShownAccuracy:
-    """How often what was shown on one level was right.
+    """Accuracy of what was shown on one level.
 
     Attributes:
         level: level of the tree shown, 1 the top; 0 stands for all levels together.
@@ -103,7 +94,7 @@ class ShownAccuracy:
 
 @dataclass(frozen=True, eq=False)
 class Follower:
-    """What is known since a version went live, and the rule that follows from it.
+    """State of online calibration since a version went live, and the rule that follows from it.
 
     Attributes:
         own: the version's own rule, as it was certified.
@@ -154,7 +145,7 @@ class Follower:
             "probability": self.seen.probability.round(6).tolist(),
             "right": self.seen.right.tolist(),
             "depth": self.seen.at.tolist(),
-            "like": _likeness(self.seen).tolist(),
+            "like": [] if self.seen.like is None else self.seen.like.tolist(),
             "shown": self.shown.tolist(),
             "verdict": self.verdict.tolist(),
             "since": self.since,
@@ -223,40 +214,38 @@ def _check(state: Follower, answer: Feedback) -> None:
         )
 
 
+def _evidence_of(answer: Feedback) -> Evidence:
+    """Return what one answer says, as a row of evidence."""
+    return Evidence(
+        np.array([answer.probability]),
+        np.array([answer.right]),
+        np.array([answer.at]),
+        like=np.array([answer.like]),
+    )
+
+
 def _changed(state: Follower, at: int, answer: Feedback) -> Follower:
-    probability, right = state.seen.probability.copy(), state.seen.right.copy()
-    depth, shown, verdict = state.seen.at.copy(), state.shown.copy(), state.verdict.copy()
-    like = _likeness(state.seen).copy()
-    probability[at], right[at], depth[at] = answer.probability, answer.right, answer.at
-    shown[at], verdict[at], like[at] = answer.shown, answer.verdict, answer.like
-    seen = Evidence(probability, right, depth, like=like)
+    before, behind = (state.seen.some(rows) for rows in np.split(np.arange(len(state.ids)), [at]))
+    seen = before.joined(_evidence_of(answer)).joined(behind.some(np.arange(1, len(behind))))
+    shown, verdict = state.shown.copy(), state.verdict.copy()
+    shown[at], verdict[at] = answer.shown, answer.verdict
     return replace(state, seen=seen, shown=shown, verdict=verdict)
-
-
-def _likeness(seen: Evidence) -> Floats:
-    return np.ones(len(seen)) if seen.like is None else seen.like
 
 
 def _added(state: Follower, answer: Feedback) -> Follower:
     offset = state.offset
     if answer.shown and answer.verdict >= 0:
         offset += GAIN * ((answer.verdict == 0) - (1 - state.own.target))
-    gone = state.ids[: max(0, len(state.ids) + 1 - KEEP)]
-    kept = slice(len(gone), None)
+    gone, kept = np.split(np.arange(len(state.ids)), [max(0, len(state.ids) + 1 - KEEP)])
     return replace(
         state,
         offset=float(np.clip(offset, -FURTHEST, FURTHEST)),
         ids=np.append(state.ids[kept], answer.id),
-        seen=Evidence(
-            np.vstack([state.seen.probability[kept], answer.probability]),
-            np.vstack([state.seen.right[kept], answer.right]),
-            np.vstack([state.seen.at[kept], answer.at]),
-            like=np.append(_likeness(state.seen)[kept], answer.like),
-        ),
+        seen=state.seen.some(kept).joined(_evidence_of(answer)),
         shown=np.append(state.shown[kept], answer.shown),
         verdict=np.append(state.verdict[kept], answer.verdict),
         since=state.since + 1,
-        through=max([state.through, *gone.tolist()]),
+        through=max([state.through, *state.ids[gone].tolist()]),
     )
 
 
@@ -284,12 +273,10 @@ def _moved(rule: DepthRule, offset: float) -> DepthRule:
         return rule
     if rule.thresholds is None:
         return replace(rule, price=rule.price * float(np.exp(offset)))
-    raised = tuple(None if p is None else _raised(p, offset) for p in rule.thresholds)
+    raised = tuple(
+        None if p is None else float(sigmoid(logits(np.array(p)) + offset)) for p in rule.thresholds
+    )
     return replace(rule, thresholds=raised)
-
-
-def _raised(probability: float, offset: float) -> float:
-    return float(1 / (1 + np.exp(-(logits(np.array(probability)) + offset))))
 
 
 def _shown_accuracy(level: int, depth: Ints, verdict: Ints) -> ShownAccuracy:
@@ -306,74 +293,4 @@ def _shown_accuracy(level: int, depth: Ints, verdict: Ints) -> ShownAccuracy:
         accuracy=right / (right + wrong) if right + wrong else None,
         low=float(beta.ppf(outside, right, wrong + 1)) if right else 0.0,
         high=float(beta.ppf(1 - outside, right + 1, wrong)) if wrong else 1.0,
-    )
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What a target would show of pictures like the held-out ones.
-
-    Attributes:
-        target: accuracy asked for.
-        standing: what could be promised, as ``calibration.Fitted`` says.
-        depths: share of pictures answered on each level of the tree, 0 (nothing) first; they add
-            up to 1.
-        checked: held-out pictures whose label could be checked.
-        wrong: how many of those were wrong.
-        mean_depth: over all pictures, in decision levels, nothing shown counting 0.
-        levels: levels of the tree that leave a choice, ascending.
-    """
-
-    target: float
-    standing: Standing
-    depths: tuple[float, ...]
-    checked: int
-    wrong: int
-    mean_depth: float
-    levels: tuple[int, ...]
-
-    @property
-    def given(self) -> float:
-        """Share of pictures that get a label."""
-        return 1 - self.depths[0]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a page."""
-        return {
-            "target": self.target,
-            "standing": self.standing,
-            "given": round(self.given, 4),
-            "mean_depth": round(self.mean_depth, 3),
-            "depths": [round(share, 4) for share in self.depths],
-            "checked": self.checked,
-            "wrong": self.wrong,
-        }
-
-
-def preview(
-    seen: Evidence,
-    *,
-    target: float,
-    minimum: int = 1,
-    maximum: int | None = None,
-    strict: bool = False,
-) -> Preview:
-    """What share would be shown at which depth under another target or other limits.
-
-    Raises:
-        ValueError: ``target`` outside (0, 1).
-    """
-    fitted = fit_rule(seen, target=target, minimum=minimum, maximum=maximum, strict=strict)
-    seen = deciding(seen, target)
-    shown = np.zeros(0, dtype=np.int64)
-    if len(seen):
-        depth = choose_depth(left_out(seen, fitted.rule.platt), fitted.rule, seen.at, seen.like)
-        at = np.hstack([np.zeros((len(seen), 1), dtype=np.int64), seen.at])
-        shown = at[np.arange(len(seen)), depth]
-    there = tuple(np.unique(seen.at).tolist()) or tuple(range(1, seen.right.shape[1] + 1))
-    counts: Floats = np.bincount(shown, minlength=max(there, default=0) + 1) / max(1, len(shown))
-    counts[0] += not len(shown)  # of no pictures, nothing is shown
-    shares = tuple(float(share) for share in counts)
-    return Preview(
-        target, fitted.standing, shares, fitted.checked, fitted.wrong, fitted.mean_depth, there
     )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hierarchy import LabelTree
-from hierarchy.choice import (
+from hierarchy.depth_selection import (
     LEAST_PROBABILITY,
     REASONS,
     DepthRule,
@@ -72,7 +72,7 @@ def test_limits_beyond_the_tree_show_nothing() -> None:
 
 
 def test_a_bare_guess_is_never_shown_however_cheap_errors_are() -> None:
-    """A picture of a leaf on level 1 gets no node of level 2."""
+    """An image of a leaf on level 1 gets no node of level 2."""
     cheap = replace(RULE, price=0.5)
     assert depths([0.99, 0.002], [0.99, LEAST_PROBABILITY], rule=cheap) == [1, 2]
 

@@ -1,11 +1,11 @@
-"""How deep to answer: probabilities of all nodes and a rule -> one node a picture or none, and why.
+"""Depth selection: probabilities of all nodes and a rule -> one node per image or none, and why.
 
 The price rule: of the most probable node of each level, answer the one that maximises
 ``depth + bonus - price * ((1 - P) - (1 - target))``, nothing when that is negative for all. It
 maximises the mean depth for a given accuracy of what is shown when P is calibrated; ``price`` is
 the one number that calibration chooses. A strict rule has a least P for each level instead.
 Levels are decision levels (``hierarchy.decisions``) wherever something is promised; only the
-limits ``minimum`` and ``maximum`` count the tree's own. Letters: B pictures, N nodes, L levels.
+limits ``minimum`` and ``maximum`` count the tree's own. Letters: B images, N nodes, L levels.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ class DepthRule:
 
     @property
     def strict(self) -> bool:
-        """Does every level keep the target for itself?"""
+        """Tell whether every level keeps the target for itself."""
         return self.thresholds is not None
 
     def to_json(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class DepthRule:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The most probable node of each level, for each picture.
+    """The most probable node of each level, for each image.
 
     Attributes:
         nodes: ``(B, L)`` node ids.
@@ -143,6 +143,12 @@ def logits(probability: Floats) -> Floats:
     return result
 
 
+def sigmoid(logit: Floats) -> Floats:
+    """Return probabilities of log-odds, away from 0 and 1."""
+    result: Floats = 1 / (1 + np.exp(-np.clip(logit, -40, 40)))
+    return result
+
+
 def corrected(probability: Floats, platt: tuple[tuple[float, ...], ...]) -> Floats:
     """``(B, L)`` probabilities of each level's best node after the correction in logit space.
 
@@ -150,14 +156,13 @@ def corrected(probability: Floats, platt: tuple[tuple[float, ...], ...]) -> Floa
     one that has lost levels, the deepest that is left speaks for those below it.
     """
     weights, offsets = correction(platt, probability.shape[1])
-    result: Floats = 1 / (1 + np.exp(-np.clip(logits(probability) @ weights.T + offsets, -40, 40)))
-    return result
+    return sigmoid(logits(probability) @ weights.T + offsets)
 
 
 def corrected_nodes(
     best: Floats, probability: Floats, levels: Ints, platt: tuple[tuple[float, ...], ...]
 ) -> Floats:
-    """The same for any nodes: each takes the place of the best one of its level.
+    """Correct the probabilities of any nodes: each takes the place of the best one of its level.
 
     Args:
         best: ``(B, L)`` of each level's best node, before correction.
@@ -173,8 +178,7 @@ def corrected_nodes(
     total = logits(best) @ weights.T + offsets  # (B, L)
     total = np.take_along_axis(total, levels, axis=1)
     total += weights[levels, levels] * (logits(probability) - own)
-    result: Floats = 1 / (1 + np.exp(-np.clip(total, -40, 40)))
-    return result
+    return sigmoid(total)
 
 
 def correction(platt: tuple[tuple[float, ...], ...], levels: int) -> tuple[Floats, Floats]:
@@ -292,7 +296,7 @@ class Explained:
     deeper: Floats
 
     def reasons(self) -> list[Reason]:
-        """One a picture."""
+        """Return one reason per image."""
         return [REASONS[code] for code in self.code.tolist()]
 
 
@@ -359,10 +363,10 @@ def reason_text(
 
     Example:
         >>> reason_text(Reason.RISK, deeper="Gala", probability=0.62, target=0.95)
-        "One level deeper, 'Gala' would be right in about 62 % of such pictures (target 95 %)."
+        "One level deeper, 'Gala' would be right in about 62 % of such images (target 95 %)."
     """
     name = "the best guess" if deeper is None else f"'{deeper}'"
-    often = "too rarely" if probability is None else f"in {_about(probability)} of such pictures"
+    often = "too rarely" if probability is None else f"in {_about(probability)} of such images"
     aim = "" if target is None else f" (target {100 * target:g} %)"
     return {
         Reason.DEEPEST: "There is nothing below this label.",

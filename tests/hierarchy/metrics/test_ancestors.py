@@ -9,14 +9,13 @@ from hypothesis import given
 from hierarchy import LabelTree
 from hierarchy.errors import ShapeError, UnknownLabelError
 from hierarchy.metrics import on_siblings, sibling_leaves
-from hierarchy.metrics.lines import (
+from hierarchy.metrics.ancestors import (
+    ancestor_paths,
     checked,
     covers,
-    facts,
     information,
     judged,
     known,
-    lines,
     on_leaves,
     shared,
 )
@@ -39,7 +38,7 @@ from tests.strategies import trees
 @given(answers())
 def test_a_line_is_the_path_and_then_nothing(case: Answers) -> None:
     tree, nodes, _ = case
-    for line, node in zip(lines(nodes, tree).tolist(), nodes.tolist(), strict=True):
+    for line, node in zip(ancestor_paths(nodes, tree).tolist(), nodes.tolist(), strict=True):
         above = path(tree, node)
         assert line == [*above, *[-1] * (tree.depth - len(above))]
 
@@ -51,7 +50,7 @@ def test_shared_counts_common_ancestors(case: Answers) -> None:
         len(set(path(tree, a)) & set(path(tree, b)))
         for a, b in zip(one.tolist(), other.tolist(), strict=True)
     ]
-    assert shared(lines(one, tree), lines(other, tree)).tolist() == slow
+    assert shared(ancestor_paths(one, tree), ancestor_paths(other, tree)).tolist() == slow
 
 
 @given(answers())
@@ -75,7 +74,7 @@ def test_heights_and_leaves_below_are_counted(tree: LabelTree) -> None:
     for node in range(len(tree)):
         below = [leaf for leaf in tree.leaves if tree.covers(node, leaf)]
         far = max(tree.levels[leaf] for leaf in below) - tree.levels[node]
-        assert (facts(tree).leaves[node], facts(tree).height[node]) == (len(below), far)
+        assert (tree.arrays.leaves[node], tree.arrays.height[node]) == (len(below), far)
 
 
 @given(trees())
@@ -115,7 +114,7 @@ def test_scores_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 def test_nan_is_named_with_its_place() -> None:
     scores = np.zeros((2, len(PAPER)))
     scores[1, 3] = np.nan
-    with pytest.raises(ShapeError, match="nan for picture 1, node 3"):
+    with pytest.raises(ShapeError, match="nan for image 1, node 3"):
         checked(scores, np.array([0, 0]), PAPER)
 
 

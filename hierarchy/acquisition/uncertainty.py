@@ -1,26 +1,26 @@
 """Rules that ask the model: how torn it is between leaves, and batches that are not all alike.
 
-B pictures, N nodes, K leaves, c channels.
+B images, N nodes, K leaves, c channels.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.acquisition.space import Floats, Ints, _drawn
+from hierarchy.acquisition.embedding import Floats, Ints
 from hierarchy.errors import ShapeError
 from hierarchy.tree import LabelTree
 
 Doubles = NDArray[np.float64]
 
 
-def check_log_p(log_p: Doubles, pictures: int, tree: LabelTree) -> None:
+def check_log_p(log_p: Doubles, images: int, tree: LabelTree) -> None:
     """Refuse what are no log-probabilities of this tree's nodes.
 
     Raises:
         ShapeError: not ``(B, N)``, or a number above 0 or NaN.
     """
-    if log_p.shape != (pictures, len(tree)):
-        raise ShapeError(f"log_p must be ({pictures}, {len(tree)}), got {log_p.shape}")
+    if log_p.shape != (images, len(tree)):
+        raise ShapeError(f"log_p must be ({images}, {len(tree)}), got {log_p.shape}")
     if not (log_p <= 1e-6).all():  # NaN fails too
         raise ShapeError("log_p must be log-probabilities: numbers of 0 or less, and no NaN")
 
@@ -39,7 +39,7 @@ def leaf_probabilities(log_p: Doubles, tree: LabelTree) -> Doubles:
 
 
 def margin(log_p: Doubles, tree: LabelTree) -> Doubles:
-    """How far the best leaf is ahead of the second, ``(B,)`` in [0, 1]; a small one is in doubt.
+    """Return the best leaf's lead over the second, ``(B,)`` in [0, 1]; a small one is uncertain.
 
     Scheffer, Decomain, Wrobel, "Active Hidden Markov Models" (2001). In a tree of one leaf there
     is no second, and no doubt: 1.
@@ -60,15 +60,15 @@ def entropy(log_p: Doubles, tree: LabelTree) -> Doubles:
 
 
 def k_center(vectors: Floats, count: int, *, taken: Floats | None = None) -> Ints:
-    """Farthest first: again and again the picture farthest from all that are chosen or answered.
+    """Farthest first: again and again the image farthest from all that are chosen or answered.
 
     Sener and Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set Approach"
-    (ICLR 2018), algorithm 1. On its own it picks outliers; among pictures in doubt it spreads them.
+    (ICLR 2018), algorithm 1. On its own it picks outliers; among images in doubt it spreads them.
 
     Args:
         vectors: ``(B, c)``; earlier ones are preferred where distances are equal.
         count: how many to choose.
-        taken: ``(T, c)`` of answered pictures; without any the first picture is chosen first.
+        taken: ``(T, c)`` of answered images; without any the first image is chosen first.
 
     Returns:
         ``(min(count, B),)`` positions in the order chosen.
@@ -89,43 +89,3 @@ def k_center(vectors: Floats, count: int, *, taken: Floats | None = None) -> Int
         np.minimum(far, lengths + lengths[pick] - 2 * (vectors @ vectors[pick]), out=far)
         far[chosen[: number + 1]] = -np.inf
     return chosen
-
-
-def badge(vectors: Floats, probability: Doubles, count: int, *, seed: int = 0) -> Ints:
-    """k-means++ over the gradients that the model's own best guess would give its last layer.
-
-    Ash et al., "Deep Batch Active Learning by Diverse, Uncertain Gradient Lower Bounds" (ICLR
-    2020), algorithm 1. The gradient of picture i is the outer product of a_i = p_i - onehot(best
-    leaf) and x_i, K x c numbers; it is never formed, since
-    ``|g_i - g_j|^2 = |a_i|^2 |x_i|^2 + |a_j|^2 |x_j|^2 - 2 (a_i . a_j) (x_i . x_j)``.
-
-    Args:
-        vectors: ``(B, c)``, x above.
-        probability: ``(B, K)`` of the leaves, p above.
-        count: how many to choose.
-        seed: of the draws; the first picture is the one with the largest gradient, as published.
-
-    Returns:
-        ``(min(count, B),)`` positions in the order drawn.
-    """
-    count = min(count, len(vectors))
-    if not count:
-        return np.zeros(0, dtype=np.int64)
-    rng = np.random.default_rng(seed)
-    away = probability.astype(np.float32)
-    away[np.arange(len(away)), away.argmax(axis=1)] -= 1  # (B, K)
-    squared = np.einsum("bk,bk->b", away, away) * np.einsum("bc,bc->b", vectors, vectors)
-    far = np.full(len(vectors), np.inf, dtype=np.float32)
-    open_ = np.ones(len(vectors), dtype=bool)
-    chosen = [int(squared.argmax())]
-    for _ in range(count - 1):
-        last = chosen[-1]
-        open_[last] = False
-        cross = (away @ away[last]) * (vectors @ vectors[last])
-        np.minimum(far, np.maximum(squared + squared[last] - 2 * cross, 0), out=far)
-        far[last] = 0
-        pick = _drawn(far, rng)
-        if not open_[pick]:  # all that are left coincide with chosen ones
-            pick = int(rng.choice(np.flatnonzero(open_)))
-        chosen.append(pick)
-    return np.array(chosen, dtype=np.int64)

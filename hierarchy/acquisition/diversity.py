@@ -1,6 +1,6 @@
-"""Rules that look at features alone: the typical picture of each part of the pool.
+"""Rules that look at features alone: the typical image of each part of the pool.
 
-B pictures open, T answered, c channels, k clusters.
+B images open, T answered, c channels, k clusters.
 """
 
 import heapq
@@ -8,12 +8,12 @@ import heapq
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.acquisition.space import Floats, Ints, cluster
+from hierarchy.acquisition.embedding import Floats, Ints, cluster
 
-#: Most clusters: beyond these they hold too few pictures for a density (Hacohen et al. 2022, 3.2).
+#: Most clusters: beyond these they hold too few images for a density (Hacohen et al. 2022, 3.2).
 MOST_CLUSTERS = 500
 
-#: Neighbours that a picture's density is measured by (the same, appendix F).
+#: Neighbours that an image's density is measured by (the same, appendix F).
 NEIGHBOURS = 20
 
 #: Members of a cluster that densities are measured against; of more, so many at random.
@@ -28,17 +28,17 @@ def typical(
     belongs: Ints | None = None,
     seed: int = 0,
 ) -> Ints:
-    """TypiClust: the densest picture of each cluster, clusters without an answer first.
+    """TypiClust: the densest image of each cluster, clusters without an answer first.
 
     Hacohen, Dekel, Weinshall, "Active Learning on a Budget" (ICML 2022), algorithm 1: as many
-    clusters as there are answers and pictures to choose, the one with the fewest answers next, the
-    largest of those, and of it the picture with the smallest mean distance to its neighbours in
+    clusters as there are answers and images to choose, the one with the fewest answers next, the
+    largest of those, and of it the image with the smallest mean distance to its neighbours in
     the cluster.
 
     Args:
-        vectors: ``(B, c)`` unit vectors of the open pictures.
+        vectors: ``(B, c)`` unit vectors of the open images.
         count: how many to choose.
-        taken: ``(T, c)`` those of answered pictures.
+        taken: ``(T, c)`` those of answered images.
         belongs: ``(B + T,)`` the cluster of each, open ones first; found if not given.
         seed: of the clusters.
 
@@ -79,7 +79,7 @@ def _members(belongs: Ints) -> list[Ints]:
 
 
 def mean_distance(vectors: Floats, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Of each of n vectors the mean distance to its nearest others, at most ``NEIGHBOURS``."""
+    """Return each vector's mean distance to at most ``NEIGHBOURS`` nearest others, ``(n,)``."""
     others = np.arange(len(vectors))
     if len(others) > REFERENCES:
         others = np.sort(rng.choice(others, REFERENCES, replace=False))
@@ -94,26 +94,3 @@ def mean_distance(vectors: Floats, rng: np.random.Generator) -> NDArray[np.float
             nearest = np.partition(squared, near - 1, axis=1)[:, :near]
             found[rows] = np.sqrt(np.maximum(nearest, 0)).mean(axis=1)
     return found
-
-
-def central(vectors: Floats, count: int, *, seed: int = 0) -> Ints:
-    """k-means with a cluster a picture to choose: the one nearest to each centre, largest first.
-
-    Args:
-        vectors: ``(B, c)``.
-        count: how many to choose.
-        seed: of the clusters.
-
-    Returns:
-        ``(min(count, B),)`` positions; where clusters are empty, typical pictures fill up.
-    """
-    belongs, centres = cluster(vectors, count, seed=seed)
-    chosen: list[int] = []
-    for group in sorted(_members(belongs), key=len, reverse=True):
-        away = ((vectors[group] - centres[belongs[group[0]]]) ** 2).sum(axis=1)
-        chosen.append(int(group[away.argmin()]))
-    if len(chosen) < min(count, len(vectors)):
-        rest = np.setdiff1d(np.arange(len(vectors)), chosen)
-        more = typical(vectors[rest], count - len(chosen), taken=vectors[chosen], seed=seed)
-        chosen += rest[more].tolist()
-    return np.array(chosen, dtype=np.int64)

@@ -1,6 +1,6 @@
-"""The order in which a project's open pictures are asked about: variety, then doubt, and chance.
+"""The order in which a project's open images are asked about: variety, then doubt, and chance.
 
-B pictures open, T answered, N nodes, C channels, c of them kept.
+B images open, T answered, N nodes, C channels, c of them kept.
 """
 
 from dataclasses import dataclass
@@ -9,23 +9,22 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hierarchy.acquisition.doubt import badge, check_log_p, k_center, leaf_probabilities, margin
-from hierarchy.acquisition.space import Floats, Ints, Space, check_features, cluster, twin_ranks
-from hierarchy.acquisition.variety import MOST_CLUSTERS, typical
+from hierarchy.acquisition.diversity import MOST_CLUSTERS, typical
+from hierarchy.acquisition.embedding import Floats, Ints, Space, check_features, cluster, twin_ranks
+from hierarchy.acquisition.uncertainty import check_log_p, k_center, margin
 from hierarchy.errors import ShapeError
 from hierarchy.tree import LabelTree
 
 Doubles = NDArray[np.float64]
 Reason: TypeAlias = Literal["varied", "uncertain", "random"]
-Tail: TypeAlias = Literal["k-center", "badge"]
 
 #: Answers a leaf of the tree up to which, and from which on, variety has all and none of a batch.
 VARIED_UP_TO, VARIED_UNTIL = 1.0, 7.0
 
-#: Pictures in doubt that farthest-first may choose from, for each that it chooses.
+#: Images in doubt that farthest-first may choose from, for each that it chooses.
 CHOICE = 4
 
-#: Cosine in `Space` from which two pictures count as the same. On photos of groceries 74 of 3.5
+#: Cosine in `Space` from which two images count as the same. On photos of groceries 74 of 3.5
 #: million pairs are above it, all of one class and to the eye one shelf, a step aside; at 0.93 the
 #: first different shelves come in.
 ALIKE = 0.97
@@ -33,7 +32,7 @@ ALIKE = 0.97
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """Where to go on.
+    """The order of a pool.
 
     Attributes:
         order: ``(B,)`` all positions of the pool, most useful first.
@@ -72,32 +71,30 @@ def ask(  # noqa: PLR0913 - a pool, what is known of it, and what is wanted
     labels: int,
     seed: int,
     random_share: float = 0.05,
-    tail: Tail = "k-center",
 ) -> Asked:
     """Order a pool by what an answer would teach.
 
-    Without a model: TypiClust, the typical picture of each part of the pool that has no answer
+    Without a model: TypiClust, the typical image of each part of the pool that has no answer
     yet. With one, each batch is a mix: a share of TypiClust that falls as answers come
     (`varied_share`), a small share drawn at random, so that how well the model does can be
-    measured on pictures that it did not choose, and for the rest pictures in doubt that differ
+    measured on images that it did not choose, and for the rest images in doubt that differ
     from each other and from all answered ones. The kinds are spread evenly over the batch, so any
     part of it is a mix. Behind the batch the others follow by margin.
 
-    A near-duplicate of an answered or earlier picture comes after all pictures that are none; one
+    A near-duplicate of an answered or earlier image comes after all images that are none; one
     that was drawn at random keeps its place.
 
     Args:
-        features: ``(B, C)`` pooled features of the pictures without an answer; one that was
+        features: ``(B, C)`` pooled features of the images without an answer; one that was
             answered, however coarsely, is not to be in here.
         log_p: ``(B, N)`` what the model says of them; None before there is one.
         tree: of the nodes.
-        taken: ``(T, C)`` features of the pictures that have an answer.
-        count: pictures in the batch.
+        taken: ``(T, C)`` features of the images that have an answer.
+        count: images in the batch.
         labels: answers that there are; decides how much goes to variety.
         seed: equal seeds and inputs give equal orders.
-        random_share: of the batch, in [0, 1]; where it is no whole number of pictures, chance
+        random_share: of the batch, in [0, 1]; where it is no whole number of images, chance
             decides which of the two next to it, so it holds over many batches.
-        tail: how pictures in doubt are kept from being alike.
 
     Raises:
         ShapeError: a shape or number is not as above.
@@ -119,12 +116,12 @@ def ask(  # noqa: PLR0913 - a pool, what is known of it, and what is wanted
         usual = np.argsort(doubt, kind="stable")
     ranks = twin_ranks(vectors, belongs, usual, len(taken), alike=ALIKE)
     usual = usual[np.argsort(ranks[usual], kind="stable")]
-    if log_p is None or doubt is None:
+    if doubt is None:
         varied: Reason = "varied"
         return Asked(usual, (varied,) * count, None)
     batch = _Batch(vectors, belongs, len(taken), usual[: int((ranks == 0).sum())], rng, seed)
     share = varied_share(labels, len(tree.leaves))
-    batch.mix(min(count, len(batch.fresh)), share, random_share, log_p, tree, tail)
+    batch.mix(min(count, len(batch.fresh)), share, random_share)
     chosen, reasons = batch.spread()
     rest = usual[~np.isin(usual, chosen)]
     doubtful: Reason = "uncertain"  # beyond the batch only near-duplicates were left
@@ -176,15 +173,7 @@ class _Batch:
         self._seed = seed
         self._kinds: dict[Reason, Ints] = {}
 
-    def mix(  # noqa: PLR0913 - shares, and what the model says
-        self,
-        count: int,
-        varied: float,
-        random: float,
-        log_p: Doubles,
-        tree: LabelTree,
-        tail: Tail,
-    ) -> None:
+    def mix(self, count: int, varied: float, random: float) -> None:
         """Choose at random first, as nothing may sway that; then typical ones, then doubtful."""
         by_chance = min(count, int(random * count + self._rng.random()))
         # Out of all that are open, near-duplicates too: they are images that get a pre-label.
@@ -192,7 +181,7 @@ class _Batch:
         by_variety = round(varied * (count - by_chance))
         self._kinds["varied"] = self._typical(by_variety)
         in_doubt = count - by_chance - by_variety
-        self._kinds["uncertain"] = self._doubtful(in_doubt, log_p, tree, tail)
+        self._kinds["uncertain"] = self._doubtful(in_doubt)
 
     def spread(self) -> tuple[Ints, tuple[Reason, ...]]:
         """All that was chosen, each kind evenly over the whole."""
@@ -230,13 +219,6 @@ class _Batch:
         )
         return open_[found]
 
-    def _doubtful(self, count: int, log_p: Doubles, tree: LabelTree, tail: Tail) -> Ints:
-        open_ = self._open()
-        if tail == "badge":
-            found = badge(
-                self._vectors[open_], leaf_probabilities(log_p[open_], tree), count, seed=self._seed
-            )
-        else:
-            open_ = open_[: CHOICE * count]
-            found = k_center(self._vectors[open_], count, taken=self._vectors[self._answered()])
-        return open_[found]
+    def _doubtful(self, count: int) -> Ints:
+        open_ = self._open()[: CHOICE * count]
+        return open_[k_center(self._vectors[open_], count, taken=self._vectors[self._answered()])]

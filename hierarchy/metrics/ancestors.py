@@ -1,10 +1,8 @@
-"""What the metrics ask of a tree, for many nodes at once: lines of ancestors, leaves below.
+"""Relations between many nodes of a tree at once: paths of ancestors, leaves below.
 
-A node of -1 is "nothing answered": the root above all tops.
-Letters: n pictures, N nodes, L levels.
+A node of -1 is "nothing answered": the root above all root nodes.
+Letters: n images, N nodes, L levels.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,72 +15,22 @@ Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Facts:
-    """A tree's nodes in numbers, each array ``(N,)`` int64.
-
-    Attributes:
-        parents: as in the tree.
-        levels: 0 for a top.
-        enter: place in preorder.
-        leave: the place behind the last descendant; what lies below is ``enter`` to ``leave``.
-        height: edges down to the furthest leaf below; 0 for a leaf.
-        leaves: how many leaves lie below; 1 for a leaf.
-    """
-
-    parents: Ints
-    levels: Ints
-    enter: Ints
-    leave: Ints
-    height: Ints
-    leaves: Ints
-
-
-def facts(tree: LabelTree) -> Facts:
-    """Work out a tree's numbers once, in O(N); they stay with the tree."""
-    if "metrics" not in tree.derived:
-        tree.derived["metrics"] = _count(tree)
-    found: Facts = tree.derived["metrics"]
-    return found
-
-
-def _count(tree: LabelTree) -> Facts:
-    size, height = [1] * len(tree), [0] * len(tree)
-    leaves = [0 if below else 1 for below in tree.children]
-    for node in reversed(tree.preorder):
-        parent = tree.parents[node]
-        if parent != TOP:
-            size[parent] += size[node]
-            height[parent] = max(height[parent], height[node] + 1)
-            leaves[parent] += leaves[node]
-    enter = np.empty(len(tree), dtype=np.int64)
-    enter[np.array(tree.preorder)] = np.arange(len(tree))
-    return Facts(
-        parents=np.array(tree.parents),
-        levels=np.array(tree.levels),
-        enter=enter,
-        leave=enter + np.array(size),
-        height=np.array(height),
-        leaves=np.array(leaves),
-    )
-
-
 def checked(scores: NDArray[np.floating], targets: Ints, tree: LabelTree) -> tuple[Floats, Ints]:
     """Bring scores and targets into shape, ``(n, N)`` float64 and ``(n,)`` int64.
 
     Raises:
-        ShapeError: if there is not one column a node, one target a picture, or a score is nan.
+        ShapeError: if there is not one column per node, one target per image, or a score is nan.
         UnknownLabelError: if a target is not a node's id.
     """
     whole, nodes = np.asarray(scores, dtype=np.float64), np.asarray(targets)
     if whole.ndim != 2 or whole.shape[1] != len(tree) or nodes.shape != whole.shape[:1]:
         raise ShapeError(
-            f"expected one column a node and one target a picture, (n, {len(tree)}) and (n,), "
+            f"expected one column per node and one target per image, (n, {len(tree)}) and (n,), "
             f"got {whole.shape} and {nodes.shape}"
         )
     if np.isnan(whole).any():
-        picture, node = np.argwhere(np.isnan(whole))[0].tolist()
-        raise ShapeError(f"scores must be numbers, got nan for picture {picture}, node {node}")
+        image, node = np.argwhere(np.isnan(whole))[0].tolist()
+        raise ShapeError(f"scores must be numbers, got nan for image {image}, node {node}")
     return whole, known(nodes, tree)
 
 
@@ -100,17 +48,17 @@ def known(nodes: Ints, tree: LabelTree, *, least: int = 0) -> Ints:
     return found.astype(np.int64)
 
 
-def lines(nodes: Ints, tree: LabelTree) -> Ints:
-    """Each node's line from the top down, ``(n,)`` -> ``(n, L)``: -1 below the node itself.
+def ancestor_paths(nodes: Ints, tree: LabelTree) -> Ints:
+    """Return paths from the root node down, ``(n,)`` -> ``(n, L)``: -1 below the node itself.
 
     Example:
         >>> tree = LabelTree.from_paths([("Fruit", "Pear"), ("Milk",)])
-        >>> lines(np.array([2, 1, -1]), tree)
+        >>> ancestor_paths(np.array([2, 1, -1]), tree)
         array([[ 0,  2],
                [ 1, -1],
                [-1, -1]])
     """
-    of = facts(tree)
+    of = tree.arrays
     table = np.full((len(nodes), tree.depth), TOP, dtype=np.int64)
     rows, above = np.arange(len(nodes)), np.asarray(nodes)
     while len(rows := rows[above != TOP]):
@@ -121,13 +69,13 @@ def lines(nodes: Ints, tree: LabelTree) -> Ints:
 
 
 def shared(one: Ints, other: Ints) -> Ints:
-    """How many nodes two lines have in common, ``(n, L)`` twice -> ``(n,)``: a run from the top."""
+    """Count the nodes that two paths have in common, ``(n, L)`` twice -> ``(n,)``."""
     return np.asarray(((one == other) & (one != TOP)).sum(axis=1), dtype=np.int64)
 
 
 def covers(above: Ints, below: Ints, tree: LabelTree) -> Flags:
-    """Whether each node is the other or lies above it; "nothing" covers all. They broadcast."""
-    of = facts(tree)
+    """Tell whether nodes are the others or lie above them; "nothing" covers all. They broadcast."""
+    of = tree.arrays
     inside = (of.enter[above] <= of.enter[below]) & (of.enter[below] < of.leave[above])
     return np.asarray((above == TOP) | (inside & (below != TOP)))
 
@@ -142,7 +90,7 @@ def judged(answers: Ints, targets: Ints, tree: LabelTree) -> Ints:
 
 
 def information(nodes: Ints, tree: LabelTree) -> Floats:
-    """How much an answer tells, any shape: 1 for a leaf, 0 for nothing.
+    """Return the information of answers, any shape: 1 for a leaf, 0 for nothing.
 
     ``1 - log(leaves below) / log(all leaves)``, the entropy that is gone when all leaves are
     equally likely beforehand (Goren et al., "Hierarchical Selective Classification", NeurIPS
@@ -153,7 +101,7 @@ def information(nodes: Ints, tree: LabelTree) -> Floats:
         >>> information(np.array([-1, 0, 1]), tree)
         array([0. , 0.5, 1. ])
     """
-    below = facts(tree).leaves[nodes]
+    below = tree.arrays.leaves[nodes]
     whole = np.log(len(tree.leaves))
     told = 1 - np.log(below) / whole if whole else np.ones(below.shape)
     return np.where(np.asarray(nodes) == TOP, 0.0, told)
@@ -178,12 +126,12 @@ def sibling_leaves(tree: LabelTree) -> tuple[int, ...]:
 
 
 def on_siblings(targets: Ints, tree: LabelTree) -> Flags:
-    """Which pictures' targets are among :func:`sibling_leaves`, ``(n,)``."""
+    """Tell which images' targets are among :func:`sibling_leaves`, ``(n,)``."""
     mask = np.zeros(len(tree), dtype=np.bool_)
     mask[list(sibling_leaves(tree))] = True
     return np.asarray(mask[targets])
 
 
 def on_leaves(targets: Ints, tree: LabelTree) -> Flags:
-    """Which pictures' targets are leaves, ``(n,)``."""
-    return np.asarray(facts(tree).height[targets] == 0)
+    """Tell which images' targets are leaves, ``(n,)``."""
+    return np.asarray(tree.arrays.height[targets] == 0)
