@@ -46,7 +46,7 @@ def grow(nodes: int, levels: int) -> LabelTree:
 def measure(tree: LabelTree, *, repeats: int) -> dict[str, float]:
     """Return the median milliseconds of each part and of the whole, for one image."""
     config = TrainingConfig.for_networks(CHANNELS)
-    head = HRNHead(tree, sum(CHANNELS), dropout=config.dropout, **config.sizes()).eval()
+    head = HRNHead(tree, sum(CHANNELS), dropout=config.dropout, **config.sizes(tree)).eval()
     levels = tree.depth
     rule = DepthRule(target=0.9, price=1.0, platt=((1.0, 0.0),) * levels)
     predictor = Predictor(

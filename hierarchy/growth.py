@@ -178,7 +178,7 @@ class Graft(nn.Module):
             vectors: ``(P, V, C)`` of P images, V augmentations each.
 
         Returns:
-            ``(P, V, K * M * H)`` float32.
+            ``(P, V, F)`` float32, F being K * M * H but for a head whose levels lie side by side.
         """
         head.eval()
         with torch.inference_mode():
@@ -190,10 +190,11 @@ class Graft(nn.Module):
         return features.view(*vectors.shape[:2], -1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(B, K * M * H)`` -> ``(M, B, N)`` raw scores of each member."""
+        """``(B, F)`` -> ``(M, B, N)`` raw scores of each member."""
         # Dropped features for the known nodes too: on images that the head has learnt it is surer
         # than on others, and the new nodes would take what it is less sure of.
-        parts = self.dropout(features).chunk(len(self._known), dim=1)
+        widths = [len(weight) * weight.shape[2] for weight, _ in self._known]
+        parts = self.dropout(features).split(widths, dim=1)
         found = [
             score_nodes(
                 part,
