@@ -103,7 +103,7 @@ def score_nodes(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class HRNHead(nn.Module):
-    """A block per level, residual sums over levels, and an ensemble of members inside.
+    """A block per level, scores that read coarser levels' blocks too, an ensemble of members.
 
     Members are independent heads of the same form that differ in their initial weights and what
     dropout draws. They are trained at once, each by its own tree loss; their mean score answers,
