@@ -42,7 +42,7 @@ def grow(nodes: int, levels: int) -> LabelTree:
 def measure(tree: LabelTree, *, repeats: int) -> dict[str, float]:
     """Return the median milliseconds of each part and of the whole, for one image."""
     config = TrainingConfig.for_networks(CHANNELS)
-    head = HRNHead(tree, sum(CHANNELS), dropout=config.dropout, **config.sizes()).eval()
+    head = HRNHead(tree, sum(CHANNELS), dropout=config.dropout, **config.sizes(tree)).eval()
     predictor = Predictor(
         version="v1",
         tree=tree,

@@ -135,6 +135,7 @@ HRN: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "hrn": {},
         "hrn, one block": {"shared": True},
+        "hrn, levels added up": {"side_by_side": False},
         "hrn, no residual": {"residual": False},
         "hrn, one member": {"members": 1},
         "hrn, members see all networks": {"networks": ()},

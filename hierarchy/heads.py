@@ -11,6 +11,7 @@ N nodes, K score layers (one per level).
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ def score_nodes(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class HRNHead(nn.Module):
-    """A block per level, residual sums over levels, and an ensemble of members inside.
+    """A block per level, scores that read coarser levels' blocks too, an ensemble of members.
 
     Members are independent heads of the same form that differ in their initial weights and what
     dropout draws. They are trained at once, each by its own tree loss; their mean score answers,
@@ -116,7 +117,10 @@ class HRNHead(nn.Module):
         dropout: share of the features behind the ReLU that is dropped in training.
         networks: channels of each backbone whose features lie side by side in the vector. Each has
             members of its own, which see nothing else. Empty: every member sees the whole vector.
-        residual: add the coarser levels' features to the finer ones'.
+        residual: let the finer levels' scores read the coarser levels' features too: their sum with
+            the level's own, before the ReLU.
+        side_by_side: not their sum but all of them, each after a ReLU of its own, so a level's
+            scores are a linear combination of its features and of those of the levels above.
         shared: one block for all levels instead of one per level: a plain multi-layer perceptron.
         sigmoid: squeeze scores into (0, 1), as published.
         delta: where the score biases start: those of leaves that much higher, those of root nodes
@@ -144,6 +148,7 @@ class HRNHead(nn.Module):
         dropout: float = 0.5,
         networks: Sequence[int] = (),
         residual: bool = True,
+        side_by_side: bool = False,
         shared: bool = False,
         sigmoid: bool = False,
         delta: float = 0.0,
@@ -164,6 +169,7 @@ class HRNHead(nn.Module):
         self.channels = channels
         self.members = members * len(slices)
         self.residual, self.shared, self.sigmoid = residual, shared, sigmoid
+        self.side_by_side = residual and side_by_side
         self.mean: Tensor
         self.register_buffer("mean", torch.zeros(channels))
         self.std: Tensor
@@ -171,7 +177,10 @@ class HRNHead(nn.Module):
         layers = self.layers(tree)
         self.blocks = nn.ModuleList(LevelBlock(slices, members * hidden) for _ in layers)
         self.dropout = SeededDropout(dropout)
-        self.score = nn.ModuleList(NodeScores(self.members, hidden, len(one)) for one in layers)
+        self.score = nn.ModuleList(
+            NodeScores(self.members, hidden * (1 + level * self.side_by_side), len(nodes))
+            for level, nodes in enumerate(layers)
+        )
         order = torch.tensor([node for nodes in layers for node in nodes])
         self.column: Tensor
         self.register_buffer("column", torch.argsort(order), persistent=False)
@@ -191,14 +200,11 @@ class HRNHead(nn.Module):
         """Draw all weights as ``nn.Linear`` does, uniform within 1 / sqrt(inputs)."""
         with torch.no_grad():
             for name, value in self.named_parameters():
-                if "normalise" not in name:
-                    inputs = value.shape[-1] if name.endswith("weight") else self._hidden
+                if name.endswith("weight") and "normalise" not in name:
+                    inputs = value.shape[-1]
+                if "normalise" not in name:  # a bias comes after its weight
                     bound = 1 / math.sqrt(inputs)
                     value.uniform_(-bound, bound, generator=draw)
-
-    @property
-    def _hidden(self) -> int:
-        return int(self.score_layers[0].weight.shape[2])
 
     @property
     def score_layers(self) -> list[NodeScores]:
@@ -215,7 +221,9 @@ class HRNHead(nn.Module):
         self.dropout.seed(seed)
 
     def last(self, vectors: Tensor) -> list[Tensor]:
-        """What each of the K score layers reads: ``(B, M * H)`` each, before dropout.
+        """What each of the K score layers reads, before dropout: ``(B, M * H)`` each.
+
+        With ``side_by_side`` it is ``(B, M * H)``, ``(B, M * 2 H)`` and so on.
 
         Args:
             vectors: ``(B, C)``, or ``(B, C, h, w)`` maps, of which the mean over the grid is taken.
@@ -227,12 +235,11 @@ class HRNHead(nn.Module):
             )
         pooled = vectors.float() if vectors.ndim == 2 else vectors.float().mean(dim=(2, 3))
         standard = (pooled - self.mean) / self.std
-        total, read = None, []
-        for block in self.blocks:
-            own = block(standard)
-            total = own if total is None or not self.residual else total + own
-            read.append(torch.relu(total))
-        return read
+        own = [block(standard) for block in self.blocks]
+        if self.side_by_side:
+            by_member = [torch.relu(one).unflatten(1, (self.members, -1)) for one in own]
+            return [torch.cat(by_member[:end], 2).flatten(1) for end in range(1, len(own) + 1)]
+        return [torch.relu(one) for one in (accumulate(own) if self.residual else own)]
 
     def each(self, vectors: Tensor) -> Tensor:
         """Feature vectors of B images -> ``(M, B, N)``, each member's own raw scores."""

@@ -62,7 +62,7 @@ def fit_head(  # noqa: PLR0913 - what fine-tuning takes, and the settings
     )
     return Made(
         trained,
-        {"kind": KIND, "channels": examples.vectors.shape[2], **config.sizes()},
+        {"kind": KIND, "channels": examples.vectors.shape[2], **config.sizes(tree)},
         {"name": extractor.name, "fingerprint": extractor.fingerprint},
         config.to_json(),
     )

@@ -307,7 +307,7 @@ def new_head(
         dropout=config.dropout,
         delta=config.delta,
         seed=config.seed,
-        **config.sizes(),
+        **config.sizes(tree),
     )
     plain = vectors[:, 0].float()
     head.set_standardisation(plain.mean(dim=0), plain.std(dim=0, correction=0))

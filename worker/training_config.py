@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from hierarchy import LabelTree
 from inference.augmentation import LEARNT_FROM
+
+#: Nodes times levels up to which levels stand side by side. It multiplies the weights of the finer
+#: levels' nodes, so that of a tree of 100,000 nodes they would take gigabytes.
+SIDE_BY_SIDE_UP_TO = 20_000
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class TrainingConfig:
         batch: labels per step, half of it up to ``cross_fit_up_to`` labels.
         rate: AdamW's peak learning rate, cosine to 0.
         decay: AdamW's weight decay, on matrices only.
-        residual: add the coarser levels' features to the finer ones'.
+        residual: let finer levels' scores read coarser levels' features.
+        side_by_side: all of them, not their sum, in trees of up to ``SIDE_BY_SIDE_UP_TO``.
         shared: one block for all levels.
         sigmoid: scores in (0, 1), as published.
         folds: parts for cross-fitting.
@@ -48,6 +54,7 @@ class TrainingConfig:
     rate: float = 3e-3
     decay: float = 0.3
     residual: bool = True
+    side_by_side: bool = True
     shared: bool = False
     sigmoid: bool = False
     folds: int = 4
@@ -64,10 +71,14 @@ class TrainingConfig:
         """
         return cls(networks=tuple(networks), seed=seed)
 
-    def sizes(self) -> dict[str, Any]:
-        """Return what a head is built with, as plain data."""
+    def sizes(self, tree: LabelTree) -> dict[str, Any]:
+        """Return what a head for such a tree is built with, as plain data."""
         names = ("hidden", "members", "residual", "shared", "sigmoid")
-        return {name: getattr(self, name) for name in names} | {"networks": list(self.networks)}
+        fits = len(tree) * tree.depth <= SIDE_BY_SIDE_UP_TO
+        return {name: getattr(self, name) for name in names} | {
+            "side_by_side": self.side_by_side and fits,
+            "networks": list(self.networks),
+        }
 
     def schedule(self, labels: int) -> tuple[int, int]:
         """Return the epochs, and the optimiser steps of each, for so many labels."""

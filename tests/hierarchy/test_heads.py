@@ -22,6 +22,7 @@ FORMS: list[dict[str, Any]] = [
     {},
     {"networks": [2, 3]},
     {"residual": False},
+    {"side_by_side": True},
     {"shared": True},
     {"sigmoid": True},
 ]
@@ -80,6 +81,21 @@ def test_finer_levels_add_coarser_features_before_the_relu() -> None:
             columns = [*GROCERY.level_nodes(0), *GROCERY.level_nodes(1)]
             expected = torch.cat([on_tops, on_leaves], dim=1)
             torch.testing.assert_close(head.each(vectors)[member][:, columns], expected)
+
+
+def test_levels_side_by_side_are_read_by_a_linear_combination() -> None:
+    """Of each member's own features, coarser levels' first, worked out by hand."""
+    head, vectors = head_of(GROCERY, seed=3, side_by_side=True), some_vectors()
+    with torch.inference_mode():
+        standard = (vectors - head.mean) / head.std
+        first, second = (torch.relu(block(standard)) for block in head.blocks)
+        leaves = head.score_layers[1]
+        for member in range(2):
+            units = slice(4 * member, 4 * member + 4)
+            read = torch.cat([first[:, units], second[:, units]], dim=1)
+            expected = read @ leaves.weight[member].T + leaves.bias[member]
+            found = head.each(vectors)[member][:, list(GROCERY.level_nodes(1))]
+            torch.testing.assert_close(found, expected)
 
 
 @EACH_FORM

@@ -99,6 +99,12 @@ def trained(plain: Examples) -> Trained:
     return train(TREE, plain, SMALL, target=0.9, report=silent)
 
 
+def test_levels_stand_side_by_side_in_trees_that_leave_the_memory() -> None:
+    for nodes in (20_000, 20_001):
+        tree = LabelTree.from_parents([-1] * nodes, [str(node) for node in range(nodes)])
+        assert TrainingConfig().sizes(tree)["side_by_side"] is (nodes == 20_000)
+
+
 def test_what_can_be_learnt_is_learnt(trained: Trained) -> None:
     assert accuracy(trained, level=1) > 0.95
     assert accuracy(trained, level=0) > 0.97
