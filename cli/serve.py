@@ -12,7 +12,9 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 
+from cli.opening import Opening
 from worker.redaction import cover, start_logging
 from worker.settings import SettingError, Settings
 
@@ -61,10 +63,19 @@ class Server(BaseApplication):  # type: ignore[misc]
             if name in self.cfg.settings:
                 self.cfg.set(name, value)
 
-    def load(self) -> "Flask":
-        """Make the application, in the process that serves it; gunicorn ends where that fails."""
+    def load(self) -> Opening:
+        """Return the application, which is still being loaded while the first requests come in."""
         cover("gunicorn.error", self._settings)
-        return _application(self._settings)
+        return Opening(lambda: _application(self._settings), _leave)
+
+
+def _leave() -> None:
+    """End this process so that gunicorn ends too, and whoever watches it sees that it failed.
+
+    From the thread that loads; the process has served nothing but `/health`.
+    """
+    logging.shutdown()
+    os._exit(Arbiter.WORKER_BOOT_ERROR)
 
 
 def authority(host: str, port: int) -> str:
@@ -76,7 +87,7 @@ def _application(settings: Settings) -> "Flask":
     """Make the application; a thread loads its backbone."""
     _few_arenas()
     sys.setswitchinterval(SWITCH_S)
-    import torch  # seconds, which other commands need not wait
+    import torch  # seconds, which `/health` need not wait
 
     from backend.app import create_app
     from worker.parts import Parts
