@@ -185,8 +185,8 @@ def _depth() -> int:
     def count(board: Board) -> int:
         projects = services().parts.store.projects()
         wishes = [wish for one in projects for wish in board.wishes(one.key)]
-        behind = sum(wish["state"] == "waiting" for wish in wishes)
-        return int(board.depth()) + behind
+        behind: int = sum(wish["state"] == "waiting" for wish in wishes)
+        return board.depth() + behind
 
     return from_redis(services().parts, count, 0)
 
