@@ -7,7 +7,6 @@ from backend import (
     console,
     errors,
     health,
-    openapi,
     operations,
     predict,
     security,
@@ -31,7 +30,7 @@ def create_app(parts: Parts) -> Flask:
     security.register(app)
     errors.register(app)
     operations.measure(app)
-    for module in (health, setup, predict, webhook, versions, operations, openapi):
+    for module in (health, setup, predict, webhook, versions, operations):
         app.register_blueprint(module.bp)
     console.register(app, parts)
     return app

@@ -18,7 +18,7 @@ _HALF: Final = re.compile("[\ud800-\udfff]")
 
 
 def read_json() -> object:
-    """The body's JSON; None where it is none, or is not said to be.
+    """Return the body's JSON; None where it is none, or is not said to be.
 
     Raises:
         ContractError: it is nested deeper than Python's parser goes (some 900 levels; Label Studio
@@ -44,7 +44,7 @@ def read_json() -> object:
 
 
 def _holds_half(read: object) -> bool:
-    """Is there text anywhere that has no form in UTF-8?"""
+    """Whether there is text anywhere that has no form in UTF-8."""
     waiting = [read]
     while waiting:
         value = waiting.pop()

@@ -1,25 +1,36 @@
-"""Which errors a caller hears about, and as what. Routes do not catch."""
+"""Answers to errors, in one table: a page below /console, JSON elsewhere. Routes do not catch."""
 
 import logging
 import uuid
-from functools import partial
+from http import HTTPStatus
 
-from flask import Flask, Response, jsonify
+from flask import Flask, Response, jsonify, make_response, request
 from werkzeug.exceptions import HTTPException
 
+from backend.console.blueprint import is_console
+from backend.console.layout import is_live, page, plain
+from backend.services import services
 from inference.errors import ModelError
-from studio.errors import ContractError, LabelConfigError
-from worker.errors import MisconfiguredError
+from studio.errors import ContractError, LabelConfigError, StudioError
+from worker.errors import JobError
 from worker.queue import RedisError
 
 log = logging.getLogger(__name__)
 
-#: Our errors that are the caller's business.
-STATUS: dict[type[Exception], int] = {
-    ContractError: 400,
-    LabelConfigError: 400,
-    ModelError: 503,
-    MisconfiguredError: 503,
+#: Our errors whose message is for the caller, the more special ones first.
+STATUS: tuple[tuple[type[Exception], int], ...] = (
+    (ContractError, HTTPStatus.BAD_REQUEST),
+    (LabelConfigError, HTTPStatus.BAD_REQUEST),
+    (ModelError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (StudioError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (JobError, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+
+#: Text of errors of HTTP on a page.
+PAGES: dict[int, str] = {
+    HTTPStatus.NOT_FOUND: "There is no such page, or it is about something that is gone.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This address does not take what was sent to it.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "What was sent is larger than this page takes.",
 }
 
 #: Longest message put into a status line, in characters.
@@ -27,16 +38,13 @@ REASON_LENGTH = 300
 
 
 def register(app: Flask) -> None:
-    """Answer in JSON, always; never with a traceback."""
-    for error, status in STATUS.items():
-        app.register_error_handler(error, partial(_told, status=status))
-    app.register_error_handler(RedisError, _redis)
-    app.register_error_handler(HTTPException, told)
-    app.register_error_handler(Exception, _unknown)
+    """Answer every error, never with a traceback."""
+    app.register_error_handler(HTTPException, _http)
+    app.register_error_handler(Exception, _error)
 
 
 def answer(status: int, detail: str) -> Response:
-    """An error with its words also in the status line.
+    """Return an error in JSON with its words also in the status line.
 
     Label Studio shows an admin the status line and throws the body away.
     """
@@ -46,29 +54,54 @@ def answer(status: int, detail: str) -> Response:
     return response
 
 
-def _told(error: Exception, status: int) -> Response:
-    log.warning("%s: %s", type(error).__name__, error)
-    return answer(status, str(error))
+def explain(error: Exception) -> tuple[int, str]:
+    """Return the status and the words that an error is answered with, and log it."""
+    if isinstance(error, RedisError):
+        log.warning("redis is away: %s", error)
+        return HTTPStatus.SERVICE_UNAVAILABLE, (
+            "Redis cannot be reached, so nothing can be asked for now. Labels and versions are "
+            "safe, predictions go on, and trainings go on when it is back."
+        )
+    for kind, status in STATUS:
+        if isinstance(error, kind):
+            log.warning("%s: %s", type(error).__name__, error)
+            return status, str(error)
+    number = uuid.uuid4().hex[:8]
+    log.error("unexpected error %s", number, exc_info=error)
+    words = f"Something unexpected happened; the server's log has it as {number}"
+    return HTTPStatus.INTERNAL_SERVER_ERROR, words
 
 
-def _redis(error: Exception) -> Response:
-    log.warning("redis is away: %s", error)
-    return answer(
-        503, "Redis cannot be reached; labels are safe and training goes on when it is back"
-    )
+def _error(error: Exception) -> Response:
+    status, words = explain(error)
+    if not is_console(request.path):
+        return answer(status, words)
+    known = status != HTTPStatus.INTERNAL_SERVER_ERROR
+    return _page(status, "Not now" if known else "Unexpected error", plain(words))
 
 
-def told(error: HTTPException) -> Response:
-    """An error of HTTP itself, in JSON, with the headers it brings."""
-    response = jsonify(detail=error.description)
-    response.status_code = error.code or 500
+def _http(error: HTTPException) -> Response:
+    """Answer an error of HTTP itself, with the headers it brings."""
+    status = error.code or 500
+    if is_console(request.path):
+        if status < HTTPStatus.BAD_REQUEST:
+            return make_response(error.get_response())
+        if not services().parts.settings.console_password:
+            return page("off", title="The console is off", status=HTTPStatus.NOT_FOUND)
+        words = PAGES.get(status, str(error.description))
+        response = _page(status, HTTPStatus(status).phrase, words)
+    else:
+        response = jsonify(detail=error.description)
+        response.status_code = status
     for name, value in error.get_headers():  # Allow, WWW-Authenticate, Location
         if name != "Content-Type":
             response.headers[name] = value
     return response
 
 
-def _unknown(error: Exception) -> Response:
-    number = uuid.uuid4().hex[:8]
-    log.error("unexpected error %s", number, exc_info=error)
-    return answer(500, f"unexpected error; the server's log has it as {number}")
+def _page(status: int, title: str, words: str) -> Response:
+    if is_live():
+        response = jsonify(detail=words)
+        response.status_code = status
+        return response
+    return page("error", title=title, words=words, status=status)

@@ -1,4 +1,4 @@
-"""GET / and /health: this process answers. Nothing is looked at, so that it takes no time."""
+"""GET / and /health: this process answers. Nothing is checked, so that it takes no time."""
 
 from typing import Final
 
@@ -7,7 +7,7 @@ from flask.typing import ResponseReturnValue
 
 bp = Blueprint("health", __name__)
 
-#: What is said; also while the rest of the application is still being loaded.
+#: The answer; also while the rest of the application is still being loaded.
 UP: Final = {"status": "UP", "model_class": "HRN"}
 
 

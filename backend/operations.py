@@ -1,21 +1,25 @@
-"""GET /ready and /metrics: for operators."""
+"""GET /ready, /metrics and /openapi.json: for operators."""
 
 import logging
 import time
+from pathlib import Path
+from typing import Final
 
 from flask import Blueprint, Flask, Response, g, request
 from flask.typing import ResponseReturnValue
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
-from backend.services import services
+from backend.services import from_redis, services
 from backend.versions import shown_since
 from inference.errors import ModelStoreError
-from worker.errors import MisconfiguredError
-from worker.queue import RedisError
 from worker.unlike import unlike
 
 log = logging.getLogger(__name__)
 bp = Blueprint("operations", __name__)
+
+#: Every route, what it takes and what it may answer, as OpenAPI 3.0. Tests compare its routes with
+#: the application's and send each of them what it allows, and what it does not.
+OPENAPI: Final = Path(__file__).with_name("openapi.json")
 
 #: Bounds in seconds; Label Studio gives a webhook one second and a prediction a hundred.
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2.5, 5, 10, 30, 60, 100)
@@ -23,7 +27,7 @@ BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2.5, 5, 10, 30, 60, 1
 SECONDS = Histogram(
     "hrn_request_seconds", "Time to answer a request", ["route", "status"], buckets=BOUNDS
 )
-PICTURES = Counter("hrn_pictures_total", "Pictures asked about", ["outcome"])
+PICTURES = Counter("hrn_pictures_total", "Images asked about", ["outcome"])
 DEPTH = Gauge("hrn_queue_depth", "Jobs that wait")
 WORKERS = Gauge("hrn_workers", "Workers that serve the queue")
 OF_LEVEL = ["project", "version", "level"]
@@ -62,18 +66,18 @@ def ready() -> ResponseReturnValue:
         services().parts.store.check_writable()
     except ModelStoreError as error:
         store = f"not writable: {_reason(error)}"
-    try:
-        running = len(services().parts.board.workers())
-        workers = str(running) if running else workers
-    except (RedisError, MisconfiguredError):
+    running = from_redis(services().parts, lambda board: len(board.workers()), None)
+    if running is None:
         redis, workers = "not reachable", "unknown"
+    elif running:
+        workers = str(running)
     fine = (store, redis) == ("writable", "reachable") and workers.isdecimal()
     state = {"ready": fine, "store": store, "redis": redis, "workers": workers}
     return state, 200 if fine else 503
 
 
 def _reason(error: ModelStoreError) -> str:
-    """What the system says, without the path, which is no business of whoever may ask."""
+    """Return the system's words without the path, which is no business of who may ask."""
     return getattr(error.__cause__, "strerror", None) or "the log says why"
 
 
@@ -84,14 +88,25 @@ def metrics() -> ResponseReturnValue:
     Answers:
         200: always; queue figures are missing while Redis is away.
     """
-    try:
-        DEPTH.set(services().parts.board.depth())
-        WORKERS.set(len(services().parts.board.workers()))
-    except (RedisError, MisconfiguredError):
-        DEPTH.set(float("nan"))
-        WORKERS.set(float("nan"))
+    depth, workers = from_redis(
+        services().parts,
+        lambda board: (float(board.depth()), float(len(board.workers()))),
+        (float("nan"), float("nan")),
+    )
+    DEPTH.set(depth)
+    WORKERS.set(workers)
     _tell_accuracy()
     return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
+
+
+@bp.get("/openapi.json")
+def openapi() -> ResponseReturnValue:
+    """Describe every route.
+
+    Answers:
+        200: always.
+    """
+    return Response(OPENAPI.read_bytes(), mimetype="application/json")
 
 
 def _tell_accuracy() -> None:
@@ -116,10 +131,8 @@ def _tell_accuracy() -> None:
 
 def _tell_unlike(key: str, version: str | None) -> None:
     """Set how many open images look unlike the labelled ones; nothing while Redis is away."""
-    try:
-        told = unlike(services().parts, key, version)
-    except (RedisError, MisconfiguredError):
-        return
+    parts = services().parts
+    told = from_redis(parts, lambda _: unlike(parts, key, version), None)
     if told is not None:
         OPEN.labels(key, version).set(told["open"])
         UNLIKE.labels(key, version).set(told["unlike"])

@@ -1,6 +1,6 @@
 """Who may call: Basic auth on every route of Label Studio's, webhooks included.
 
-The console has a sign-in of its own (`backend.console.guards`); neither opens the other.
+The console has a sign-in of its own (`backend.console.auth`); neither opens the other.
 """
 
 import base64
@@ -44,7 +44,7 @@ def _check() -> None:
 
 
 def _given() -> bytes:
-    """What stands behind ``Basic``, decoded; empty if that is not what was sent."""
+    """Return the decoded credentials of Basic auth, empty if none were sent."""
     kind, _, coded = request.headers.get("Authorization", "").partition(" ")
     if kind.lower() != "basic":
         return b""

@@ -1,4 +1,4 @@
-"""What routes work with: the parts, and what is kept between requests."""
+"""The dependencies of routes, and what is cached between requests."""
 
 import logging
 import re
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 from flask import current_app
 
@@ -34,6 +34,8 @@ from worker.queue import Board, RedisError
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: Seconds for which hints are not tried after Redis did not answer one.
 AWAY: Final = 5.0
 
@@ -51,7 +53,7 @@ class Services:
         #: A label config of thousands of choices comes with every call and seldom changes.
         self.label_config = lru_cache(maxsize=64)(parse_label_config)
         self.records = parts.records
-        #: Pictures that the console looks at together: predictions go first.
+        #: Images that the console looks at together: predictions go first.
         self.looks = threading.BoundedSemaphore(2)
         self._batches = threading.BoundedSemaphore(BATCHES)
         self._redis_away_until = 0.0
@@ -73,7 +75,7 @@ class Services:
             log.warning("event not noted action=%s: %s", what, error)
 
     def key(self, project: str) -> str:
-        """The store's name for ``<id>.<epoch>``, the same on every route.
+        """Return the store's name for ``<id>.<epoch>``, the same on every route.
 
         Our own setting names the Label Studio: what it says of itself is often localhost, and it
         says so on `/setup` alone.
@@ -81,7 +83,7 @@ class Services:
         return project_key(self.parts.settings.label_studio_url or "label-studio", project)
 
     def remember(self, project: str, xml: str, hostname: str = "") -> Project:
-        """The project as the store knows it, after taking in what was just heard of it.
+        """Store what a call says of a project, and return the project as the store knows it.
 
         A store that cannot be written is logged: predictions go on, `/ready` and doctor tell.
         """
@@ -102,11 +104,11 @@ class Services:
             return heard
 
     def version(self, project: Project) -> str:
-        """The live version's name, read from the pointer each time: new ones need no restart."""
+        """Return the live version's name, read each time: new ones need no restart."""
         return self.parts.store.current(project.key) or UNTRAINED
 
     def places(self, project: Project, version: str) -> Places:
-        """The order of the version's tasks, read anew whenever it was written."""
+        """Return the order of the version's tasks, read again whenever it was written."""
         return self._places(project.key, version, self.parts.store.order_stamp(project.key))
 
     def answers(
@@ -135,6 +137,14 @@ class Services:
             return project
 
 
+def from_redis(parts: Parts, read: Callable[[Board], T], otherwise: T) -> T:
+    """Read something from Redis, or return something else while that is away."""
+    try:
+        return read(parts.board)
+    except (RedisError, MisconfiguredError):
+        return otherwise
+
+
 def services() -> Services:
-    """Of the application that handles this request."""
+    """Return the services of the application that handles this request."""
     return cast("Services", current_app.extensions["services"])

@@ -35,7 +35,7 @@ def versions() -> ResponseReturnValue:
 
 
 def shown_since(store: ModelStore, key: str, version: str) -> dict[str, Any] | None:
-    """What annotators' answers say of the labels that a version showed, None if nothing."""
+    """Return how right the labels were that a version showed, None if no annotator answered."""
     if store.following_stamp(key, version) is None:
         return None
     try:

@@ -70,7 +70,7 @@ def connect_project(parts: Parts, number: int, *, take_over: bool, ask: Ask) -> 
 
 
 def _answers(parts: Parts, number: int) -> list[str]:
-    """What an admin should know of the answers that are there already."""
+    """Return what an admin should know of the answers that are there already."""
     config = parse_label_config(str(parts.studio.settings(number)["label_config"]))
     tasks = itertools.islice(parts.studio.tasks(number, annotated_only=True), LOOKED_AT)
     seen = take((read_task(task, config) for task in tasks), config.tree)

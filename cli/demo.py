@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ from worker.order import Order
 from worker.parts import Parts
 from worker.settings import Settings
 
-#: Pictures in the demo's project, and how many of them somebody has answered before you come.
+#: Images in the demo's project, and how many of them somebody has answered before you come.
 PICTURES, ANSWERED = 360, 150
 
-#: Share of a folder's pictures that are answered one level up, as people do who know less.
+#: Share of a folder's images that are answered one level up, as people do who know less.
 COARSE = 0.4
 
 #: Tasks that come first in a new demo: plain images with a pre-label.
@@ -42,27 +43,24 @@ USER = "demo@example.com"
 
 @dataclass
 class Demo:
-    """What a first start decides and later starts find again."""
+    """Choices of a first start, which later starts find again."""
 
     label_studio_port: int
     backend_port: int
     password: str
     token: str
     backend_password: str
+    console_password: str
     data: str = ""
-    console_password: str = ""
     project: int = 0
     prepared: bool = False
 
     @classmethod
     def load(cls, home: Path, data: Path | None, ports: tuple[int, int]) -> "Demo":
-        """The demo in ``home``, made up if it is new."""
+        """Read the demo in ``home``, or make one up."""
         record = home / "demo.json"
         if record.exists():
-            known = cls(**json.loads(record.read_text(encoding="utf-8")))
-            # One that an earlier release made has none.
-            known.console_password = known.console_password or secrets.token_urlsafe(12)
-            return known
+            return cls(**json.loads(record.read_text(encoding="utf-8")))
         return cls(
             label_studio_port=_free_port(ports[0]),
             backend_port=_free_port(ports[1]),
@@ -81,34 +79,35 @@ class Demo:
 
     @property
     def label_studio_url(self) -> str:
-        """Where the person goes."""
+        """Label Studio's address for people."""
         return f"http://127.0.0.1:{self.label_studio_port}"
 
     @property
     def backend_url(self) -> str:
-        """Where Label Studio goes."""
+        """The backend's address for Label Studio."""
         return f"http://127.0.0.1:{self.backend_port}"
 
 
-def run(home: Path, data: Path | None, *, ports: tuple[int, int], label_studio: str | None) -> None:
+def run(arguments: Namespace, settings: Settings) -> int:
     """Start everything, prepare the project on the first start, and stay until Ctrl-C.
 
     Raises:
         StartError, StudioError, SamplesError: with what to do.
     """
-    began = time.monotonic()
+    began, home, data = time.monotonic(), settings.home, arguments.data
     home.mkdir(parents=True, exist_ok=True)
-    demo = Demo.load(home, data, ports)
+    demo = Demo.load(home, data, (arguments.port, arguments.backend_port))
     if data is not None and demo.data != str(data.resolve()):
         raise StartError(
-            f"the demo in {home} was made from {demo.data or 'the sample pictures'}: give --home "
-            f"another folder, or remove {home} to start anew"
+            f"the demo in {home} was made from {demo.data or 'the sample images'}: give --home "
+            f"another folder, or remove {home} to start again"
         )
     demo.save(home)
     settings = _settings(home, demo)
     with Supervisor(home / "logs") as supervisor:
         _say("Starting Label Studio (the first time takes half a minute) ...")
-        _start_label_studio(supervisor, home, demo, label_studio or _label_studio())
+        program = arguments.label_studio or _label_studio()
+        _start_label_studio(supervisor, home, demo, program)
         _say("Starting Redis, the backend and a worker ...")
         services.start_all(supervisor, settings)
         services.write_environment(home, settings)
@@ -122,6 +121,7 @@ def run(home: Path, data: Path | None, *, ports: tuple[int, int], label_studio: 
             _tell(demo, home, time.monotonic() - began)
         supervisor.run()
         _say("Stopping ...")
+    return 0
 
 
 def _settings(home: Path, demo: Demo) -> Settings:
@@ -144,7 +144,7 @@ def _settings(home: Path, demo: Demo) -> Settings:
 
 
 def _label_studio() -> str:
-    """The label-studio program: beside us in an environment of its own, or on PATH."""
+    """Find the label-studio program: beside us in an environment of its own, or on PATH."""
     beside = Path(sys.prefix).parent / ".venv-label-studio" / "bin" / "label-studio"
     found = str(beside) if beside.exists() else shutil.which("label-studio")
     if found is None:
@@ -193,26 +193,26 @@ def _start_label_studio(supervisor: Supervisor, home: Path, demo: Demo, program:
 
 
 def _prepare(client: LabelStudio, home: Path, demo: Demo, settings: Settings) -> None:
-    """The project, its pictures, the first answers and the first version."""
-    pictures = _pictures(home, demo)
-    tree = LabelTree.from_paths(sorted({sample.path for sample in pictures}))
+    """Make the project, its images, the first answers and the first version."""
+    images = _images(home, demo)
+    tree = LabelTree.from_paths(sorted({sample.path for sample in images}))
     xml = label_config(tree, choose_form(tree).form)
     project = client.create_project(
         Path(demo.data).name if len(Path(demo.data).name) > 2 else "Sample animals", xml
     )
     demo.project = int(project["id"])
-    _say(f"Uploading {len(pictures)} pictures ...")
-    tasks = _upload(client, demo.project, pictures)
+    _say(f"Uploading {len(images)} images ...")
+    tasks = _upload(client, demo.project, images)
     _say(f"Answering {ANSWERED} of them as an earlier annotator would, some only coarsely ...")
-    draw = random.Random(0)  # noqa: S311 - which pictures are answered is no secret
-    answered = draw.sample(range(len(pictures)), min(ANSWERED, len(pictures) // 2))
+    draw = random.Random(0)  # noqa: S311 - which images are answered is no secret
+    answered = draw.sample(range(len(images)), min(ANSWERED, len(images) // 2))
     config = parse_label_config(xml)
     for at in answered:
-        client.create_annotation(tasks[at], _answer(pictures[at], draw, config))
+        client.create_annotation(tasks[at], _answer(images[at], draw, config))
     _say("Training the first version ...")
     _connect(client, demo, settings)
     version = _first_version(settings, project, demo)
-    plain = {task for task, sample in zip(tasks, pictures, strict=True) if _is_plain(sample)}
+    plain = {task for task, sample in zip(tasks, images, strict=True) if _is_plain(sample)}
     begin_with(Parts(settings), _key(project, demo), plain, version)
 
 
@@ -252,26 +252,26 @@ def begin_with(parts: Parts, key: str, plain: set[int], version: str) -> None:
 
 
 def _labels(row: dict[str, Any]) -> list[list[str]]:
-    """The labels of a prediction's results, one list a result."""
+    """Return the labels of a prediction's results, one list per result."""
     return [
         result["value"].get("choices") or result["value"]["taxonomy"][0] for result in row["result"]
     ]
 
 
-def _pictures(home: Path, demo: Demo) -> list[samples.Sample]:
+def _images(home: Path, demo: Demo) -> list[samples.Sample]:
     if not demo.data:
-        _say("Drawing sample pictures ...")
+        _say("Drawing sample images ...")
         return samples.make_samples(home / "samples", count=PICTURES)
     found = samples.from_folders(Path(demo.data))
     draw = random.Random(0)  # noqa: S311 - as above
     return draw.sample(found, min(2 * PICTURES, len(found)))
 
 
-def _upload(client: LabelStudio, project: int, pictures: list[samples.Sample]) -> list[int]:
-    """Upload under names that do not give the answer away; task ids in the pictures' order."""
+def _upload(client: LabelStudio, project: int, images: list[samples.Sample]) -> list[int]:
+    """Upload under names that do not give the answer away; task ids in the images' order."""
     with tempfile.TemporaryDirectory() as folder:
         names = []
-        for number, sample in enumerate(pictures):
+        for number, sample in enumerate(images):
             name = Path(folder) / f"picture-{number:05d}{sample.file.suffix.lower()}"
             name.symlink_to(sample.file.resolve())
             names.append(name)
@@ -350,7 +350,7 @@ Try this:
   4. Then the images come first that teach the model most: of those it is sure of little. The tab
      "Surest first" begins with the others.
 
-Ctrl-C ends everything; the next start finds it as you left it. To start anew, remove {home}."""
+Ctrl-C ends everything; the next start finds it as you left it. To start again, remove {home}."""
     )
 
 

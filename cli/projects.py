@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cli.redis_server import no_answer
-from inference.answers import answers
 from inference.errors import ModelError
-from inference.extractors import FeatureExtractors
-from inference.predictor import Answer, check_runs
+from inference.predictor import check_runs
 from inference.store import CONNECTED, DISCONNECTED, GONE, Project
 from studio.errors import ImageError
 from studio.image_fetcher import FetchedImage
 from worker import choosing, presence
-from worker.choosing import ChoiceError, promote
 from worker.errors import MisconfiguredError
 from worker.order import Order
 from worker.parts import Parts
@@ -32,7 +29,7 @@ class UsageError(Exception):
 
 
 def find(parts: Parts, wanted: str | None, *, connected_first: bool = True) -> Project:
-    """The project that is meant: by its number in Label Studio, its key, or as the only one.
+    """Find the project that is meant: by its number in Label Studio, its key, or as the only one.
 
     Of several that fit, one that is connected alone; any, without ``connected_first``.
 
@@ -63,7 +60,7 @@ def find(parts: Parts, wanted: str | None, *, connected_first: bool = True) -> P
 
 
 def where(parts: Parts) -> str:
-    """Where versions are: a whole path, or a bucket's address."""
+    """Return where versions are: a whole path, or a bucket's address."""
     ours = parts.settings
     return parts.store.files.where if ours.in_bucket else str(ours.store.resolve())
 
@@ -81,7 +78,7 @@ def ask_training(parts: Parts, project: Project, order: Order) -> dict[str, Any]
 
 
 def status(parts: Parts) -> dict[str, Any]:
-    """Everything at a glance, as plain data."""
+    """Return the status of all, as plain data."""
     workers: list[dict[str, Any]] = []
     waiting, problem = None, ""
     try:
@@ -101,7 +98,7 @@ def status(parts: Parts) -> dict[str, Any]:
 
 
 def describe_all(found: Mapping[str, Any]) -> str:
-    """The whole status in words."""
+    """Say the status of all."""
     where = f"home {found['home']}"
     lines = [describe(row) for row in found["projects"]]
     if not lines:
@@ -118,7 +115,7 @@ def describe_all(found: Mapping[str, Any]) -> str:
 
 
 def describe_cancelled(request: Mapping[str, Any]) -> str:
-    """What became of one training that was cancelled."""
+    """Say what became of a training that was cancelled."""
     reason = (request.get("order") or {}).get("reason") or "no reason given"
     if request["state"] == "running":
         return f"{request['job']} was asked to stop, which takes seconds ({reason})"
@@ -127,7 +124,7 @@ def describe_cancelled(request: Mapping[str, Any]) -> str:
 
 
 def project_status(parts: Parts, project: Project) -> dict[str, Any]:
-    """One project: its version, what runs, how the last training ended."""
+    """Return a project's version, what runs, and how the last training ended."""
     version, learnt = parts.store.current(project.key), Read()
     told: dict[str, Any] = {
         "project": project.number,
@@ -173,7 +170,7 @@ def project_status(parts: Parts, project: Project) -> dict[str, Any]:
 
 
 def describe(told: dict[str, Any]) -> str:
-    """One project's status in words."""
+    """Say the status of a project."""
     lines = [f"Project {told['project']} {told['title']!r}: {told['version'] or 'untrained'}"]
     if told["pinned"]:
         lines[0] += " (chosen by hand: new versions wait; `hrn promote` ends that)"
@@ -205,7 +202,7 @@ def describe(told: dict[str, Any]) -> str:
 
 
 def _learnt(told: dict[str, Any]) -> list[str]:
-    """What the live version has learnt from, how right it is, and where that does not hold."""
+    """Say what the live version has learnt from, how right it is, and where that fails."""
     count, right = told["labels"]["labels"], levels(told["metrics"])
     lines = [
         f"learnt from {count} labels; of images held out whose label reaches it, right on {right}",
@@ -219,7 +216,7 @@ def _learnt(told: dict[str, Any]) -> list[str]:
 
 
 def newer(version: str | None, unlearnt: int, behind: int | None) -> str:
-    """The answers that the live version has not learnt from, in words; "" if there are none.
+    """Say how many answers the live version has not learnt from; "" if there are none.
 
     Args:
         version: the live one.
@@ -237,10 +234,10 @@ def newer(version: str | None, unlearnt: int, behind: int | None) -> str:
 
 
 def promise(calibration: dict[str, Any]) -> str:
-    """What is promised of shown labels, and on what grounds."""
+    """Say what is promised of shown labels, and on what grounds."""
     target = f"{calibration['rule']['target']:.0%}"
     given = (
-        f"{calibration['given']:.0%} of pictures get a label, "
+        f"{calibration['given']:.0%} of images get a label, "
         f"mean depth {calibration['mean_depth']:.2f}"
     )
     grounds = (
@@ -252,14 +249,14 @@ def promise(calibration: dict[str, Any]) -> str:
         return f"shown labels are {target} right, certified ({grounds}); {given}"
     if calibration["standing"] == "estimated":
         return (
-            f"shown labels are {target} right by estimate, too few pictures for a certificate "
+            f"shown labels are {target} right by estimate, too few images for a certificate "
             f"({grounds}); {given}"
         )
     return f"no label is shown: too little evidence yet that {target} would be right"
 
 
 def levels(metrics: dict[str, Any]) -> str:
-    """Accuracy by level, in words: of the held-out images whose label reaches that level."""
+    """Say the accuracy by level: of the held-out images whose label reaches that level."""
     parts = [
         f"level {row['level']} {row['accuracy']:.0%} of {row['checked']}"
         for row in metrics.get("by_level", ())
@@ -268,7 +265,7 @@ def levels(metrics: dict[str, Any]) -> str:
 
 
 def following(parts: Parts, project: Project, version: str) -> dict[str, Any] | None:
-    """What annotators' answers say of the labels that a version showed, None if nothing yet."""
+    """Return how right shown labels of a version were, None if no annotator answered."""
     try:
         kept = parts.store.read_following(project.key, version)
     except ModelError as error:
@@ -277,7 +274,7 @@ def following(parts: Parts, project: Project, version: str) -> dict[str, Any] | 
 
 
 def seen_since(told: dict[str, Any]) -> str:
-    """The running accuracy of shown labels, in words."""
+    """Say the running accuracy of shown labels."""
     if "problem" in told:
         return f"answers to pre-labels: {told['problem']}"
     parts = [
@@ -291,7 +288,7 @@ def seen_since(told: dict[str, Any]) -> str:
 
 
 def versions(parts: Parts, project: Project) -> list[dict[str, Any]]:
-    """Every version with its figures, oldest first."""
+    """Return every version with its figures, oldest first."""
     current, told = parts.store.current(project.key), []
     for name in parts.store.versions(project.key):
         row: dict[str, Any] = {"version": name, "live": name == current}
@@ -308,7 +305,7 @@ def versions(parts: Parts, project: Project) -> list[dict[str, Any]]:
 
 
 def describe_version(row: dict[str, Any]) -> str:
-    """One version in a line."""
+    """Say a version in a line."""
     mark = "*" if row["live"] else " "
     if "problem" in row:
         return f"{mark} {row['version']:6} {row['problem']}"
@@ -321,80 +318,71 @@ def describe_version(row: dict[str, Any]) -> str:
     )
 
 
-def rollback(parts: Parts, project: Project) -> str:
-    """Go back to the version that was live before, and stay there.
+def live_version(parts: Parts, project: Project) -> str:
+    """Return the name of the live version.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the project has no version yet.
     """
-    try:
-        return choosing.rollback(parts, project)
-    except ChoiceError as error:
-        raise UsageError(str(error)) from error
+    version = parts.store.current(project.key)
+    if version is None:
+        raise UsageError(f"{project.key} is untrained: label some images, then `hrn train`")
+    return version
 
 
 def predict(parts: Parts, project: Project, files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Answers for picture files on this machine.
+    """Answer image files on this machine.
 
     Raises:
         UsageError: the project has no version yet.
         ModelError: the version cannot be used here.
     """
-    version = parts.store.current(project.key)
-    if version is None:
-        raise UsageError(f"{project.key} is untrained: label some pictures, then `hrn train`")
+    version = live_version(parts, project)
     predictor = parts.predictors.get(project, version)
-    settings = parts.settings
-    here = FeatureExtractors(
-        settings.cache,
-        _read,
-        networks=settings.networks,
-        device=settings.device,
-        limits=parts.limits,
-        decode=parts.decoders,
-    )
-    found = answers(here.of(predictor), predictor, [(_reference(file), None) for file in files])
-    return [_told(file, one, version) for file, one in zip(files, found, strict=True)]
+    extractor = parts.extractors.of(predictor)
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            vector = extractor.vectors_of_image(read_image(file))
+        except ImageError as error:
+            rows.append({"file": str(file), "problem": error.reason})
+            continue
+        (found,) = predictor.answer(vector[None])
+        rows.append(
+            {
+                "file": str(file),
+                "version": version,
+                "answer": found.path,
+                "probability": round(found.probability, 4),
+                "best_leaf": found.leaf,
+                "confidence": round(found.confidence, 4),
+                "reason": found.why,
+            }
+        )
+    return rows
+
+
+def read_image(file: Path) -> FetchedImage:
+    """Read an image file.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{file} cannot be read: {error.strerror}") from error
+    return FetchedImage(hashlib.sha256(data).hexdigest(), data)
 
 
 def describe_answer(row: Mapping[str, Any]) -> str:
-    """One answer in words: what would be shown, and what the model takes the image for."""
+    """Say what would be shown of one image, and what the model takes it for, or its problem."""
+    if "problem" in row:
+        return str(row["problem"])
     best = f"best leaf {' > '.join(row['best_leaf'])} ({row['confidence']:.0%})"
     if row["answer"]:
         return f"{' > '.join(row['answer'])} ({row['probability']:.0%}); {best}"
     return f"no label is shown ({row['reason']}); {best}"
-
-
-def _reference(file: Path) -> str:
-    """Path, size and time: a file that was changed is another picture."""
-    try:
-        stat = file.stat()
-    except OSError:
-        return f"file:{file}"
-    return f"file:{file}?{stat.st_size}-{stat.st_mtime_ns}"
-
-
-def _read(ref: str, _task: int | None) -> FetchedImage:
-    path = Path(ref.removeprefix("file:").rpartition("?")[0] or ref.removeprefix("file:"))
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}") from error
-    return FetchedImage(hashlib.sha256(data).hexdigest(), data)
-
-
-def _told(file: Path, found: Answer | ImageError, version: str) -> dict[str, Any]:
-    if isinstance(found, ImageError):
-        return {"file": str(file), "problem": found.reason}
-    return {
-        "file": str(file),
-        "version": version,
-        "answer": found.path,
-        "probability": round(found.probability, 4),
-        "best_leaf": found.leaf,
-        "confidence": round(found.confidence, 4),
-        "reason": found.why,
-    }
 
 
 def limit_depth(  # noqa: PLR0913 - a project, and each thing that may be asked of it
@@ -408,21 +396,13 @@ def limit_depth(  # noqa: PLR0913 - a project, and each thing that may be asked 
     """Set what is asked for, and tell what would be shown at which depth.
 
     Raises:
-        UsageError: a value is out of range.
+        ChoiceError: a value is out of range.
     """
-    if target is not None and not 0 < target < 1:
-        raise UsageError(f"--target must lie between 0 and 1, got {target}: 0.95 means 95 %")
-    lowest = project.minimum_depth if minimum is None else minimum
-    highest = project.maximum_depth if maximum is None else maximum or None
-    if lowest < 1 or (highest is not None and highest < lowest):
-        raise UsageError(
-            f"expected 1 <= --minimum <= --maximum, got {lowest} and {highest or 'no limit'}"
-        )
     asked = replace(
         project,
         target_accuracy=project.target_accuracy if target is None else target,
-        minimum_depth=lowest,
-        maximum_depth=highest,
+        minimum_depth=project.minimum_depth if minimum is None else minimum,
+        maximum_depth=project.maximum_depth if maximum is None else maximum or None,
         strict=project.strict if strict is None else strict,
     )
     choosing.set_depth(parts, asked)
@@ -438,7 +418,7 @@ def limit_depth(  # noqa: PLR0913 - a project, and each thing that may be asked 
 
 
 def _preview(parts: Parts, project: Project) -> dict[str, Any]:
-    """What the live version would show of the pictures that it was checked on."""
+    """Return what the live version would show of the images that it was checked on."""
     told = choosing.depth_preview(parts, project)
     if told is None:
         return {}
@@ -449,7 +429,7 @@ def _preview(parts: Parts, project: Project) -> dict[str, Any]:
 
 
 def depth_text(told: Mapping[str, Any]) -> str:
-    """The same for people."""
+    """Say how deep pre-labels go, and what would be shown."""
     limit = "any depth" if told["maximum"] is None else f"depth {told['maximum']}"
     of_what = "on each level" if told["strict"] else "of shown labels"
     lines = [f"target {told['target']:.0%} {of_what}, from depth {told['minimum']} to {limit}"]
@@ -458,31 +438,7 @@ def depth_text(told: Mapping[str, Any]) -> str:
     shares, nothing = told["shares"], told["shares"][0]
     depths = ", ".join(f"depth {level} {shares[level]:.0%}" for level in told["levels"])
     lines.append(
-        f"  {told['version']} would show, of the pictures it was checked on: {depths}, "
+        f"  {told['version']} would show, of the images it was checked on: {depths}, "
         f"nothing {nothing:.0%} ({told['standing']})"
     )
     return "\n".join(lines)
-
-
-__all__ = [
-    "UsageError",
-    "ask_training",
-    "depth_text",
-    "describe",
-    "describe_all",
-    "describe_answer",
-    "describe_cancelled",
-    "describe_version",
-    "find",
-    "following",
-    "levels",
-    "limit_depth",
-    "predict",
-    "project_status",
-    "promise",
-    "promote",
-    "rollback",
-    "seen_since",
-    "status",
-    "versions",
-]

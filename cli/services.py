@@ -1,4 +1,4 @@
-"""The processes of a server: what each is started with, and when it is ready."""
+"""`hrn up`, `hrn work`, `hrn console`: the processes of a server, and when each is ready."""
 
 import os
 import secrets
@@ -6,11 +6,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from cli import redis_server
-from cli.serve import authority, is_local
+from cli.serve import authority, check_exposure, is_local
 from cli.supervisor import StartError, Supervisor
 from worker.parts import Parts
 from worker.queue import Board, RedisError
@@ -20,63 +22,57 @@ from worker.settings import Secret, Settings
 ENVIRONMENT_FILE = "settings.env"
 
 
+def up(_arguments: Namespace, settings: Settings) -> int:
+    """Run server, worker and, without REDIS_URL, an embedded Redis, until told to stop."""
+    check_exposure(settings)
+    settings = with_console(replace(settings, redis_url=redis_url(settings.home)))
+    with Supervisor(settings.home / "logs") as supervisor:
+        print(home_words(settings), flush=True)
+        start_all(supervisor, settings)
+        write_environment(settings.home, settings)
+        print(
+            f"Serving on {settings.host}:{settings.port}. {next_words(settings)}\n"
+            f"{console_words(settings)}",
+            flush=True,
+        )
+        supervisor.run()
+    return 0
+
+
+def work(_arguments: Namespace, settings: Settings) -> int:
+    """Run one worker and the reconciler, until told to stop."""
+    Parts(settings).board.redis.ping()  # rather than a worker that dies again and again
+    print(home_words(settings), flush=True)
+    with Supervisor(settings.home / "logs") as supervisor:
+        _start_workers(supervisor, child_environment(settings))
+        print(f"Working; logs in {settings.home / 'logs'}", flush=True)
+        supervisor.run()
+    return 0
+
+
+def console(arguments: Namespace, settings: Settings) -> int:
+    """Print where the console is and its password; 1 where it has none."""
+    print(console_words(settings))
+    if arguments.unlock:
+        from backend.console.limits import Tries  # loads Flask
+
+        Tries(Parts(settings)).unlock()
+        print("wrong tries are forgotten: everybody may sign in again")
+    return 0 if settings.console_password else 1
+
+
 def redis_url(home: Path) -> str:
-    """REDIS_URL as given, else the embedded server's."""
+    """Return REDIS_URL as given, else the embedded server's."""
     return os.environ.get("REDIS_URL") or redis_server.url(home)
 
 
 def as_environment(settings: Settings) -> dict[str, str]:
-    """The variables that a child process reads back into the same settings."""
-    ours = {
-        "HRN_HOME": str(settings.home.resolve()),
-        "HRN_STORE": _store(settings),
-        "REDIS_URL": settings.redis_url,
-        "LABEL_STUDIO_URL": settings.label_studio_url,
-        "HRN_LABEL_STUDIO_PAGE": settings.label_studio_page,
-        "LABEL_STUDIO_API_KEY": settings.label_studio_token.reveal(),
-        "HRN_BACKEND_URL": settings.backend_url,
-        "HRN_USER": settings.user,
-        "HRN_PASSWORD": settings.password.reveal(),
-        "HRN_CONSOLE_PASSWORD": settings.console_password.reveal(),
-        "HRN_HOST": settings.host,
-        "HRN_PORT": str(settings.port),
-        "HRN_THREADS": str(settings.threads),
-        "HRN_DEVICE": settings.device,
-        "HRN_BACKBONE": settings.backbone,
-        "HRN_BACKBONE_WEIGHTS": os.pathsep.join(
-            _resolved(one) for one in settings.backbone_weights
-        ),
-        "HRN_TARGET_ACCURACY": str(settings.target_accuracy),
-        "HRN_TRAIN_EVERY": str(settings.train_every),
-        "HRN_TRAIN_AFTER_MINUTES": str(settings.train_after),
-        "HRN_FOLLOW_MINUTES": str(settings.follow_minutes),
-        "HRN_FINE_TUNE": settings.fine_tune,
-        "HRN_GROUP_FIELD": settings.group_field,
-        "HRN_ALLOWED_HOSTS": " ".join(sorted(settings.allowed_hosts)),
-        "HRN_ALLOW_PRIVATE": "true" if settings.allow_private else "",
-        "HRN_LOCAL_FILES": _resolved(settings.local_files),
-        "HRN_MAX_MEGABYTES": str(settings.max_megabytes),
-        "HRN_MAX_MEGAPIXELS": str(settings.max_megapixels),
-        "REQUESTS_CA_BUNDLE": _resolved(settings.requests_ca_bundle),
-        "SSL_CERT_FILE": _resolved(settings.ssl_cert_file),
-        "HRN_CACHE_GB": str(settings.cache_gb),
-        "HRN_KEEP_VERSIONS": str(settings.keep_versions),
-    }
-    return {name: value for name, value in ours.items() if value}
-
-
-def _store(settings: Settings) -> str:
-    if settings.in_bucket or not settings.store_url:
-        return settings.store_url
-    return _resolved(settings.store)
-
-
-def _resolved(path: Path | None) -> str:
-    return "" if path is None else str(path.resolve())
+    """Return the variables that a child process reads back into the same settings."""
+    return settings.as_environment()
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
-    """The environment of every process that is started here.
+    """Return the environment of every process that is started here.
 
     Half of the cores compute, the others answer: with as many threads as cores a training beside a
     busy Label Studio took eight times as long as with one thread less (2 cores), since each step
@@ -92,7 +88,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
 
 
 def with_console(settings: Settings) -> Settings:
-    """With a password for the console: as given; made up where only this machine can reach us.
+    """Return the settings with a password for the console, made where only this machine reaches us.
 
     It stays the same from start to start in one home. Elsewhere nobody is let in without one being
     set.
@@ -104,7 +100,7 @@ def with_console(settings: Settings) -> Settings:
 
 
 def console_words(settings: Settings) -> str:
-    """Where the console is and how to get in, for the person who started the server."""
+    """Say where the console is and how to get in."""
     address = f"http://{authority(_reachable(settings.host), settings.port)}/console"
     if not settings.console_password:
         return f"console: off; set HRN_CONSOLE_PASSWORD to have pages at {address}"
@@ -114,7 +110,7 @@ def console_words(settings: Settings) -> str:
 
 
 def home_words(settings: Settings) -> str:
-    """Where models are, for the person who started the server; a place without any is named so."""
+    """Say where models are, and where there are none yet."""
     where = settings.store_url if settings.in_bucket else settings.store.resolve()
     if Parts(settings).store.files.names("projects"):
         return f"Models in {where}"
@@ -122,7 +118,7 @@ def home_words(settings: Settings) -> str:
 
 
 def next_words(settings: Settings) -> str:
-    """What comes next: connecting a project, or the settings that are missing for it."""
+    """Say what comes next: connecting a project, or the settings that are missing for it."""
     needed = {
         "LABEL_STUDIO_URL": settings.label_studio_url,
         "LABEL_STUDIO_API_KEY": settings.label_studio_token,
@@ -148,7 +144,7 @@ def write_environment(home: Path, settings: Settings) -> None:
 
 
 def read_environment(home: Path) -> dict[str, str]:
-    """What ``write_environment`` wrote, empty if nothing did."""
+    """Return what ``write_environment`` wrote, empty if nothing did."""
     try:
         lines = (home / ENVIRONMENT_FILE).read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -158,7 +154,7 @@ def read_environment(home: Path) -> dict[str, str]:
 
 
 def start_all(supervisor: Supervisor, settings: Settings) -> None:
-    """Redis where none is given, a worker, the reconciler and the web server.
+    """Start Redis where none is given, a worker, the reconciler and the web server.
 
     Raises:
         StartError: one of them did not come up.
@@ -182,8 +178,7 @@ def start_all(supervisor: Supervisor, settings: Settings) -> None:
             environment,
             ready=lambda: redis_server.answers(settings.redis_url),
         )
-    supervisor.start("worker", [sys.executable, "-m", "worker"], environment)
-    supervisor.start("reconciler", [sys.executable, "-m", "worker", "reconcile"], environment)
+    _start_workers(supervisor, environment)
     supervisor.start(
         "server",
         [sys.executable, "-m", "cli", "serve"],
@@ -193,8 +188,13 @@ def start_all(supervisor: Supervisor, settings: Settings) -> None:
     _wait_for_worker(supervisor, Parts(settings).board)
 
 
+def _start_workers(supervisor: Supervisor, environment: Mapping[str, str]) -> None:
+    supervisor.start("worker", [sys.executable, "-m", "worker"], environment)
+    supervisor.start("reconciler", [sys.executable, "-m", "worker", "reconcile"], environment)
+
+
 def _wait_for_worker(supervisor: Supervisor, board: Board) -> None:
-    """A worker that cannot start must be seen now, not when somebody waits for a training."""
+    """Wait for a worker: that it cannot start must be seen now, not at the first training."""
     deadline = time.monotonic() + 60
     while not supervisor.stopping and not _workers(board):
         if time.monotonic() > deadline:
@@ -210,7 +210,7 @@ def _workers(board: Board) -> int:
 
 
 def answers_http(url: str) -> bool:
-    """Does something answer there with a 2xx?"""
+    """Whether something answers there with a 2xx."""
     try:
         # Never through a proxy: it is this machine that is asked.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -117,12 +117,12 @@ class Supervisor:
         self._running = True
         while self._waited(1.0):
             for child in self.children:
-                self._mend(child)
+                self._restart(child)
             if every_second is not None:
                 every_second()
 
     def tail(self, name: str, lines: int = 15) -> str:
-        """The end of a process's log."""
+        """Return the end of a process's log."""
         try:
             text = (self.logs / f"{name}.log").read_text(encoding="utf-8", errors="replace")
         except OSError as error:
@@ -142,7 +142,7 @@ class Supervisor:
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
             )
 
-    def _mend(self, child: Child) -> None:
+    def _restart(self, child: Child) -> None:
         if child.process is None or child.process.poll() is None:
             return
         now = time.monotonic()

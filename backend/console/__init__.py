@@ -2,29 +2,18 @@
 
 from flask import Flask
 
-from backend.console import (
-    connection,
-    guards,
-    look,
-    projects,
-    signin,
-    training,
-    tree,
-    trust,
-    versions,
-)
+from backend.console import auth, connection, look, projects, training, tree, trust, versions
 from backend.console.blueprint import bp
 from backend.console.state import Console
 from worker.parts import Parts
 
 __all__ = [
+    "auth",
     "bp",
     "connection",
-    "guards",
     "look",
     "projects",
     "register",
-    "signin",
     "training",
     "tree",
     "trust",
@@ -34,6 +23,7 @@ __all__ = [
 
 def register(app: Flask, parts: Parts) -> None:
     """Put the console into an application; opens and starts nothing."""
-    app.extensions["console"] = Console.of(parts)
+    made = app.extensions["console"] = Console.of(parts)
+    made.sessions.register(app)
     app.register_blueprint(bp)
-    guards.register(app)
+    auth.register(app)

@@ -28,5 +28,5 @@ TABS: Final = (
 
 
 def is_console(path: str) -> bool:
-    """Does a request's path belong to the console?"""
+    """Whether a request's path belongs to the console."""
     return path == PREFIX or path.startswith(f"{PREFIX}/")

@@ -1,4 +1,4 @@
-"""What doctor finds, looked at in the background: it asks Label Studio, which may be slow."""
+"""Doctor's findings, made in the background: it asks Label Studio, which may be slow."""
 
 import logging
 import threading
@@ -13,13 +13,13 @@ from worker.parts import Parts
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which a page that is opened has it looked at anew.
+#: Seconds after which a page that is opened starts another checkup.
 STALE: Final = 60.0
 
 
 @dataclass(frozen=True)
 class Found:
-    """One look at everything.
+    """The findings of one checkup.
 
     Attributes:
         at: when, seconds since the epoch.
@@ -32,13 +32,13 @@ class Found:
     projects: Mapping[int, Sequence[Finding]] = field(default_factory=dict)
 
     def wrong(self, number: int | None = None) -> list[Finding]:
-        """What is to be mended, of a project or of what is not about one."""
+        """Return what is to be fixed, of a project or of what is not about one."""
         some = self.machine if number is None else self.projects.get(number, ())
         return [one for one in some if not one.ok]
 
 
 class Checkup:
-    """The last look, and the one under way."""
+    """The last checkup, and the one that runs."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -47,20 +47,20 @@ class Checkup:
         self._running: threading.Thread | None = None
 
     def latest(self) -> Found | None:
-        """What was last found, None before the first look has ended."""
+        """Return the last findings, None before the first checkup has ended."""
         return self._found
 
     def is_looking(self) -> bool:
-        """Is a look under way?"""
+        """Whether a checkup runs."""
         with self._lock:
             return self._running is not None and self._running.is_alive()
 
     def look(self, *, within: float = STALE, wait: float = 0.0) -> Found | None:
-        """See to it that the last look is no older than that.
+        """Return the findings, and start a checkup where they are too old.
 
         Args:
-            within: seconds that a look may be old.
-            wait: seconds to wait for one that is under way.
+            within: seconds that findings may be old.
+            wait: seconds to wait for a checkup that runs.
         """
         with self._lock:
             fresh = self._found is not None and time.time() - self._found.at < within
@@ -83,7 +83,7 @@ class Checkup:
             self._found = Found(time.time(), [Finding("checkup", ok=False, what=what, fix=fix)])
 
     def _look_at_all(self) -> None:
-        """This machine first: it answers at once, while Label Studio may keep us waiting."""
+        """Examine this machine first: it answers at once, Label Studio may keep us waiting."""
         before = self._found
         machine = list(examine_machine(self._parts))
         if before is None:

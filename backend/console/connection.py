@@ -1,13 +1,10 @@
 """/console/projects/<key>/connection: whether Label Studio uses this backend; the ways out."""
 
-from http import HTTPStatus
-
-from flask import redirect, url_for
 from flask.typing import ResponseReturnValue
 
 from backend.console.blueprint import bp
-from backend.console.layout import name_of, page, plain, tell, the_project
-from backend.console.standing import STATES
+from backend.console.layout import back_to, name_of, page, plain, tell, the_project
+from backend.console.project_status import STATES
 from backend.services import services
 from inference.store import CONNECTED, UNCONFIRMED, Project
 from studio.errors import ProjectMissingError
@@ -18,7 +15,7 @@ from worker.presence import StillConnectedError
 
 @bp.get("/projects/<key>/connection", endpoint="connection")
 def _connection(key: str) -> ResponseReturnValue:
-    """The page: how the project stands, and the ways out."""
+    """Show whether the project is connected, and the ways out."""
     project = the_project(key)
     ours = _is_ours(project)
     return page(
@@ -41,7 +38,7 @@ def _disconnect(key: str) -> ResponseReturnValue:
     project, parts = the_project(key), services().parts
     if not _is_ours(project):
         tell("Nothing was changed: the project belongs to another Label Studio.", "wrong")
-        return _back(project)
+        return back_to("connection", key=key)
     try:
         check_same(project, parts.studio.settings(project.number))
         changes = presence.disconnect(parts, project.number, key)
@@ -50,12 +47,12 @@ def _disconnect(key: str) -> ResponseReturnValue:
     else:
         told = " ".join(changes) or "There was nothing of this backend in it."
         tell(f"{name_of(project)} is disconnected. {plain(told)}")
-    return _back(project)
+    return back_to("connection", key=key)
 
 
 @bp.get("/projects/<key>/connection/forget", endpoint="connection_forget")
 def _ask(key: str) -> ResponseReturnValue:
-    """The question before a project is forgotten: what goes, and what stays."""
+    """Ask before a project is forgotten: what goes, and what stays."""
     project = the_project(key)
     return page(
         "forget",
@@ -68,7 +65,7 @@ def _ask(key: str) -> ResponseReturnValue:
 
 @bp.post("/projects/<key>/connection/forget", endpoint="connection_forgotten")
 def _forget(key: str) -> ResponseReturnValue:
-    """Remove the project's versions and what is known of it."""
+    """Remove the project's versions and record."""
     project, parts = the_project(key), services().parts
     if project.state == CONNECTED and not _is_ours(project):
         tell(
@@ -76,28 +73,24 @@ def _forget(key: str) -> ResponseReturnValue:
             " shares these versions may use it. If none does: `hrn forget` on this machine.",
             "wrong",
         )
-        return _back(project)
+        return back_to("connection", key=key)
     try:
         presence.check_left(parts, project)
     except StillConnectedError as error:
         tell(f"Nothing was removed: {plain(error)}.", "wrong")
-        return _back(project)
+        return back_to("connection", key=key)
     count = len(parts.store.versions(key))
     presence.forget(parts, key)
     versions = "1 version" if count == 1 else f"{count} versions"
     tell(f"{name_of(project)} is forgotten, with {versions}. Its labels are in Label Studio.")
-    return redirect(url_for("console.projects"), HTTPStatus.SEE_OTHER)
+    return back_to("projects")
 
 
 def _is_ours(project: Project) -> bool:
-    """Does it belong to the Label Studio that this server is set up for?"""
+    """Whether it belongs to the Label Studio that this server is set up for."""
     return is_ours(project, services().parts.settings.label_studio_url)
 
 
 def _is_connected(project: Project) -> bool:
-    """Is it known to call this server?"""
+    """Whether it is known to call this server."""
     return _is_ours(project) and project.state == CONNECTED
-
-
-def _back(project: Project) -> ResponseReturnValue:
-    return redirect(url_for("console.connection", key=project.key), HTTPStatus.SEE_OTHER)

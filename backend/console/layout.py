@@ -1,18 +1,33 @@
-"""What pages have in common: the way around, messages, how figures and times are written."""
+"""Common parts of pages: rendering, the way around, messages, how figures are written."""
 
 import re
 import sys
 import time
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from flask import Response, abort, current_app, g, make_response, render_template, request
+from flask import (
+    Response,
+    abort,
+    current_app,
+    flash,
+    g,
+    get_flashed_messages,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    session,
+    url_for,
+)
+from flask.typing import ResponseReturnValue
 
 from backend.console.blueprint import TABS, bp
-from backend.console.state import console
 from backend.services import services
 from inference.errors import ModelError, ModelStoreError
+from inference.records import Known
 from inference.store import Project
 from worker.showing import nothing_shown
 
@@ -31,17 +46,21 @@ _SYSTEM: Final = re.compile(
 #: Label Studio's paths, also where a folder of ours has the same beginning.
 _STUDIO: Final = r"(?!/data/(?:upload|local-files)\b)"
 
+#: Messages that wait for the next page, and characters of each: the cookie holds them.
+MOST_NOTES: Final = 4
+NOTE_LENGTH: Final = 500
+
 #: A password in an address.
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^\s/@]*@")
 
 
 def is_live() -> bool:
-    """Does a page ask this by itself, to stay up to date? It keeps nobody signed in."""
+    """Whether a page asks this by itself, to stay up to date: it keeps nobody signed in."""
     return (request.endpoint or "").endswith("_state") or "X-Live" in request.headers
 
 
 def page(template: str, *, title: str, status: int = 200, **words: Any) -> Response:  # noqa: ANN401 - whatever the template shows
-    """A page of the console.
+    """Render a page of the console.
 
     Args:
         template: its name, without folder and ending.
@@ -56,13 +75,46 @@ def page(template: str, *, title: str, status: int = 200, **words: Any) -> Respo
 
 
 def the_project(key: str) -> Project:
-    """The project that an address names, found among those that are known.
+    """Return the project that an address names, found among those that are known.
 
     Raises:
         NotFound: there is none; what the address says never becomes part of a path.
     """
     known = {project.key: project for project in services().parts.store.projects()}
     return known[key] if key in known else abort(404)
+
+
+def asked_version(project: Project) -> tuple[list[str], str | None, str | None]:
+    """Return all versions' names, newest first; the live one; the one that ``version`` asks for.
+
+    Raises:
+        NotFound: no version has that name.
+    """
+    store = services().parts.store
+    names, live = store.versions(project.key)[::-1], store.current(project.key)
+    asked = request.values.get("version") or live
+    if asked is not None and asked not in names:
+        abort(404)
+    return names, live, asked
+
+
+def chosen(project: Project) -> tuple[Known | None, list[str], str | None]:
+    """Read the version that a page is about: the live one, unless the address names another.
+
+    Returns:
+        The version, None while untrained; all versions' names, newest first; the live one's name.
+
+    Raises:
+        NotFound: no version has that name.
+        ModelError: it cannot be read.
+    """
+    names, live, asked = asked_version(project)
+    return None if asked is None else services().records.get(project.key, asked), names, live
+
+
+def back_to(endpoint: str, **values: Any) -> ResponseReturnValue:  # noqa: ANN401 - of an address
+    """Lead to a page of the console after a form."""
+    return redirect(url_for(f"console.{endpoint}", **values), HTTPStatus.SEE_OTHER)
 
 
 def tell(words: str, kind: str = "good") -> None:
@@ -72,16 +124,17 @@ def tell(words: str, kind: str = "good") -> None:
         words: a sentence.
         kind: ``good``, ``wrong`` or ``plain``.
     """
-    console().sessions.note(g.secret, kind, words)
+    flash(words[:NOTE_LENGTH], kind)
+    session["_flashes"] = session["_flashes"][-MOST_NOTES:]
 
 
 def name_of(project: Project) -> str:
-    """What people call a project."""
+    """Return what people call a project."""
     return project.title.strip() or f"Project {project.number}"
 
 
 def studio_link(project: Project, rest: str = "") -> str | None:
-    """Where the project stands in Label Studio; None where its address is no web address."""
+    """Return the project's address in Label Studio; None where that is no web address."""
     settings = services().parts.settings
     address = settings.label_studio_page or settings.label_studio_url or project.label_studio
     parts = urlsplit(address)
@@ -93,7 +146,7 @@ def studio_link(project: Project, rest: str = "") -> str | None:
 
 @bp.app_template_filter("plain")
 def plain(text: object) -> str:
-    """A message without paths of this machine, and without passwords in addresses."""
+    """Return a message without paths of this machine, and without passwords in addresses."""
     words = str(text)
     for known in _folders():
         words = re.sub(
@@ -103,7 +156,7 @@ def plain(text: object) -> str:
 
 
 def _folders() -> list[str]:
-    """Folders and files that settings name, and those of this program; the longest first."""
+    """Return folders and files that settings name, and those of this program; the longest first."""
     ours = services().parts.settings
     set_here = (ours.home, *ours.backbone_weights, ours.local_files)
     store = None if ours.in_bucket else ours.store
@@ -114,31 +167,31 @@ def _folders() -> list[str]:
 
 @bp.app_template_filter("share")
 def share(value: float | None, digits: int = 0) -> str:
-    """A share as a percentage, a dash where there is none."""
+    """Return a share as a percentage, a dash where there is none."""
     return "–" if value is None else f"{100 * value:.{digits}f} %"  # noqa: RUF001 - a dash
 
 
 @bp.app_template_filter("number")
 def number(value: float | None) -> str:
-    """A count with thin spaces between thousands."""
+    """Return a count with thin spaces between thousands."""
     return "–" if value is None else f"{value:,}".replace(",", "\u2009")  # noqa: RUF001 - a dash
 
 
 @bp.app_template_filter("when")
 def when(seconds: float | None) -> str:
-    """A time of the epoch, in the server's time zone."""
+    """Return a time of the epoch, in the server's time zone."""
     return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 @bp.app_template_filter("iso")
 def iso(seconds: float | None) -> str:
-    """The same for machines."""
+    """Return a time of the epoch as machines read it."""
     return "" if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 @bp.app_template_filter("ago")
 def ago(seconds: float | None) -> str:
-    """How long ago a time of the epoch is, in words."""
+    """Say how long ago a time of the epoch is."""
     if seconds is None:
         return ""
     spent = time.time() - seconds
@@ -147,7 +200,7 @@ def ago(seconds: float | None) -> str:
 
 @bp.app_template_filter("span")
 def span(seconds: float | None) -> str:
-    """A length of time in words, in the unit that suits it.
+    """Return a length of time in words, in the unit that suits it.
 
     Example:
         >>> [span(seconds) for seconds in (4.2, 75, 4000, 200000)]
@@ -163,7 +216,7 @@ def span(seconds: float | None) -> str:
 
 @bp.app_template_filter("size")
 def size(value: float | None) -> str:
-    """Bytes in words."""
+    """Return a number of bytes in words."""
     if value is None:
         return "–"  # noqa: RUF001 - a dash
     for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -174,13 +227,12 @@ def size(value: float | None) -> str:
 
 @bp.context_processor
 def _common() -> dict[str, Any]:
-    if g.get("session") is None:
+    if not g.get("signed_in"):
         return {"signed_in": False, "notes": (), "others": ()}
+    shown = request.method == "GET" and not is_live()
     return {
         "signed_in": True,
-        "notes": console().sessions.take_notes(g.secret)
-        if request.method == "GET" and not is_live()
-        else (),
+        "notes": get_flashed_messages(with_categories=True) if shown else (),
         "others": _others(),
         "tabs": [tab for tab in TABS if tab[0] in current_app.view_functions],
         "name_of": name_of,
@@ -190,7 +242,7 @@ def _common() -> dict[str, Any]:
 
 
 def _shows_labels(project: Project, version: str) -> bool:
-    """Would a version show any label of the project?"""
+    """Whether a version would show any label of the project."""
     try:
         return nothing_shown(services().parts, project, version) is None
     except ModelError:
@@ -198,7 +250,7 @@ def _shows_labels(project: Project, version: str) -> bool:
 
 
 def _others() -> list[Project]:
-    """All projects, for going from one to another; none where the store cannot be read."""
+    """Return all projects, to go from one to another; none where the store cannot be read."""
     try:
         return services().parts.store.projects()
     except ModelStoreError:

@@ -1,4 +1,4 @@
-"""How often a password may be tried: by address, and by all addresses together.
+"""Rate limits of sign-in: by address, and by all addresses together.
 
 Counted in Redis, for all processes and servers; in this process while Redis is away.
 """
@@ -40,7 +40,7 @@ class Tries:
         self._known: dict[str, float] = {}
 
     def take(self, address: str) -> int:
-        """Count a try, before the password is looked at; seconds to wait, 0 if it is allowed."""
+        """Count a try, before the password is read; return seconds to wait, 0 if it is allowed."""
         who = _network(address)
         try:
             return self._take_shared(who)
@@ -48,7 +48,7 @@ class Tries:
             return self._take_here(who)
 
     def forgive(self, address: str) -> None:
-        """The try was right: the address begins anew, and others cannot lock it out."""
+        """Begin again for an address whose try was right; others cannot lock it out."""
         who = _network(address)
         with self._lock:
             self._counts.pop(who, None)
@@ -103,7 +103,7 @@ def _wait(own: tuple[int, int], every: tuple[int, int], *, known: bool) -> int:
 
 
 def _network(address: str) -> str:
-    """A name for whom an address stands for: a customer has 2**64 addresses of IPv6."""
+    """Return a name for an address's network: a customer has 2**64 addresses of IPv6."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:

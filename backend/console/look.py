@@ -1,19 +1,18 @@
-"""/console/projects/<key>/look: one picture, what the version says of it, and where it looked."""
+"""/console/projects/<key>/look: one image, what the version says of it, and where it looked."""
 
 import base64
 import hashlib
 from contextlib import closing
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
 from flask import request
 from flask.typing import ResponseReturnValue
+from PIL import Image
 
+from backend.console.auth import LARGER
 from backend.console.blueprint import bp
-from backend.console.guards import LARGER
-from backend.console.layout import page, plain, the_project
-from backend.console.picking import asked_version
+from backend.console.layout import asked_version, page, plain, the_project
 from backend.services import services
 from hierarchy import LabelTree
 from inference.errors import ModelError
@@ -29,36 +28,17 @@ from worker.errors import JobError
 MOST_BYTES: Final = 16 * 1024 * 1024
 LARGER["console.look_at"] = MOST_BYTES + 64 * 1024  # the form around it
 
-#: Seconds that a look waits for its turn: predictions for annotators go first.
+#: Seconds that an image waits for its turn: predictions for annotators go first.
 PATIENCE: Final = 20.0
 
 
 class LookError(Exception):
-    """A picture that cannot be looked at; the message says why, for people."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """The heat of one node on the way down.
-
-    Attributes:
-        level: 1 for the top.
-        path: the node, from the top.
-        words: how likely it is.
-        source: the picture, as a data address.
-        anything: whether anything speaks for the node at all.
-    """
-
-    level: int
-    path: tuple[str, ...]
-    words: str
-    source: str
-    anything: bool
+    """An image that cannot be explained; the message says why, for people."""
 
 
 @bp.get("/projects/<key>/look", endpoint="look")
 def look_page(key: str) -> ResponseReturnValue:
-    """The form; with ``task`` in the query, that task's picture."""
+    """Show the form; with ``task`` in the query, that task's image."""
     project = the_project(key)
     task = request.args.get("task", "").strip()[:20]
     return _page(project, task=task) if task else _page(project)
@@ -66,7 +46,7 @@ def look_page(key: str) -> ResponseReturnValue:
 
 @bp.post("/projects/<key>/look")
 def look_at(key: str) -> ResponseReturnValue:
-    """Look at an uploaded file; nothing of it is kept but its features.
+    """Explain an uploaded file; nothing of it is stored but its features.
 
     Answers:
         413: it is too large.
@@ -97,29 +77,30 @@ def _page(
         return page("look", **words)
     try:
         config = services().label_config(project.label_config)
-        picture = _of_task(project, config, task) if data is None else _of_file(data)
-        sight = _seen(project, version, config, picture)
+        image = _of_task(project, config, task) if data is None else _of_file(data)
+        sight = _seen(project, version, config, image)
     except (LookError, ImageError, StudioError, ModelError, JobError) as error:
         status = HTTPStatus.UNPROCESSABLE_ENTITY
         return page("look", status=status, problem=plain(str(error)), **words)
-    tree = config.tree
+    shown, levels = sight.looked.image, sight.looked.levels
     return page(
         "look",
         sight=sight,
-        steps=[_step(tree, step) for step in sight.steps],
-        above=["", *(names[-1] for names in (level.path for level in sight.looked.levels))],
-        source=_source(as_jpeg(framed(sight.looked.image, sight.looked.part))),
-        panels=_panels(sight),
+        steps=[_step(config.tree, step) for step in sight.steps],
+        above=["", *(level.path[-1] for level in levels)],
+        source=_source(sight, shown),
+        panels=[(level, _source(sight, overlaid(shown, level.heat))) for level in levels],
+        in_words=in_words,
         **words,
     )
 
 
 def _of_task(project: Project, config: LabelConfig, task: str) -> FetchedImage:
-    """The picture of a task of this project.
+    """Fetch the image of a task of this project.
 
     Raises:
         LookError: there is no such task here.
-        StudioError: Label Studio or the picture's own server did not give it.
+        StudioError: Label Studio or the image's own server did not give it.
     """
     if not task.isascii() or not task.isdecimal():
         raise LookError("A task's number is a whole number, as in Label Studio's list of tasks.")
@@ -130,45 +111,37 @@ def _of_task(project: Project, config: LabelConfig, task: str) -> FetchedImage:
     data = told.get("data")
     ref = config.image_address(data if isinstance(data, dict) else {})
     if ref is None:
-        raise LookError(f"The data of task {task} names no picture in {config.image_key!r}.")
+        raise LookError(f"The data of task {task} names no image in {config.image_key!r}.")
     return parts.fetcher.fetch(ref, task_id=int(task))
 
 
 def _of_file(data: bytes) -> FetchedImage:
     if not data:
-        raise LookError("Choose a picture file first.")
+        raise LookError("Choose an image file first.")
     if len(data) > MOST_BYTES:
         raise LookError(f"The file is larger than {MOST_BYTES // 2**20} MB.")
     return FetchedImage(hashlib.sha256(data).hexdigest(), data)
 
 
-def _seen(project: Project, version: str, config: LabelConfig, picture: FetchedImage) -> Sight:
-    """Look, with the predictor that answers `/predict`; a few at a time."""
+def _seen(project: Project, version: str, config: LabelConfig, image: FetchedImage) -> Sight:
+    """Explain an image by the predictor that answers `/predict`; a few at a time."""
     own = services()
     if not own.looks.acquire(timeout=PATIENCE):
-        raise LookError("Too many pictures are being looked at now. Try again in a moment.")
+        raise LookError("Too many images are being looked at now. Try again in a moment.")
     try:
         predictor = own.parts.predictors.get(project, version, config.tree)
-        return look(predictor, own.parts.extractors.of(predictor), picture)
+        return look(predictor, own.parts.extractors.of(predictor), image)
     finally:
         own.looks.release()
 
 
 def _step(tree: LabelTree, step: Step) -> dict[str, Any]:
-    """Names, probabilities and whether on the path, likeliest first; and what is left."""
+    """Return names, probabilities and whether on the path, likeliest first; and what is left."""
     twigs = [(tree.names[twig.node], twig.probability, twig.on_path) for twig in step.twigs]
     return {"twigs": twigs, "others": step.others, "other": step.other, "none": step.none}
 
 
-def _panels(sight: Sight) -> list[Panel]:
-    seen, panels = sight.looked, []
-    for number, level in enumerate(seen.levels, start=1):
-        laid = framed(overlaid(seen.image, level.heat), seen.part)
-        words = in_words(level.probability)
-        told = (number, level.path, words, _source(as_jpeg(laid)), bool(level.heat.any()))
-        panels.append(Panel(*told))
-    return panels
-
-
-def _source(jpeg: bytes) -> str:
+def _source(sight: Sight, image: Image.Image) -> str:
+    """Return an image with the frame of what the networks see, as an address in the page."""
+    jpeg = as_jpeg(framed(image, sight.looked.part))
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

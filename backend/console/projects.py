@@ -1,33 +1,32 @@
 """/console: each project with its state, what is wrong, and how to fix it."""
 
 from collections.abc import Sequence
-from http import HTTPStatus
 from typing import Any
 
-from flask import jsonify, redirect, url_for
+from flask import jsonify
 from flask.typing import ResponseReturnValue
 
 from backend.console.blueprint import bp
 from backend.console.checkup import Found
-from backend.console.layout import page, plain
-from backend.console.standing import Standing, revision, sentence, standing
+from backend.console.layout import back_to, page, plain
+from backend.console.project_status import ProjectStatus, project_status, revision, sentence
 from backend.console.state import console
 from backend.services import services
 from studio.project_checks import Finding
 
-#: Seconds that the page waits for a look that is under way; it is shown later otherwise.
+#: Seconds that the page waits for a checkup that runs; its findings are shown later otherwise.
 PATIENCE = 0.3
 
 
 @bp.get("", endpoint="projects", strict_slashes=False)
 def _projects() -> ResponseReturnValue:
-    """All projects."""
+    """Show all projects."""
     found = console().checkup.look(wait=PATIENCE)
-    told = _standings()
+    told = _statuses()
     return page(
         "projects",
         title="Projects",
-        standings=[(one, _sentence(one), _problems(one, found)) for one in told],
+        statuses=[(one, _sentence(one), _problems(one, found)) for one in told],
         machine=[] if found is None else [_plain(one) for one in found.wrong()],
         fine=[] if found is None else [plain(one.what) for one in found.machine if one.ok],
         found=found,
@@ -38,8 +37,8 @@ def _projects() -> ResponseReturnValue:
 
 @bp.get("/state", endpoint="projects_state")
 def _state() -> ResponseReturnValue:
-    """What the page asks for to stay up to date."""
-    found, told = console().checkup.latest(), _standings()
+    """Return what keeps the page up to date."""
+    found, told = console().checkup.latest(), _statuses()
     busy = any(one.training.state != "idle" for one in told) or console().checkup.is_looking()
     state: dict[str, Any] = {
         "pause": 1000 if busy else 5000,
@@ -54,17 +53,17 @@ def _state() -> ResponseReturnValue:
 
 @bp.post("/checkup", endpoint="checkup")
 def _checkup() -> ResponseReturnValue:
-    """Look at everything anew."""
+    """Start a checkup."""
     console().checkup.look(within=0, wait=5)
-    return redirect(url_for("console.projects"), HTTPStatus.SEE_OTHER)
+    return back_to("projects")
 
 
-def _standings() -> list[Standing]:
+def _statuses() -> list[ProjectStatus]:
     parts = services().parts
-    return [standing(parts, project) for project in parts.store.projects()]
+    return [project_status(parts, project) for project in parts.store.projects()]
 
 
-def _sentence(one: Standing) -> str:
+def _sentence(one: ProjectStatus) -> str:
     settings = services().parts.settings
     return sentence(one, settings.train_every, settings.train_after)
 
@@ -73,14 +72,14 @@ def _plain(one: Finding) -> tuple[str, str]:
     return plain(one.what), plain(one.fix)
 
 
-def _problems(one: Standing, found: Found | None) -> Sequence[tuple[str, str]]:
-    """What the project itself shows, then what doctor says of it."""
+def _problems(one: ProjectStatus, found: Found | None) -> Sequence[tuple[str, str]]:
+    """Return what the project itself shows, then what doctor says of it."""
     wrong = [] if found is None else found.wrong(one.project.number)
     return [*one.problems, *(_plain(finding) for finding in wrong)]
 
 
-def _revision(told: list[Standing], found: Found | None) -> str:
-    """Of everything but what moves all the time."""
+def _revision(told: list[ProjectStatus], found: Found | None) -> str:
+    """Return a text that changes with all but what moves all the time."""
     shown = [
         (
             one.project.key,

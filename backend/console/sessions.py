@@ -1,22 +1,25 @@
-"""Who is signed in. The server decides: a cookie holds a random name and nothing else.
+"""Who is signed in: Flask's signed cookie, and a list of the sessions that were ended.
 
-A session is a small file below HRN_HOME, so it holds for every process and server that shares that
-folder, and while Redis is away. Where the disk cannot be written it is kept in this process.
+The key of the signature lies below HRN_HOME, and so does the list: a session holds for every
+process and server that shares that folder, and while Redis is away. Where the disk cannot be
+written both are kept in this process.
 """
 
 import contextlib
-import hashlib
 import hmac
-import json
 import logging
+import os
 import secrets
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from flask import Flask, Request, request, session
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+
+from backend.console.blueprint import PREFIX, is_console
 from worker.settings import Secret
 
 log = logging.getLogger(__name__)
@@ -25,33 +28,17 @@ log = logging.getLogger(__name__)
 IDLE: Final = 30 * 60
 LONGEST: Final = 12 * 3600
 
-#: Seconds between two notes that a session is in use: each is a write.
+#: Seconds between two updates of the time at which a session was last used.
 SEEN_EVERY: Final = 30
 
-#: Messages that wait for the next page, at most.
-MOST_NOTES: Final = 5
+COOKIE: Final = "hrn_console"
 
 
-@dataclass(frozen=True)
-class Session:
-    """What is known of one that is signed in.
-
-    Attributes:
-        made: when it was begun, seconds since the epoch.
-        seen: when a person last asked for something, the same clock.
-        notes: kind and words to show on the next page.
-    """
-
-    made: float
-    seen: float
-    notes: tuple[tuple[str, str], ...] = ()
-
-
-class Sessions:
-    """All sessions of one console.
+class Sessions(SecureCookieSessionInterface):
+    """Sessions of the console's pages; other routes have none.
 
     Args:
-        folder: made when the first session begins.
+        folder: of the key and of the ended sessions' names; made when the first page is asked for.
         password: the console's; a new one ends all sessions.
         now: the clock, seconds since the epoch.
     """
@@ -60,103 +47,89 @@ class Sessions:
         self, folder: Path, password: Secret, now: Callable[[], float] = time.time
     ) -> None:
         self._folder = folder
-        self._key = password.reveal().encode()
+        self._password = password
         self._now = now
-        self._memory: dict[str, Session] = {}
-        self._lock = threading.Lock()
+        self._ended: dict[str, float] = {}  # those that the disk did not take
 
-    def begin(self) -> str:
-        """A new session's secret name."""
-        self._prune()
-        secret = secrets.token_urlsafe(32)
-        self._write(self._name(secret), Session(self._now(), self._now()))
-        return secret
+    def register(self, app: Flask) -> None:
+        """Use it for an application: a cookie out of scripts' reach, for our own pages only."""
+        app.config.update(
+            SESSION_COOKIE_NAME=COOKIE,
+            SESSION_COOKIE_PATH=PREFIX,
+            SESSION_COOKIE_SAMESITE="Strict",
+        )
+        app.session_interface = self
 
-    def find(self, secret: str, *, by_person: bool = True) -> Session | None:
-        """The session of that name; None if there is none, or it has ended.
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+        """Read the cookie of a console's page."""
+        return super().open_session(app, request) if is_console(request.path) else None
+
+    def get_signing_serializer(self, app: Flask) -> Any:  # noqa: ANN401 - as Flask has it
+        """Sign with our key."""
+        if not self._password:
+            return None
+        app.secret_key = self._key
+        return super().get_signing_serializer(app)
+
+    def get_cookie_secure(self, app: Flask) -> bool:  # noqa: ARG002 - Flask's signature
+        """Keep the cookie on TLS where the page came by it."""
+        return request.is_secure
+
+    def begin(self) -> None:
+        """Sign in, under a new name and with a new token for forms."""
+        self.end()
+        now = self._now()
+        session.update(name=secrets.token_urlsafe(32), made=now, seen=now)
+
+    def is_signed_in(self, *, by_person: bool) -> bool:
+        """Check the request's session, and drop one that has ended.
 
         Args:
-            secret: what the cookie says.
             by_person: a person asked; pages that keep themselves up to date keep nobody signed in.
         """
-        name = self._name(secret)
-        session = self._read(name) if secret else None
-        if session is None:
-            return None
+        if "name" not in session:
+            return False
         now = self._now()
-        if now - session.seen > IDLE or now - session.made > LONGEST:
-            self._remove(name)
-            return None
-        if by_person and now - session.seen >= SEEN_EVERY:
-            session = replace(session, seen=now)
-            self._write(name, session)
-        return session
+        idle, age = now - session["seen"], now - session["made"]
+        if idle > IDLE or age > LONGEST or self._has_ended(session["name"]):
+            session.clear()
+            return False
+        if by_person and idle >= SEEN_EVERY:
+            session["seen"] = now
+        return True
 
-    def end(self, secret: str) -> None:
-        """Sign out."""
-        self._remove(self._name(secret))
-
-    def note(self, secret: str, kind: str, words: str) -> None:
-        """Show a message on the session's next page."""
-        name = self._name(secret)
-        if (session := self._read(name)) is not None:
-            notes = (*session.notes, (kind, words))[-MOST_NOTES:]
-            self._write(name, replace(session, notes=notes))
-
-    def take_notes(self, secret: str) -> tuple[tuple[str, str], ...]:
-        """The messages that wait, once."""
-        name = self._name(secret)
-        session = self._read(name)
-        if session is None or not session.notes:
-            return ()
-        self._write(name, replace(session, notes=()))
-        return session.notes
-
-    def _name(self, secret: str) -> str:
-        """The file's name, from which neither the cookie nor the password can be had."""
-        return hmac.new(self._key, secret.encode(errors="replace"), hashlib.sha256).hexdigest()
-
-    def _read(self, name: str) -> Session | None:
-        with self._lock:
-            if (kept := self._memory.get(name)) is not None:
-                return kept
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            told = json.loads((self._folder / name).read_bytes())
-            notes = tuple((str(kind), str(words)) for kind, words in told["notes"])
-            return Session(float(told["made"]), float(told["seen"]), notes)
-        return None
-
-    def _write(self, name: str, session: Session) -> None:
-        work = self._folder / f".{name}-{secrets.token_hex(4)}"
+    def end(self) -> None:
+        """Sign out, here and for every copy of the cookie."""
+        name = session.get("name")
+        session.clear()
+        if name is None:
+            return
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            work.touch(mode=0o600)
-            work.write_text(json.dumps(asdict(session)), encoding="utf-8")
-            work.replace(self._folder / name)
-        except OSError as error:
-            log.warning("a session is kept in this process only: %s", error.strerror)
-            with contextlib.suppress(OSError):
-                work.unlink(missing_ok=True)
-            with self._lock:
-                self._memory[name] = session
-        else:
-            with self._lock:
-                self._memory.pop(name, None)
-
-    def _remove(self, name: str) -> None:
-        with self._lock:
-            self._memory.pop(name, None)
-        with contextlib.suppress(OSError):
-            (self._folder / name).unlink(missing_ok=True)
-
-    def _prune(self) -> None:
-        """Drop what has ended; a file's own time is that of its last use."""
-        with contextlib.suppress(OSError):
+            (self._folder / name).touch(mode=0o600)
             for path in self._folder.iterdir():
-                with contextlib.suppress(OSError):
-                    if self._now() - path.stat().st_mtime > IDLE + SEEN_EVERY:
-                        path.unlink(missing_ok=True)
-        with self._lock:
-            ended = [n for n, one in self._memory.items() if self._now() - one.seen > IDLE]
-            for name in ended:
-                del self._memory[name]
+                if path.name != "key" and self._now() - path.stat().st_mtime > LONGEST:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("a session is ended in this process only: %s", error.strerror)
+            self._ended[name] = self._now()
+
+    def _has_ended(self, name: str) -> bool:
+        return name in self._ended or (self._folder / name).exists()
+
+    @cached_property
+    def _key(self) -> bytes:
+        """The key: a random secret, from which the password cannot be guessed, and the password."""
+        file, fresh = self._folder / "key", secrets.token_bytes(32)
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            work = self._folder / f"key-{secrets.token_hex(4)}"
+            work.touch(mode=0o600)
+            work.write_bytes(fresh)
+            with contextlib.suppress(FileExistsError):  # another process was first
+                os.link(work, file)
+            work.unlink()
+            fresh = file.read_bytes()
+        except OSError as error:
+            log.warning("sessions hold in this process only: %s", error.strerror)
+        return hmac.digest(fresh, self._password.reveal().encode(), "sha256")

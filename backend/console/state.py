@@ -1,7 +1,7 @@
-"""What the console keeps between requests."""
+"""Objects of the console that outlive a request."""
 
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import cast
 
 from flask import current_app
 
@@ -10,13 +10,10 @@ from backend.console.limits import Tries
 from backend.console.sessions import Sessions
 from worker.parts import Parts
 
-#: Sessions live here, below HRN_HOME.
-FOLDER: Final = "console"
-
 
 @dataclass(frozen=True)
 class Console:
-    """Of one application.
+    """The console of one application.
 
     Attributes:
         sessions: who is signed in.
@@ -32,10 +29,10 @@ class Console:
     def of(cls, parts: Parts) -> "Console":
         """Put together; opens and starts nothing."""
         settings = parts.settings
-        sessions = Sessions(settings.home / FOLDER, settings.console_password)
+        sessions = Sessions(settings.home / "console", settings.console_password)
         return cls(sessions, Tries(parts), Checkup(parts))
 
 
 def console() -> Console:
-    """Of the application that handles this request."""
+    """Return the console of the application that handles this request."""
     return cast("Console", current_app.extensions["console"])

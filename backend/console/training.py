@@ -3,29 +3,27 @@
 import re
 import unicodedata
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any, Final
 
-from flask import jsonify, redirect, request, url_for
+from flask import jsonify, request
 from flask.typing import ResponseReturnValue
 
 from backend.console.blueprint import bp
-from backend.console.layout import page, plain, tell, the_project
-from backend.console.standing import (
+from backend.console.layout import back_to, page, plain, tell, the_project
+from backend.console.project_status import (
     STAGES,
     Training,
     curves,
     figures_of,
+    project_status,
     revision,
     sentence,
-    standing,
 )
-from backend.services import services
+from backend.services import from_redis, services
 from inference.store import DISCONNECTED, GONE, Project
 from worker import presence
-from worker.errors import MisconfiguredError
 from worker.order import Order
-from worker.queue import RedisError
+from worker.queue import Board
 
 #: Longest note of a person on why a training is asked for, in characters.
 NOTE: Final = 200
@@ -53,10 +51,10 @@ ENDS: Final[Mapping[str, str]] = {
 
 @bp.get("/projects/<key>/training", endpoint="training")
 def _training(key: str) -> ResponseReturnValue:
-    """The page."""
+    """Show a project's trainings."""
     project = the_project(key)
     parts, settings = services().parts, services().parts.settings
-    told = standing(parts, project)
+    told = project_status(parts, project)
     return page(
         "training",
         title="Training",
@@ -80,10 +78,10 @@ def _training(key: str) -> ResponseReturnValue:
 
 @bp.get("/projects/<key>/training/state", endpoint="training_state")
 def _state(key: str) -> ResponseReturnValue:
-    """What the page asks for to stay up to date: every second while something runs."""
+    """Return what keeps the page up to date: asked for every second while something runs."""
     project = the_project(key)
     parts, settings = services().parts, services().parts.settings
-    told = standing(parts, project)
+    told = project_status(parts, project)
     training, drawn, refresh = told.training, curves(told.training), _refresh(project)
     busy = training.state != "idle" or refresh is not None
     quarter = training.percent // 25 * 25
@@ -111,13 +109,13 @@ def _start(key: str) -> ResponseReturnValue:
     project = the_project(key)
     if project.state in (DISCONNECTED, GONE):
         tell(f"Nothing was asked for: {presence.sentence(project)}.", "wrong")
-        return _back(project)
+        return back_to("training", key=key)
     tune = WAYS.get(request.form.get("way", ""))
     note = _one_line(request.form.get("note", ""))
     reason = f"asked in the console: {note}" if note else "asked in the console"
     order = Order(project.key, reason, request.form.get("force") == "yes", tune)
     asked = services().parts.board.ask(order)
-    return _back(project, asked.job)
+    return back_to("training", key=key, asked=asked.job)
 
 
 @bp.post("/projects/<key>/training/cancel", endpoint="training_cancel")
@@ -130,7 +128,7 @@ def _cancel(key: str) -> ResponseReturnValue:
     if any(one["state"] != "running" for one in stopped):
         tell("The training that had not begun was dropped; it is among the past trainings.")
     running = next((one["job"] for one in stopped if one["state"] == "running"), None)
-    return _back(project, running)
+    return back_to("training", key=key, asked=running)
 
 
 @bp.post("/projects/<key>/training/stop-refresh", endpoint="training_stop_refresh")
@@ -144,17 +142,11 @@ def _stop_refresh(key: str) -> ResponseReturnValue:
     else:
         board.stop_refresh(project.key, str(told.get("version")))
         tell("The refresh was asked to stop; what is stored stays.")
-    return _back(project)
-
-
-def _back(project: Project, job: str | None = None) -> ResponseReturnValue:
-    """To the page; it tells of the job as long as it is open, whatever becomes of it."""
-    address = url_for("console.training", key=project.key, asked=job)
-    return redirect(address, HTTPStatus.SEE_OTHER)
+    return back_to("training", key=key)
 
 
 def _asked(project: Project, training: Training) -> tuple[str, str] | None:
-    """How the training stands that the address names: kind and words of a message."""
+    """Return kind and words of a message about the training that the address names."""
     job = request.args.get("asked")
     ended = {run.get("job"): run for run in training.runs}
     for _ in training.runs:  # its process died, another took its place
@@ -176,36 +168,32 @@ def _asked(project: Project, training: Training) -> tuple[str, str] | None:
 
 
 def _one_line(text: str) -> str:
-    """What a person wrote, without line breaks and other signs that cannot be seen."""
+    """Return a person's text without line breaks and other signs that cannot be seen."""
     seen = "".join(" " if unicodedata.category(sign)[0] == "C" else sign for sign in text)
     return re.sub(r"\s+", " ", seen).strip()[:NOTE]
 
 
 def _workers() -> list[dict[str, Any]] | None:
-    """Those that serve the queue; None while Redis is away."""
-    try:
-        return sorted(services().parts.board.workers(), key=lambda one: str(one["host"]))
-    except (RedisError, MisconfiguredError):
-        return None
+    """Return the workers that serve the queue; None while Redis is away."""
+    found = from_redis(services().parts, lambda board: board.workers(), None)
+    return None if found is None else sorted(found, key=lambda one: str(one["host"]))
 
 
 def _depth() -> int:
-    """Jobs in the queue, and trainings that wait behind a running one of their project."""
-    parts = services().parts
-    try:
-        wishes = [wish for one in parts.store.projects() for wish in parts.board.wishes(one.key)]
-        behind = [wish for wish in wishes if wish["state"] == "waiting"]
-        return parts.board.depth() + len(behind)
-    except (RedisError, MisconfiguredError):
-        return 0
+    """Count jobs in the queue, and trainings that wait behind a running one of their project."""
+
+    def count(board: Board) -> int:
+        projects = services().parts.store.projects()
+        wishes = [wish for one in projects for wish in board.wishes(one.key)]
+        behind: int = sum(wish["state"] == "waiting" for wish in wishes)
+        return board.depth() + behind
+
+    return from_redis(services().parts, count, 0)
 
 
 def _refresh(project: Project) -> dict[str, Any] | None:
-    """How far the refresh of open tasks is, None while none runs."""
-    try:
-        told = services().parts.board.refresh_progress(project.key)
-    except (RedisError, MisconfiguredError):
-        return None
+    """Return how far the pre-label sync is, None while none runs."""
+    told = from_redis(services().parts, lambda board: board.refresh_progress(project.key), None)
     if told is None:
         return None
     done, total = int(told.get("done") or 0), int(told.get("total") or 0)
@@ -249,7 +237,7 @@ def _wish(wish: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _revision(project: Project, training: Training) -> str:
-    """Of everything but what moves all the time."""
+    """Return a text that changes with all but what moves all the time."""
     newest = training.runs[0].get("job") if training.runs else None
     ended = training.runs[0].get("ended_at") if training.runs else None
     wishes = [(wish["state"], wish.get("job"), wish.get("id")) for wish in training.wishes]

@@ -8,8 +8,7 @@ from flask import request
 from flask.typing import ResponseReturnValue
 
 from backend.console.blueprint import bp
-from backend.console.layout import page, the_project
-from backend.console.picking import chosen
+from backend.console.layout import chosen, page, the_project
 from hierarchy import LabelTree
 from hierarchy.tree import TOP
 from inference.insight import Confusion
@@ -42,7 +41,7 @@ ORDERS: Final = {
 
 @dataclass(frozen=True)
 class NodeRow:
-    """One node in the table; figures are None where they were not recorded.
+    """A node in the table; figures are None where they were not recorded.
 
     Attributes:
         node: its id.
@@ -51,9 +50,9 @@ class NodeRow:
         nodes: how many nodes lie below it.
         exact: labels that name exactly it.
         below: labels that name something below it.
-        checked: held-out pictures of it.
+        checked: held-out images of it.
         accuracy: share of those that were recognised as it.
-        precision: share of the pictures taken for it that were.
+        precision: share of the images taken for it that were.
         taken_for: the sibling that it was most often taken for.
     """
 
@@ -71,7 +70,7 @@ class NodeRow:
 
 @bp.get("/projects/<key>/tree")
 def tree(key: str) -> ResponseReturnValue:
-    """A part of the tree, a hundred nodes at a time; ``under`` names the node it lies below."""
+    """Show a part of the tree, a hundred nodes per page; ``under`` names the node it is below."""
     project = the_project(key)
     known, names, live = chosen(project)
     if known is None:
@@ -120,7 +119,7 @@ def _under(tree_: LabelTree) -> int | None:
 
 
 def _listed(known: Known, under: int | None, show: str, words: str) -> Iterable[int]:
-    """Ids in the tree's own order."""
+    """Return ids in the tree's own order."""
     tree_, of = known.tree, known.tree.arrays
     if show == "children" and not words:
         return tree_.level_nodes(0) if under is None else tree_.children[under]
@@ -137,7 +136,7 @@ def _listed(known: Known, under: int | None, show: str, words: str) -> Iterable[
 
 
 def missing(known: Known) -> frozenset[int]:
-    """Leaves that fewer than ``FEW`` labels name; nothing where labels were not recorded."""
+    """Return leaves that fewer than ``FEW`` labels name; none where labels were not recorded."""
     figures = known.figures
     if figures is None or known.record is None or known.record.labels is None:
         return frozenset()
@@ -160,7 +159,7 @@ def _or_last(accuracy: float | None) -> float:
 
 
 def _by_node(known: Known) -> dict[int, Confusion]:
-    """The most frequent mix-up of each node that has one."""
+    """Return the most frequent mix-up of each node that has one."""
     found: dict[int, Confusion] = {}
     for one in known.confusions:
         found.setdefault(one.node, one)
@@ -168,7 +167,7 @@ def _by_node(known: Known) -> dict[int, Confusion]:
 
 
 def row_of(known: Known, node: int, mixed: dict[int, Confusion]) -> NodeRow:
-    """Everything that the table shows of a node."""
+    """Return all that the table shows of a node."""
     figures, tree_, of = known.figures, known.tree, known.tree.arrays
     labelled = figures is not None and known.record is not None and known.record.labels is not None
     judged = figures is not None and known.by_node
@@ -188,7 +187,7 @@ def row_of(known: Known, node: int, mixed: dict[int, Confusion]) -> NodeRow:
 
 
 def _mix_ups(known: Known, under: int | None) -> list[tuple[str, str, str, int, int, int]]:
-    """Parent, truth, what it was taken for, how often, of how many, and the truth's id."""
+    """Return parent, truth, what it was taken for, how often, of how many, and the truth's id."""
     tree_ = known.tree
     inside = (
         one

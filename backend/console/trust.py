@@ -1,19 +1,17 @@
 """/console/projects/<key>/trust: how far to trust what is shown, and how far to go."""
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from http import HTTPStatus
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
-from flask import redirect, request, url_for
+from flask import request
 from flask.typing import ResponseReturnValue
 
 from backend.console.blueprint import bp
-from backend.console.layout import page, tell, the_project
-from backend.console.picking import chosen
-from backend.services import services
+from backend.console.layout import back_to, chosen, page, tell, the_project
+from backend.services import from_redis, services
+from backend.versions import shown_since
 from hierarchy.calibration import Preview, preview
 from hierarchy.decisions import Decisions, leading_levels
 from hierarchy.depth_selection import DepthRule
@@ -34,55 +32,19 @@ from inference.records import Known
 from inference.store import Project
 from worker import choosing
 from worker.choosing import ChoiceError
-from worker.errors import MisconfiguredError
 from worker.queue import RedisError
 from worker.unlike import unlike
 
-log = logging.getLogger(__name__)
-
-#: Pictures of about one probability, from which on their share of right ones is drawn.
+#: Images of about one probability, from which on their share of right ones is drawn.
 LEAST_IN_BIN: Final = 5
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a project asks of its answers, with the server's default filled in.
-
-    Attributes:
-        target: accuracy of shown labels.
-        minimum: shallowest depth.
-        maximum: deepest depth, None for no limit.
-        strict: whether each level keeps the target for itself.
-    """
-
-    target: float
-    minimum: int
-    maximum: int | None
-    strict: bool
-
-    @classmethod
-    def of(cls, project: Project) -> "Asked":
-        """As the project asks now."""
-        target = project.target_accuracy or services().parts.settings.target_accuracy
-        return cls(target, project.minimum_depth, project.maximum_depth, project.strict)
-
-    def on(self, project: Project) -> Project:
-        """The project asking for this."""
-        return replace(
-            project,
-            target_accuracy=self.target,
-            minimum_depth=self.minimum,
-            maximum_depth=self.maximum,
-            strict=self.strict,
-        )
 
 
 @bp.get("/projects/<key>/trust")
 def trust(key: str) -> ResponseReturnValue:
-    """Curves, thresholds, and a preview of other settings where the query names some."""
+    """Show curves, thresholds, and a preview of other settings where the query names some."""
     project = the_project(key)
     known, names, live = chosen(project)
-    now = Asked.of(project)
+    now = _now(project)
     asked, problem = _asked(now, request.args)
     words: dict[str, Any] = {
         "title": "Trust",
@@ -98,6 +60,7 @@ def trust(key: str) -> ResponseReturnValue:
     if known is None or known.record is None:
         return page("trust", **words, depth=1 if known is None else known.tree.depth)
     seen, in_force = known.record.seen, _in_force(project, known)
+    parts = services().parts
     rule = in_force["rule"]
     return page(
         "trust",
@@ -106,8 +69,8 @@ def trust(key: str) -> ResponseReturnValue:
         in_force=in_force,
         levels=level_rows(known.record, rule, known.decisions),
         uncounted=uncounted(known.decisions),
-        told=_told(project, known),
-        unlike=_unlike(project, known),
+        told=shown_since(parts.store, key, known.version),
+        unlike=from_redis(parts, lambda _: unlike(parts, key, known.version), None),
         before=_previewed(known, now),
         after=_previewed(known, asked) if asked != now and not problem else None,
         coverage_chart=coverage_data(coverage_curves(seen, rule)),
@@ -123,21 +86,27 @@ def trust(key: str) -> ResponseReturnValue:
 def set_trust(key: str) -> ResponseReturnValue:
     """Keep other settings; open tasks get answers by the new rule."""
     project = the_project(key)
-    asked, problem = _asked(Asked.of(project), request.form)
+    asked, problem = _asked(_now(project), request.form)
     if problem:
         tell(f"Nothing was changed: {problem}.", "wrong")
-        return redirect(url_for("console.trust", key=key), HTTPStatus.SEE_OTHER)
+        return back_to("trust", key=key)
     try:
-        choosing.set_depth(services().parts, asked.on(project))
+        choosing.set_depth(services().parts, asked)
     except RedisError:
         tell("Kept. Redis is away, so open tasks change with the next version.", "plain")
     else:
         tell("Kept. Pre-labels follow it from now on; open tasks change in the background.")
-    return redirect(url_for("console.trust", key=key), HTTPStatus.SEE_OTHER)
+    return back_to("trust", key=key)
 
 
-def _asked(now: Asked, given: Any) -> tuple[Asked, str]:  # noqa: ANN401 - a query or a form
-    """What a form asks for, and what is wrong with it, in words."""
+def _now(project: Project) -> Project:
+    """Return the project with the server's target accuracy where it has none of its own."""
+    target = project.target_accuracy or services().parts.settings.target_accuracy
+    return replace(project, target_accuracy=target)
+
+
+def _asked(now: Project, given: Mapping[str, str]) -> tuple[Project, str]:
+    """Return the project with the settings of a query or form, and what is wrong with them."""
     if "target" not in given:
         return now, ""
     try:
@@ -149,22 +118,24 @@ def _asked(now: Asked, given: Any) -> tuple[Asked, str]:  # noqa: ANN401 - a que
         return now, "expected a percentage for the target and whole numbers for depths"
     except ChoiceError as error:
         return now, str(error)
-    return Asked(target, minimum, maximum, given.get("strict") == "on"), ""
+    asked = replace(now, target_accuracy=target, minimum_depth=minimum, maximum_depth=maximum)
+    return replace(asked, strict=given.get("strict") == "on"), ""
 
 
-def _previewed(known: Known, asked: Asked) -> Preview:
+def _previewed(known: Known, asked: Project) -> Preview:
     assert known.record is not None  # noqa: S101 - checked by who calls
+    assert asked.target_accuracy is not None  # noqa: S101 - see `_now`
     return preview(
         known.record.seen,
-        target=asked.target,
-        minimum=asked.minimum,
-        maximum=asked.maximum,
+        target=asked.target_accuracy,
+        minimum=asked.minimum_depth,
+        maximum=asked.maximum_depth,
         strict=asked.strict,
     )
 
 
 def _in_force(project: Project, known: Known) -> dict[str, Any]:
-    """The rule that answers follow now, and in words where it comes from."""
+    """Return the rule that answers follow now, and in words where it comes from."""
     calibration = known.calibration(project)
     own = DepthRule.from_json(calibration["rule"])
     rule = followed_rule(services().parts.store, project.key, known.version, own)
@@ -180,7 +151,7 @@ def _in_force(project: Project, known: Known) -> dict[str, Any]:
 
 
 def uncounted(decisions: Decisions) -> str:
-    """Which levels and labels the figures leave out since they cannot be wrong, "" if none."""
+    """Say which levels and labels are not counted since they cannot be wrong, "" if none."""
     tree, first = decisions.tree, leading_levels(decisions.tree)
     if first >= tree.depth:
         return "This tree leaves no choice: every image has the same labels."
@@ -198,38 +169,20 @@ def uncounted(decisions: Decisions) -> str:
     return " ".join(words)
 
 
-def _kept(project: Project, known: Known) -> dict[str, Any]:
-    try:
-        return services().parts.store.read_following(project.key, known.version) or {}
-    except ModelStoreError as error:
-        log.warning("not told how labels did project=%s: %s", project.key, error)
-        return {}
-
-
-def _told(project: Project, known: Known) -> dict[str, Any] | None:
-    """What annotators' answers say of what was shown, None if nothing."""
-    told: dict[str, Any] | None = _kept(project, known).get("told")
-    return told
-
-
-def _unlike(project: Project, known: Known) -> dict[str, Any] | None:
-    """How many open images look unlike the labelled ones; None where nothing is known of that."""
-    try:
-        return unlike(services().parts, project.key, known.version)
-    except (RedisError, MisconfiguredError):
-        return None
-
-
 def _running(project: Project, known: Known) -> dict[str, Any] | None:
-    told = running(_kept(project, known).get("rows") or [])
-    return running_data(told) if len(told.answers) > 1 else None
+    try:
+        known_answers = services().parts.store.read_following(project.key, known.version) or {}
+    except ModelStoreError:  # `shown_since` logs it
+        return None
+    found = running(known_answers.get("rows") or [])
+    return running_data(found) if len(found.answers) > 1 else None
 
 
 # Charts, as the macro of that name wants them
 
 
 def coverage_data(curves: Sequence[LevelCurve], *, steps: int = 50) -> dict[str, Any] | None:
-    """Accuracy of each level at even steps of coverage; None without any."""
+    """Plot the accuracy of each level at even steps of coverage; None without any."""
     grid = np.linspace(1 / steps, 1, steps)
     series = []
     for curve in curves:
@@ -241,14 +194,14 @@ def coverage_data(curves: Sequence[LevelCurve], *, steps: int = 50) -> dict[str,
     if not series:
         return None
     shares = {"x_share": True, "y_share": True, "x_range": [0, 1]}
-    names = {"x_name": "pictures answered", "y_name": "of those right"}
+    names = {"x_name": "images answered", "y_name": "of those right"}
     return {"x": grid.round(4).tolist(), "series": series, **names, **shares}
 
 
 def calibration_data(
     levels: Sequence[Sequence[Bin]], names: Sequence[str]
 ) -> dict[str, Any] | None:
-    """What came true against what was stated, level by level; None where too little is known."""
+    """Plot what came true against what was stated, by level; None where too little is known."""
     levels = [[one for one in level if one.count >= LEAST_IN_BIN] for level in levels]
     stated = sorted({round(one.stated, 3) for level in levels for one in level})
     if not stated:
@@ -266,7 +219,7 @@ def calibration_data(
 
 
 def running_data(told: Running) -> dict[str, Any]:
-    """The running accuracy, by the number of answers."""
+    """Plot the running accuracy, by the number of answers."""
     series = [
         {"name": f"newest {WINDOW}", "values": list(told.accuracy)},
         {"name": "all so far", "values": list(told.overall), "dashed": True},

@@ -1,15 +1,15 @@
 """/console/projects/<key>/versions: what each version can do, and which one is live."""
 
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
-from flask import Response, abort, redirect, request, url_for
+from flask import Response, abort, request
 from flask.typing import ResponseReturnValue
 
 from backend.console.blueprint import bp
-from backend.console.layout import page, tell, the_project
+from backend.console.layout import back_to, page, tell, the_project
 from backend.services import services
+from backend.versions import shown_since
 from inference.errors import ModelError, ModelStoreError, UnknownVersionError, VersionInUseError
 from inference.insight import Missing, NodeChange, compare_manifests, node_changes
 from inference.store import NOTE_LENGTH, Project
@@ -26,7 +26,7 @@ PER_PAGE = 25
 
 @dataclass(frozen=True)
 class Row:
-    """One version in the table.
+    """A version in the table.
 
     Attributes:
         version: its name.
@@ -53,7 +53,7 @@ class Row:
 
 @bp.get("/projects/<key>/versions")
 def versions(key: str) -> ResponseReturnValue:
-    """The table, newest first; a project without versions says what comes next."""
+    """Show the table, newest first; a project without versions says what comes next."""
     project = the_project(key)
     store = services().parts.store
     names = store.versions(key)[::-1]
@@ -78,12 +78,12 @@ def versions(key: str) -> ResponseReturnValue:
 
 
 def rows_of(project: Project, names: list[str]) -> list[Row]:
-    """Everything that the table shows of some versions."""
+    """Return all that the table shows of some versions."""
     store, records = services().parts.store, services().records
     live = store.current(project.key)
     try:
         needed = store.needed(project.key)
-    except ModelStoreError as error:  # the live one is damaged: nothing may go before it is mended
+    except ModelStoreError as error:  # the live one is damaged: nothing may go before it is fixed
         needed = dict.fromkeys(names, str(error))
     rows = []
     for name in names:
@@ -101,19 +101,15 @@ def rows_of(project: Project, names: list[str]) -> list[Row]:
 
 
 def _shown(project: Project, version: str) -> dict[str, Any] | None:
-    """All levels together, by annotators' answers; None if nothing could be checked."""
-    try:
-        told = (services().parts.store.read_following(project.key, version) or {}).get("told")
-    except ModelStoreError:
-        return None
-    levels = (told or {}).get("levels") or [{}]
-    found: dict[str, Any] = levels[0]
-    return found if found.get("checked") else None
+    """Return how right shown labels were on all levels; None if nothing could be checked."""
+    found = shown_since(services().parts.store, project.key, version) or {}
+    every: dict[str, Any] = (found.get("levels") or [{}])[0]
+    return every if every.get("checked") else None
 
 
 @bp.get("/projects/<key>/versions/compare")
 def versions_compare(key: str) -> ResponseReturnValue:
-    """Two versions side by side, each by its own held-out pictures.
+    """Show two versions side by side, each by its own held-out images.
 
     Answers:
         404: one of them is not there.
@@ -122,7 +118,7 @@ def versions_compare(key: str) -> ResponseReturnValue:
     names = services().parts.store.versions(key)
     asked = [request.args.get(name, "") for name in ("first", "second")]
     if not all(asked):
-        return _back(key)
+        return back_to("versions", key=key)
     if not set(asked) <= set(names):
         abort(404)
     first, second = (services().records.get(key, name) for name in asked)
@@ -152,7 +148,7 @@ def promote_version(key: str, version: str) -> ResponseReturnValue:
     choosing.promote(services().parts, project, version, pin=pin)
     then = "and stays so until you choose another" if pin else "and new ones follow it again"
     tell(f"{version} is live, {then}. Open tasks get its pre-labels in the background.")
-    return _back(key)
+    return back_to("versions", key=key)
 
 
 @bp.post("/projects/<key>/versions/rollback")
@@ -168,12 +164,12 @@ def roll_back(key: str) -> ResponseReturnValue:
             f"{version} is live again and stays so until you promote another. "
             "Open tasks get its pre-labels in the background."
         )
-    return _back(key)
+    return back_to("versions", key=key)
 
 
 @bp.post("/projects/<key>/versions/<version>/delete")
 def delete_version(key: str, version: str) -> ResponseReturnValue:
-    """Remove a version for ever."""
+    """Remove a version for good."""
     the_project(key)
     _there(key, version)
     try:
@@ -182,7 +178,7 @@ def delete_version(key: str, version: str) -> ResponseReturnValue:
         tell(f"Nothing was deleted: {error}.", "wrong")
     else:
         tell(f"{version} was deleted.")
-    return _back(key)
+    return back_to("versions", key=key)
 
 
 @bp.post("/projects/<key>/versions/<version>/note")
@@ -192,12 +188,12 @@ def note_version(key: str, version: str) -> ResponseReturnValue:
     _there(key, version)
     services().parts.store.write_note(key, version, request.form.get("note", ""))
     tell(f"The note on {version} was kept.")
-    return _back(key)
+    return back_to("versions", key=key)
 
 
 @bp.get("/projects/<key>/versions/<version>/download")
 def download_version(key: str, version: str) -> ResponseReturnValue:
-    """A zip of manifest and weights, streamed."""
+    """Send a zip of manifest and weights, streamed."""
     the_project(key)
     _there(key, version)
     answer = Response(
@@ -220,9 +216,3 @@ def _there(key: str, version: str) -> None:
         known = []
     if version not in known:
         abort(404)
-
-
-def _back(key: str) -> Response:
-    found = redirect(url_for("console.versions", key=key), HTTPStatus.SEE_OTHER)
-    assert isinstance(found, Response)  # noqa: S101 - Flask's own kind
-    return found

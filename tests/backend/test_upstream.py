@@ -475,10 +475,9 @@ def test_2x_server_of_another_label_studio_does_not_answer_with_its_namesake(
     key = project_key(theirs, PROJECT)
     parts.store.register(Project(key, 12, PROJECT, theirs, XML))
     module = sys.modules[model2.__module__]
-    named = module.Named.read(["12"], XML)
-    assert module.find_project(parts, named).key == key
+    assert module.find_project(parts, ["12"], XML).key == key
     ours = Settings.from_environ({**home, "LABEL_STUDIO_URL": "http://ours.example"})
-    assert module.find_project(Parts(ours), named) is None
+    assert module.find_project(Parts(ours), ["12"], XML) is None
 
 
 def test_of_two_projects_with_one_id_the_one_with_this_label_config_is_meant(
@@ -487,17 +486,16 @@ def test_of_two_projects_with_one_id_the_one_with_this_label_config_is_meant(
     module = sys.modules[model2.__module__]
     for name, config in (("12.1", XML), ("12.2", "<View/>")):
         parts.store.register(Project(project_key("a.example", name), 12, name, "", config))
-    assert module.find_project(parts, module.Named.read([12], XML)).project == "12.1"
-    assert module.find_project(parts, module.Named.read([12], "")).project == "12.2"
-    assert module.find_project(parts, module.Named.read(["12.2"], XML)).project == "12.2"
+    assert module.find_project(parts, [12], XML).project == "12.1"
+    assert module.find_project(parts, [12], "").project == "12.2"
+    assert module.find_project(parts, ["12.2"], XML).project == "12.2"
 
 
 def test_project_that_nobody_names_is_known_by_its_label_config(model2: Any, parts: Parts) -> None:
     module = sys.modules[model2.__module__]
-    made = module.remember_project(parts, module.Named.read([None, ""], XML))
-    assert made.key.startswith("label-config-")
-    assert module.find_project(parts, module.Named.read([], XML)) == made
-    assert module.find_project(parts, module.Named.read([], "<View/>")) is None
+    made = module.remember_project(parts, [None, "12.1"], XML)
+    assert module.find_project(parts, [], XML) == made
+    assert module.find_project(parts, [""], "<View/>") is None
 
 
 def test_2x_with_redis_events_are_noted_and_training_is_asked_for(
@@ -532,20 +530,6 @@ def test_while_a_training_runs_another_is_not_started(model2: Any, tmp_path: Pat
             assert other
     with module._alone(tmp_path, "a-project") as later:
         assert later
-
-
-def test_words_of_1_0_9_hand_tasks_over_where_label_studio_cannot_be_asked(
-    model2: Any, parts: Parts, shared: Path, tmp_path: Path
-) -> None:
-    """`/train`: an iterator of tasks, and the project as a folder's name; once completions."""
-    tasks = annotated(shared, 1)[:3]
-    tasks[0]["completions"] = tasks[0].pop("annotations")
-    outcome = model2(label_config=XML).fit(
-        iter(tasks), str(tmp_path / "7.1700000001" / "1700000002")
-    )
-    assert outcome["state"] == "too few labels"
-    assert "3 images naming 3" in outcome["why"]
-    assert [project.project for project in parts.store.projects()] == ["7.1700000001"]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The fast suite's attacks at length: thousands of bodies, requests and pictures."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
-from backend.openapi import describe
+from backend.operations import OPENAPI
 from studio.errors import ImageError
 from studio.image_decoder import ImageLimits, decode
 from tests.backend.conftest import parts, pictures
@@ -25,7 +26,9 @@ __all__ = ["parts", "pictures", "redis_url"]
 pytestmark = pytest.mark.chaos
 
 OPERATIONS: Final = [
-    (path, method) for path, found in describe()["paths"].items() for method in found
+    (path, method)
+    for path, found in json.loads(OPENAPI.read_bytes())["paths"].items()
+    for method in found
 ]
 #: A busy machine draws slowly; that is no fault of what is attacked.
 SLOW: Final = (HealthCheck.too_slow,)

@@ -2,6 +2,7 @@
 
 import random
 import socket
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from cli.supervisor import StartError
 from hierarchy import LabelTree
 from studio.label_config import parse_label_config
 from studio.label_config_writer import choices_config, taxonomy_config
+from worker.settings import Settings
 
 
 def test_a_demo_is_made_once_and_found_again(tmp_path: Path) -> None:
@@ -22,10 +24,13 @@ def test_a_demo_is_made_once_and_found_again(tmp_path: Path) -> None:
     assert (tmp_path / "demo.json").stat().st_mode & 0o077 == 0
 
 
-def test_another_folder_of_pictures_wants_another_home(tmp_path: Path) -> None:
+def test_another_folder_of_images_wants_another_home(tmp_path: Path) -> None:
     Demo.load(tmp_path, None, (8080, 9090)).save(tmp_path)
-    with pytest.raises(StartError, match="made from the sample pictures"):
-        run(tmp_path, tmp_path, ports=(8080, 9090), label_studio=None)
+    with pytest.raises(StartError, match="made from the sample images"):
+        run(
+            Namespace(data=tmp_path, port=8080, backend_port=9090, label_studio=None),
+            Settings(home=tmp_path),
+        )
 
 
 def test_a_taken_port_is_passed_over() -> None:

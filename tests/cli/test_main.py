@@ -15,6 +15,7 @@ import pytest
 from rq.job import JobStatus
 
 from backend.console.limits import Tries
+from cli import commands
 from cli.__main__ import main
 from cli.services import write_environment
 from inference.store import ModelStore
@@ -352,13 +353,10 @@ def test_waiting_for_a_training_that_redis_forgot_ends(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from cli.__main__ import _follow
-    from worker.parts import Parts
-
     clean(REDIS_URL=redis_url)
-    monkeypatch.setattr("cli.__main__.PATIENCE", 1)
+    monkeypatch.setattr(commands, "PATIENCE", 1)
     settings = Settings(home=store.root.parent, redis_url=redis_url)
-    assert _follow(Parts(settings), store.projects()[0].key, "train-1", as_json=False) == 1
+    assert commands.follow(Parts(settings), store.projects()[0].key, "train-1", as_json=False) == 1
     assert "gone from Redis" in capsys.readouterr().err
 
 

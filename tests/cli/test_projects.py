@@ -10,12 +10,13 @@ import torch
 from cli import projects
 from cli.projects import UsageError
 from hierarchy.calibration import Evidence
-from inference.errors import ModelError
 from inference.predictor import EVIDENCE
 from inference.store import Project
 from tests.inference.small import HEAD, head_of, seen
 from tests.inference.small import publish as publish_with_evidence
 from tests.published import TREE, manifest, project, publish
+from worker import choosing
+from worker.choosing import ChoiceError
 from worker.order import Order
 from worker.parts import Parts
 from worker.queue import Board
@@ -242,39 +243,12 @@ def test_a_live_version_whose_weights_are_damaged_is_a_problem_not_an_error(
     assert f"problem: {told['problem']}" in projects.describe(told)
 
 
-def test_promoting_makes_live_and_follows_new_ones_again(parts: Parts, known: Project) -> None:
+def test_a_version_chosen_by_hand_is_told(parts: Parts, known: Project) -> None:
     publish(parts.store, known)
     publish(parts.store, known)
-    assert projects.rollback(parts, known) == "v1"
-    now = projects.find(parts, None)
-    assert (parts.store.current(known.key), now.pinned) == ("v1", True)
-    assert "chosen by hand" in projects.describe(projects.project_status(parts, now))
-    projects.promote(parts, now, "v2", pin=False)
-    assert (parts.store.current(known.key), projects.find(parts, None).pinned) == ("v2", False)
-
-
-def test_a_version_gone_live_gets_its_pre_labels(
-    parts: Parts, known: Project, board: Board
-) -> None:
-    publish(parts.store, known)
-    projects.promote(parts, known, "v1", pin=False)
-    assert board.queue.job_ids == [f"refresh-{known.key}-v1"]
-
-
-@pytest.mark.parametrize("version", ["v9", "../v1", ""])
-def test_a_version_that_is_not_there_is_not_promoted(
-    parts: Parts, known: Project, version: str
-) -> None:
-    publish(parts.store, known)
-    with pytest.raises(ModelError):
-        projects.promote(parts, known, version, pin=False)
-    assert parts.store.current(known.key) == "v1"
-
-
-def test_there_is_nothing_to_go_back_to_from_the_first(parts: Parts, known: Project) -> None:
-    publish(parts.store, known)
-    with pytest.raises(UsageError, match="no other live version"):
-        projects.rollback(parts, known)
+    choosing.rollback(parts, known)
+    told = projects.project_status(parts, projects.find(parts, None))
+    assert "chosen by hand" in projects.describe(told)
 
 
 # --- predicting files ---
@@ -341,7 +315,7 @@ def test_the_live_version_says_what_it_would_show(
     told = projects.limit_depth(parts, known, 0.8, None, None, None)
     assert (told["version"], told["standing"]) == (version, "certified")
     assert sum(told["shares"]) == pytest.approx(1, abs=1e-3)
-    assert f"{version} would show, of the pictures it was checked on: depth 1 " in (
+    assert f"{version} would show, of the images it was checked on: depth 1 " in (
         projects.depth_text(told)
     )
     assert board.moved(known.key, version, pause=0)  # open tasks will get the new answers
@@ -354,10 +328,10 @@ def test_the_live_version_says_what_it_would_show(
     ("target", "minimum", "maximum"),
     [(1.0, None, None), (0.0, None, None), (None, 0, 2), (0.9, 3, 2)],
 )
-def test_wishes_out_of_range_are_refused(
+def test_limits_out_of_range_are_refused(
     parts: Parts, known: Project, target: float | None, minimum: int | None, maximum: int | None
 ) -> None:
-    with pytest.raises(UsageError, match=r"between 0 and 1|1 <= --minimum <= --maximum"):
+    with pytest.raises(ChoiceError, match=r"between 0 and 1|1 <= minimum <= maximum"):
         projects.limit_depth(parts, known, target, minimum, maximum, None)
     assert parts.store.project(known.key) == known
 

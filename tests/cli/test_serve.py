@@ -145,7 +145,6 @@ def test_health_is_answered_while_a_crowd_waits_for_its_pictures(tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_server_whose_application_cannot_be_loaded_ends_with_an_error(tmp_path: Path) -> None:
-    """Else it would say that it is up for ever."""
     settings = Settings(home=tmp_path, port=free_port(), redis_url="redis://127.0.0.1:1/0")
     program = (
         "import os; from cli import serve; from worker.settings import Settings\n"

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 
-from backend.app import create_app
 from inference.store import CONNECTED, DISCONNECTED, GONE, UNCONFIRMED, Project
-from tests.backend.console.conftest import PASSWORD, Post, sign_in, token
+from tests.backend.console.conftest import PASSWORD, Post
 from tests.published import TREE, project, publish
 from tests.studio.configs import taxonomy_xml
 from tests.studio.servers import serving
@@ -154,17 +153,3 @@ def test_a_project_of_another_label_studio_is_not_looked_for_in_this_one(
     reply = post(f"/console/projects/{other.key}/connection/disconnect")
     assert "Nothing was changed" in reply.text
     assert [row["id"] for row in stand.backends] == [1]
-
-
-@pytest.mark.parametrize("action", ["disconnect", "forget"])
-def test_neither_is_done_without_the_token(
-    console_parts: Parts, known: Project, stand: Stand, action: str
-) -> None:
-    client = create_app(console_parts).test_client()
-    assert sign_in(client).status_code == 303
-    path = f"/console/projects/{known.key}/connection/{action}"
-    assert client.post(path).status_code == 400
-    assert client.post(path, data={"csrf": "0" * 64}).status_code == 400
-    assert client.get(path, data={"csrf": token(client, "/console")}).status_code in (200, 405)
-    assert console_parts.store.versions(known.key) == ["v1", "v2"]
-    assert len(stand.backends) == 1

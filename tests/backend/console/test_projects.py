@@ -15,7 +15,7 @@ from rq.job import JobStatus
 
 from backend.app import create_app
 from backend.console.layout import plain
-from backend.console.standing import sentence, standing
+from backend.console.project_status import project_status, sentence
 from hierarchy.calibration import Evidence
 from inference.store import Project
 from tests.backend.conftest import go_live
@@ -35,7 +35,7 @@ NASTY = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
 
 def words_of(parts: Parts, known: Project) -> str:
     """The project's state in words."""
-    return sentence(standing(parts, known), 20, 5.0)
+    return sentence(project_status(parts, known), 20, 5.0)
 
 
 def card(client: FlaskClient, known: Project) -> str:

@@ -140,24 +140,6 @@ def test_a_name_that_no_version_has_does_nothing(
     assert parts.store.current(known.key) == "v3"
 
 
-@pytest.mark.parametrize("act", ["/v1/promote", "/v1/delete", "/v1/note", "/rollback"])
-def test_nothing_happens_without_the_token_or_by_a_link(
-    admin: FlaskClient, parts: Parts, known: Project, act: str
-) -> None:
-    assert admin.post(address(known, act), data={"note": "x"}).status_code == 400
-    assert admin.get(address(known, act)).status_code == 405
-    assert parts.store.versions(known.key) == ["v1", "v2", "v3"]
-    assert parts.store.current(known.key) == "v3"
-    assert parts.store.note(known.key, "v1") == ""
-
-
-def test_who_is_not_signed_in_sees_nothing(visitor: FlaskClient, known: Project) -> None:
-    for rest in ("", "/compare?first=v1&second=v2", "/v1/download"):
-        reply = visitor.get(address(known, rest))
-        assert reply.status_code == 303
-        assert "/console/sign-in" in reply.location
-
-
 def test_what_was_promoted_without_redis_is_live(
     admin_without_redis: FlaskClient, parts: Parts, known: Project
 ) -> None:

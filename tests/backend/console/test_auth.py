@@ -1,4 +1,4 @@
-"""What stands before every page: tokens, headers, sizes, and errors in words."""
+"""Before every page: tokens, headers, sizes, and errors in words."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 
-from backend.console import guards
+from backend.console import auth
 from inference.store import Project
 from tests.backend.console.conftest import PASSWORD, sign_in, token
 from worker.parts import Parts
@@ -59,17 +59,29 @@ def test_signing_in_takes_a_token_too(visitor: FlaskClient, given: str | None) -
     assert visitor.post("/console/sign-in", data=form).status_code == 400
 
 
-def test_every_action_is_a_post_that_takes_a_token(admin: FlaskClient) -> None:
+def routes(client: FlaskClient, method: str) -> list[str]:
+    """Paths of the console that take a method, but for sign-in and files."""
     rules = [
-        rule
-        for rule in admin.application.url_map.iter_rules()
-        if rule.endpoint.startswith("console.") and "POST" in (rule.methods or ())
+        rule.rule.replace("<key>", "x").replace("<version>", "v1")
+        for rule in client.application.url_map.iter_rules()
+        if rule.endpoint.startswith("console.") and method in (rule.methods or ())
     ]
-    assert len(rules) >= 4
-    for rule in rules:
-        path = rule.rule.replace("<key>", "x").replace("<version>", "v1")
-        if "<" not in path:
-            assert admin.post(path).status_code == 400, rule.rule
+    return [path for path in rules if "<" not in path and path != "/console/sign-in"]
+
+
+def test_every_action_is_a_post_that_takes_a_token(admin: FlaskClient) -> None:
+    actions = routes(admin, "POST")
+    assert len(actions) >= 4
+    for path in actions:
+        assert admin.post(path).status_code == 400, path
+
+
+def test_every_page_and_action_takes_a_session(visitor: FlaskClient) -> None:
+    for method in ("GET", "POST"):
+        for path in routes(visitor, method):
+            reply = visitor.open(path, method=method)
+            assert reply.status_code == (401 if path.endswith("/state") else 303), path
+            assert reply.status_code == 401 or reply.location.startswith("/console/sign-in")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +90,7 @@ def test_every_action_is_a_post_that_takes_a_token(admin: FlaskClient) -> None:
 def test_each_answer_forbids_what_no_page_needs(admin: FlaskClient, page: str) -> None:
     with admin.get(page) as reply:
         headers = reply.headers
-    for name, value in guards.HEADERS.items():
+    for name, value in auth.HEADERS.items():
         assert headers[name] == value
     assert "unsafe" not in headers["Content-Security-Policy"]
 
@@ -127,7 +139,7 @@ def test_other_addresses_are_still_answered_in_json(client: FlaskClient) -> None
 
 
 def test_a_form_may_not_be_large(admin: FlaskClient) -> None:
-    reply = admin.post("/console/checkup", data={"csrf": "x" * (guards.FORM_BYTES + 1)})
+    reply = admin.post("/console/checkup", data={"csrf": "x" * (auth.FORM_BYTES + 1)})
     assert reply.status_code == 413
     assert "larger" in reply.text
 

@@ -1,4 +1,4 @@
-"""How a project stands, in words: for its card, and for the page that watches its training."""
+"""The status of a project in words: for its card, and for the page that watches its training."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backend.console.layout import plain, share, span
+from backend.services import from_redis
 from inference.errors import ModelError
 from inference.insight import Missing
 from inference.predictor import check_runs
@@ -24,22 +25,22 @@ from worker.unlike import unlike
 #: Stages of a training, as people would call them.
 STAGES: Mapping[str, str] = {
     "reading labels": "Reading labels from Label Studio",
-    "fetching pictures": "Fetching pictures",
-    "decoding": "Preparing pictures",
+    "fetching pictures": "Fetching images",
+    "decoding": "Preparing images",
     "fitting": "Fitting the head",
     "fine-tuning": "Fine-tuning the network",
     "calibrating": "Calibrating how deep to answer",
     "publishing": "Publishing",
 }
 
-#: What is said of a project that is not connected.
+#: Names of the states of a project that is not connected.
 STATES: Mapping[str, str] = {
     UNCONFIRMED: "Not confirmed yet",
     DISCONNECTED: "Disconnected",
     GONE: "Not in Label Studio",
 }
 
-#: Which pictures the accuracy of a stage is of.
+#: Titles of a stage's accuracy: of which images it is.
 ON: Mapping[str, str] = {
     "fitting": "Right on the level that was answered, of images held out",
     "fine-tuning": "Right on the level that was answered, of images it learns from",
@@ -48,12 +49,12 @@ ON: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Training:
-    """What Redis knows of a project.
+    """A project's trainings, as Redis has them.
 
     Attributes:
         known: False while Redis is away; the rest is then empty.
         state: queued, running, idle.
-        wishes: what runs, waits or was put off.
+        wishes: trainings that run, wait or were put off.
         progress: where the running one is.
         unlearnt: labels that no training has read.
         behind: labels that one has read and the live version has not; None: not counted yet.
@@ -70,7 +71,7 @@ class Training:
 
     @classmethod
     def of(cls, parts: Parts, project: Project, version: str | None, learnt: Read) -> "Training":
-        """As it is now, beside the live version and what that has read."""
+        """Read them, beside the live version and how far that has read."""
         try:
             board, key = parts.board, project.key
             wishes = board.wishes(key)
@@ -90,12 +91,12 @@ class Training:
 
     @property
     def put_off(self) -> Mapping[str, Any] | None:
-        """The wish that waits for its time."""
+        """The training that waits for its time."""
         return next((wish for wish in self.wishes if wish["state"] == "put off"), None)
 
     @property
     def stage(self) -> str:
-        """What the running one does, "" while nothing runs."""
+        """The running training's stage, "" while nothing runs."""
         if self.state != "running":
             return ""
         told = str((self.progress or {}).get("stage", ""))
@@ -103,14 +104,14 @@ class Training:
 
     @property
     def percent(self) -> int:
-        """How much of the stage is done."""
+        """Share of the stage that is done."""
         told = self.progress or {}
         total = told.get("total") or 0
         return min(100, int(100 * (told.get("done") or 0) / total)) if total else 0
 
     @property
     def left(self) -> str:
-        """How long the stage will take, in words, "" where nobody knows."""
+        """Time that the stage will take, in words, "" where nobody knows."""
         seconds = (self.progress or {}).get("seconds_left")
         if self.state != "running" or seconds is None:
             return ""
@@ -118,8 +119,8 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """One project.
+class ProjectStatus:
+    """The status of one project.
 
     Attributes:
         project: its record.
@@ -127,7 +128,7 @@ class Standing:
         labels: that the live version has learnt from.
         accuracy: the deepest level that could be checked, how many of its held-out images were
             right there, and how many reach it.
-        coverage: share of pictures that get a label.
+        coverage: share of images that get a label.
         training: what Redis knows.
         problems: what is wrong, each with its fix.
         left_out: what answers are not learnt as they were given, a sentence each.
@@ -159,7 +160,7 @@ class Standing:
 
     @property
     def chip(self) -> str:
-        """Its state in a word or three."""
+        """The project's state in a word or three."""
         if self.training.state == "running":
             return "Training"
         if self.training.state == "queued":
@@ -173,8 +174,8 @@ class Standing:
         return "Live" if self.version else "Untrained"
 
 
-def standing(parts: Parts, project: Project) -> Standing:
-    """As it is now; what cannot be read is among the problems."""
+def project_status(parts: Parts, project: Project) -> ProjectStatus:
+    """Read a project's status; what cannot be read is among the problems."""
     problems = []
     version: str | None = None
     manifest: Mapping[str, Any] = {}
@@ -187,7 +188,7 @@ def standing(parts: Parts, project: Project) -> Standing:
             missing = nothing_shown(parts, project, version)
             check_runs(manifest, version)
     except ModelError as error:
-        fix = "Promote another version under Versions, or train anew."
+        fix = "Promote another version under Versions, or train again."
         problems.append((plain(str(error)), fix))
     training = Training.of(parts, project, version, Read.of_version(manifest))
     if not training.known:
@@ -197,9 +198,9 @@ def standing(parts: Parts, project: Project) -> Standing:
         problems.append(_put_off(training))
     elif training.runs and training.runs[0].get("state") == "failed":
         what = f"The last training failed: {plain(training.runs[0].get('why', ''))}"
-        fix = "Start it again under Training; should it fail anew, the worker's log says more."
+        fix = "Start it again under Training; should it fail again, the worker's log says more."
         problems.append((what, fix))
-    return Standing(
+    return ProjectStatus(
         project,
         version,
         manifest.get("labels", {}).get("labels"),
@@ -209,17 +210,14 @@ def standing(parts: Parts, project: Project) -> Standing:
         problems,
         left_out(manifest.get("labels", {})),
         missing,
-        unlike_words(parts, project.key, version),
+        _unlike_words(parts, project.key, version),
     )
 
 
-def unlike_words(parts: Parts, key: str, version: str | None) -> str:
+def _unlike_words(parts: Parts, key: str, version: str | None) -> str:
     """Return what is to be said of open images unlike the labelled ones; "" for nothing."""
-    try:
-        told = unlike(parts, key, version)
-    except (RedisError, MisconfiguredError):
-        return ""
-    return "" if told is None else str(told["words"])
+    found = from_redis(parts, lambda _: unlike(parts, key, version), None)
+    return "" if found is None else str(found["words"])
 
 
 def _put_off(training: Training) -> tuple[str, str]:
@@ -236,19 +234,19 @@ def _deepest(manifest: Mapping[str, Any]) -> tuple[int, int, int] | None:
     return (rows[-1]["level"], rows[-1]["right"], rows[-1]["checked"]) if rows else None
 
 
-def sentence(told: Standing, every: int, after: float, *, brief: bool = False) -> str:
-    """What a project does, in one line.
+def sentence(status: ProjectStatus, every: int, after: float, *, brief: bool = False) -> str:
+    """Say what a project does, in one line.
 
     Args:
-        told: the project.
+        status: of the project.
         every: new labels that start a training.
         after: minutes after the last of fewer.
         brief: leave out what is shown beside it while a training runs.
     """
-    training = told.training
-    if training.state == "idle" and (state := presence.sentence(told.project)):
+    training = status.training
+    if training.state == "idle" and (state := presence.sentence(status.project)):
         return f"{state}."
-    first = _learnt(told)
+    first = _learnt(status)
     if training.state == "running":
         return f"{first}; {'a training runs' if brief else _running(training)}."
     if training.state == "queued":
@@ -256,11 +254,11 @@ def sentence(told: Standing, every: int, after: float, *, brief: bool = False) -
     if not training.known:
         return f"{first}."
     when = f"training at {_plural(every, 'new answer')}"
-    if training.unlearnt or told.version is None:
+    if training.unlearnt or status.version is None:
         when += f", or {after:g} min after the last one"
-    if told.version is None:
+    if status.version is None:
         return f"{first}: {_plural(training.unlearnt, 'label')} so far, first {when}."
-    return f"{first}, {_newer(told.version, training)}, next {when}."
+    return f"{first}, {_newer(status.version, training)}, next {when}."
 
 
 def _running(training: Training) -> str:
@@ -269,7 +267,7 @@ def _running(training: Training) -> str:
 
 
 def _newer(version: str, training: Training) -> str:
-    """How many answers the live version has not learnt from."""
+    """Say how many answers the live version has not learnt from."""
     new, read = training.unlearnt, training.behind
     if read is None:
         return f"newer answers than those of {version} are being counted"
@@ -279,26 +277,26 @@ def _newer(version: str, training: Training) -> str:
     return f"{new + read} new since {version} (a training has read {which} already)"
 
 
-def _learnt(told: Standing) -> str:
-    if told.version is None:
+def _learnt(status: ProjectStatus) -> str:
+    if status.version is None:
         return "Not trained yet"
-    if told.labels is None:
-        return f"{told.version} is live"
-    return f"Learning from {_plural(told.labels, 'label')}"
+    if status.labels is None:
+        return f"{status.version} is live"
+    return f"Learning from {_plural(status.labels, 'label')}"
 
 
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def revision(*told: object) -> str:
-    """Changes whenever what it is given does: a page then asks for its parts anew."""
-    text = json.dumps(told, sort_keys=True, default=str)
+def revision(*shown: object) -> str:
+    """Return a text that changes with what is shown: a page then asks for its parts again."""
+    text = json.dumps(shown, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def curves(training: Training) -> dict[str, Any]:
-    """Plots of what the running training has told so far, by figure: loss, accuracy."""
+    """Return the running training's plots, by figure: loss, accuracy."""
     points = list((training.progress or {}).get("curve", ()))
     found: dict[str, Any] = {}
     for name, words, is_share in (("loss", "Loss, nats", False), ("accuracy", "", True)):
@@ -320,7 +318,7 @@ def curves(training: Training) -> dict[str, Any]:
 
 
 def figures_of(training: Training) -> str:
-    """The last figures told, in words."""
+    """Return the last figures of the running training, in words."""
     curve = list((training.progress or {}).get("curve", ()))
     words = []
     for name, form in (("loss", "loss {:.3f} nats"), ("accuracy", "right so far {}")):
