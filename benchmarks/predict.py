@@ -236,17 +236,17 @@ class Bench:
     def publish(self, fingerprint: str, seed: int) -> None:
         """A new live version with fresh weights."""
         from hierarchy.choice import DepthRule
+        from inference.manifest import Manifest
         from inference.predictor import build_head
 
         rule = DepthRule(0.9, 1e-6, ((1.0, 0.0),) * self.tree.depth)
-        manifest = {
-            "tree": self.tree.to_json(),
-            "network": {**HEAD, "seed": seed},
-            "backbone": {"name": "+".join(NETWORKS), "fingerprint": fingerprint},
-            "calibration": {"rule": rule.to_json()},
-            "metrics": {},
-        }
-        weights = build_head(self.tree, manifest["network"]).state_dict()
+        manifest = Manifest(
+            tree=self.tree.to_json(),
+            network={**HEAD, "seed": seed},
+            backbone={"name": "+".join(NETWORKS), "fingerprint": fingerprint},
+            calibration={"rule": rule.to_json()},
+        )
+        weights = build_head(self.tree, manifest.network).state_dict()
         version = self.store.publish(self.project.key, manifest, weights)
         self.store.point(self.project.key, version, reason="benchmark")
 

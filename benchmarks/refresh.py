@@ -33,6 +33,7 @@ from evaluation.harness import machine
 from hierarchy import LabelTree
 from hierarchy.choice import DepthRule
 from inference.extractors import FeatureExtractors
+from inference.manifest import Manifest
 from inference.predictor import KIND, build_head
 from inference.store import UNTRAINED, Project, project_key
 from studio.image_fetcher import FetchedImage
@@ -111,13 +112,12 @@ def publish(parts: Parts, known: Project) -> str:
     network = {"kind": KIND, "channels": extractor.channels}
     torch.manual_seed(0)
     rule = DepthRule(0.9, 1e-6, ((1.0, 0.0),) * tree.depth)
-    manifest = {
-        "tree": tree.to_json(),
-        "network": network,
-        "backbone": {"name": extractor.name, "fingerprint": extractor.fingerprint},
-        "calibration": {"rule": rule.to_json()},
-        "metrics": {},
-    }
+    manifest = Manifest(
+        tree=tree.to_json(),
+        network=network,
+        backbone={"name": extractor.name, "fingerprint": extractor.fingerprint},
+        calibration={"rule": rule.to_json()},
+    )
     version = parts.store.publish(known.key, manifest, build_head(tree, network).state_dict())
     parts.store.point(known.key, version, reason="benchmark")
     return version

@@ -61,7 +61,6 @@ def predictor_of(head: HRNHead, tree: LabelTree) -> Predictor:
         rule=rule,
         backbone=("", ""),
         backbone_weights={},
-        manifest={},
     )
 
 

@@ -35,6 +35,7 @@ from hierarchy.choice import DepthRule
 from inference.answers import answers
 from inference.extractors import FeatureExtractors
 from inference.feature_cache import FeatureCache
+from inference.manifest import Manifest
 from inference.predictor import KIND, Predictor, build_head
 from inference.store import Project, project_key
 from studio.image_fetcher import FetchedImage
@@ -109,17 +110,16 @@ def publish(parts: Parts, known: Project, folder: Path) -> int:
     tree, extractor = tree_of(folder), parts.extractors.base()
     rule = DepthRule(0.9, 1e-6, ((1.0, 0.0),) * tree.depth)
     network = {"kind": KIND, "channels": extractor.channels}
-    manifest = {
-        "tree": tree.to_json(),
-        "network": network,
-        "backbone": {"name": extractor.name, "fingerprint": extractor.fingerprint},
-        "calibration": {"rule": rule.to_json()},
-        "metrics": {},
-    }
+    manifest = Manifest(
+        tree=tree.to_json(),
+        network=network,
+        backbone={"name": extractor.name, "fingerprint": extractor.fingerprint},
+        calibration={"rule": rule.to_json()},
+    )
     weights = build_head(tree, network).state_dict()
     version = parts.store.publish(known.key, manifest, weights)
     parts.store.point(known.key, version, reason="benchmark")
-    return int(parts.store.manifest(known.key, version)["weights_bytes"])
+    return parts.store.manifest(known.key, version).weights_bytes
 
 
 # Unit costs, in seconds of one core unless their names say otherwise

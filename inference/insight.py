@@ -4,7 +4,7 @@ Values in, values out; nothing is read or written here. Letters: n pictures, N n
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from hierarchy.metrics.calibration import binned
 from hierarchy.metrics.lines import covers, facts, lines
 from hierarchy.metrics.selective import risk_coverage
 from hierarchy.tree import TOP
+from inference.manifest import Manifest
 from inference.predictor import (
     EVIDENCE,
     Predictor,
@@ -80,9 +81,7 @@ def read_record(tensors: Mapping[str, Tensor], tree: LabelTree) -> Record | None
     return Record(seen, ids("truth"), ids("nodes"), ids("labels"))
 
 
-def up_to_date(
-    manifest: Mapping[str, Any], tree: LabelTree, record: Record | None, levels: int
-) -> dict[str, Any]:
+def up_to_date(manifest: Manifest, tree: LabelTree, record: Record | None, levels: int) -> Manifest:
     """A manifest of any release with figures as this one defines them, or without them.
 
     Earlier ones divided by images whose label does not reach a level, and counted levels that name
@@ -94,13 +93,13 @@ def up_to_date(
         record: what it keeps of its held-out images.
         levels: how many decision levels it has.
     """
-    metrics = {name: value for name, value in manifest["metrics"].items() if name != "levels"}
+    metrics = {name: value for name, value in manifest.metrics.items() if name != "levels"}
     figures = record_accuracy(record, tree)
     if "by_level" not in metrics and figures is not None:
         metrics["by_level"] = figures
     seen = None if record is None else record.seen
     calibration = own_calibration(manifest, seen, levels)
-    return {**manifest, "metrics": metrics, "calibration": calibration}
+    return replace(manifest, metrics=metrics, calibration=calibration)
 
 
 # By node
@@ -538,7 +537,7 @@ class Change:
         return self.second - self.first
 
 
-def compare_manifests(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Change]:
+def compare_manifests(first: Manifest, second: Manifest) -> list[Change]:
     """The figures of two versions side by side; each on its own held-out pictures."""
     both = (first, second)
     levels = [_level_figures(one) for one in both]
@@ -567,22 +566,22 @@ def compare_manifests(first: Mapping[str, Any], second: Mapping[str, Any]) -> li
     return rows
 
 
-def _leaves(both: tuple[Mapping[str, Any], Mapping[str, Any]]) -> tuple[int, int]:
+def _leaves(both: tuple[Manifest, Manifest]) -> tuple[int, int]:
     """Held-out pictures with a leaf label, in the one and the other."""
     first, second = (int(_within(one, ("metrics", "leaf_checked")) or 0) for one in both)
     return first, second
 
 
-def _level_figures(manifest: Mapping[str, Any]) -> dict[int, tuple[float, int]]:
-    rows = manifest.get("metrics", {}).get("by_level") or []
+def _level_figures(manifest: Manifest) -> dict[int, tuple[float, int]]:
+    rows = manifest.metrics.get("by_level") or []
     return {int(row["level"]): (row["accuracy"], row["checked"]) for row in rows}
 
 
-def _within(told: Any, keys: Sequence[str]) -> float | None:  # noqa: ANN401 - plain data
-    for key in keys:
-        told = told.get(key) if isinstance(told, Mapping) else None
-    is_number = isinstance(told, int | float) and not isinstance(told, bool)
-    return float(told) if is_number else None
+def _within(manifest: Manifest, keys: Sequence[str]) -> float | None:
+    found: object = getattr(manifest, keys[0])
+    for key in keys[1:]:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return float(found) if isinstance(found, int | float) else None
 
 
 @dataclass(frozen=True)

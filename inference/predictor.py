@@ -7,7 +7,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -35,6 +34,7 @@ from hierarchy.familiarity import Familiarity
 from hierarchy.heads import HRNHead, transfer_weights
 from hierarchy.metrics.lines import facts
 from inference.errors import EarlierReleaseError, ModelStoreError
+from inference.manifest import Manifest
 from inference.store import ModelStore, Project
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Predictor:
         rule: DepthRule,
         backbone: tuple[str, str],
         backbone_weights: dict[str, Tensor],
-        manifest: dict[str, Any],
+        learnt: LabelTree | None = None,
         decisions: Decisions | None = None,
         familiarity: Familiarity | None = None,
     ) -> None:
@@ -99,7 +99,7 @@ class Predictor:
             rule: when to stop.
             backbone: name and fingerprint of what the head was trained on.
             backbone_weights: of a fine-tuned backbone, else empty.
-            manifest: the version's.
+            learnt: the tree that the head was trained with; None for the tree of today.
             decisions: the choices that the rule was fitted on; None for all of the tree's.
             familiarity: what the labelled images look like; None where the version did not keep it.
         """
@@ -109,10 +109,11 @@ class Predictor:
         self.rule = self.own_rule = rule
         self.backbone_name, self.backbone_fingerprint = backbone
         self.backbone_weights = backbone_weights
-        self.manifest = manifest
         self.decisions = Decisions.of(tree) if decisions is None else decisions
         self.familiarity = familiarity
         inner = [node for node, below in enumerate(tree.children) if below]
+        known = set((learnt or tree).paths)
+        self._learnt = np.array([path in known for path in tree.paths])
         self._ends = ~np.isin(np.arange(len(tree)), inner)
 
     def log_probabilities(self, vectors: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -146,12 +147,6 @@ class Predictor:
             share = np.exp(log_p[rows, nodes] - log_p[rows, choice])
             result = np.where(known, own * share, result)
         return np.where(self._learnt[nodes], result, 0.0)
-
-    @cached_property
-    def _learnt(self) -> NDArray[np.bool_]:
-        """``(N,)`` whether the head was trained with the node."""
-        learnt = set(LabelTree.from_json(self.manifest["tree"]).paths)
-        return np.array([path in learnt for path in self.tree.paths])
 
     def answer(self, vectors: NDArray[np.floating]) -> list[Answer]:
         """Return one answer per feature vector, in order."""
@@ -269,10 +264,10 @@ def load_predictor(
     manifest = store.manifest(project.key, version)
     check_runs(manifest, version)
     tensors = store.weights(project.key, version)
-    learnt = LabelTree.from_json(manifest["tree"])
+    learnt = LabelTree.from_json(manifest.tree)
     weights = _split(tensors, EVIDENCE)[1]
     own_backbone, weights = _split(weights, BACKBONE)
-    head = build_head(learnt, manifest["network"])
+    head = build_head(learnt, manifest.network)
     try:
         head.load_state_dict(weights)
     except RuntimeError as error:
@@ -280,7 +275,7 @@ def load_predictor(
             f"the weights of {version} do not fit its manifest: {error}"
         ) from error
     if tree is not None and tree != learnt:
-        head = build_head(tree, manifest["network"])
+        head = build_head(tree, manifest.network)
         transfer_weights(weights, learnt, head)
     decisions = decisions_of(tensors, learnt)
     return Predictor(
@@ -288,9 +283,9 @@ def load_predictor(
         tree=tree or learnt,
         head=head.to(device),
         rule=rule_for(project, manifest, read_evidence(tensors, learnt), len(decisions.levels)),
-        backbone=(manifest["backbone"]["name"], manifest["backbone"]["fingerprint"]),
+        backbone=(manifest.backbone["name"], manifest.backbone["fingerprint"]),
         backbone_weights=own_backbone,
-        manifest=manifest,
+        learnt=learnt,
         decisions=decisions.within(tree or learnt),
         familiarity=read_familiarity(tensors),
     )
@@ -303,7 +298,7 @@ def build_head(tree: LabelTree, network: Mapping[str, Any]) -> HRNHead:
         EarlierReleaseError: its kind is an earlier release's.
         ModelStoreError: its kind or its sizes are not known to this release.
     """
-    check_runs({"network": network}, "this version")
+    check_runs(Manifest(network=network), "this version")
     sizes = {name: value for name, value in network.items() if name not in ("kind", "channels")}
     try:
         return HRNHead(tree, network["channels"], **sizes)
@@ -311,19 +306,19 @@ def build_head(tree: LabelTree, network: Mapping[str, Any]) -> HRNHead:
         raise ModelStoreError(f"a head that this release cannot build: {error}") from error
 
 
-def runs_here(manifest: Mapping[str, Any]) -> bool:
+def runs_here(manifest: Manifest) -> bool:
     """Tell whether this release can run a version's head; earlier ones' read feature maps."""
-    return manifest["network"]["kind"] not in EARLIER_KINDS
+    return manifest.network.get("kind") not in EARLIER_KINDS
 
 
-def check_runs(manifest: Mapping[str, Any], version: str) -> None:
+def check_runs(manifest: Manifest, version: str) -> None:
     """Refuse a version whose head this release cannot run.
 
     Raises:
         EarlierReleaseError: an earlier release trained it, and a training is needed.
         ModelStoreError: its kind is not known.
     """
-    kind = manifest["network"]["kind"]
+    kind = manifest.network.get("kind")
     if not runs_here(manifest):
         raise EarlierReleaseError(
             f"{version} was trained by an earlier release, whose models this one cannot run: a "
@@ -334,9 +329,7 @@ def check_runs(manifest: Mapping[str, Any], version: str) -> None:
         raise ModelStoreError(f"network kind {kind!r} is not known to this release: {KIND}")
 
 
-def own_calibration(
-    manifest: Mapping[str, Any], seen: Evidence | None, levels: int
-) -> dict[str, Any]:
+def own_calibration(manifest: Manifest, seen: Evidence | None, levels: int) -> dict[str, Any]:
     """What the version was calibrated to; fitted again where a release counted more levels.
 
     A level that names every image alike had counted as a label that is always right.
@@ -346,7 +339,7 @@ def own_calibration(
         seen: its evidence, as `read_evidence` gives it.
         levels: how many decision levels it has.
     """
-    own: dict[str, Any] = manifest["calibration"]
+    own = dict(manifest.calibration)
     rule = DepthRule.from_json(own["rule"])
     if len(rule.platt) <= levels:
         return own
@@ -357,7 +350,7 @@ def own_calibration(
 
 
 def calibration_for(
-    project: Project, manifest: Mapping[str, Any], seen: Evidence | None, levels: int
+    project: Project, manifest: Manifest, seen: Evidence | None, levels: int
 ) -> dict[str, Any]:
     """The version's own calibration, refitted from its evidence if the project asks something else.
 
@@ -397,9 +390,7 @@ def _nothing(rule: DepthRule) -> dict[str, Any]:
     return Fitted(rule, "none", 0, 0, 0.0, 0.0).to_json()
 
 
-def rule_for(
-    project: Project, manifest: Mapping[str, Any], seen: Evidence | None, levels: int
-) -> DepthRule:
+def rule_for(project: Project, manifest: Manifest, seen: Evidence | None, levels: int) -> DepthRule:
     """The rule of `calibration_for`."""
     return DepthRule.from_json(calibration_for(project, manifest, seen, levels)["rule"])
 

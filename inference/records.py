@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from inference.insight import (
     read_record,
     up_to_date,
 )
+from inference.manifest import Manifest
 from inference.predictor import calibration_for, decisions_of
 from inference.store import ModelStore, Project
 
@@ -38,7 +39,7 @@ class Known:
     """
 
     version: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     tree: LabelTree
     record: Record | None
     decisions: Decisions
@@ -46,7 +47,7 @@ class Known:
     @property
     def rule(self) -> DepthRule:
         """As it was certified."""
-        return DepthRule.from_json(self.manifest["calibration"]["rule"])
+        return DepthRule.from_json(self.manifest.calibration["rule"])
 
     def calibration(self, project: Project) -> dict[str, Any]:
         """The rule under what the project asks for now, and what it rests on."""
@@ -76,7 +77,7 @@ class Records:
         self._store = store
         self._keep = keep
         self._known: OrderedDict[tuple[str, str], Known] = OrderedDict()
-        self._summaries: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+        self._summaries: OrderedDict[tuple[str, str], Manifest] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: str, version: str) -> Known:
@@ -93,7 +94,7 @@ class Records:
                 self._known.popitem(last=False)
             return self._known[key, version]
 
-    def summary(self, key: str, version: str) -> dict[str, Any]:
+    def summary(self, key: str, version: str) -> Manifest:
         """The manifest without its tree, its figures as this release defines them.
 
         For that, the first look at a version of an earlier release reads all of it.
@@ -104,10 +105,9 @@ class Records:
         with self._lock:
             if (key, version) not in self._summaries:
                 manifest = self._store.manifest(key, version)
-                if "by_level" not in manifest["metrics"]:
+                if "by_level" not in manifest.metrics:
                     manifest = self._read(key, version).manifest
-                manifest.pop("tree", None)
-                self._summaries[key, version] = manifest
+                self._summaries[key, version] = replace(manifest, tree={})
             self._summaries.move_to_end((key, version))
             while len(self._summaries) > SUMMARIES:
                 self._summaries.popitem(last=False)
@@ -119,7 +119,7 @@ class Records:
         Raises:
             UnknownVersionError, ModelStoreError: it is not there, or not whole.
         """
-        own: dict[str, Any] = self.summary(project.key, version)["calibration"]
+        own = dict(self.summary(project.key, version).calibration)
         rule = DepthRule.from_json(own["rule"])
         asked = (project.target_accuracy or rule.target, project.minimum_depth)
         limits = (project.maximum_depth, project.strict)
@@ -129,7 +129,7 @@ class Records:
 
     def _read(self, key: str, version: str) -> Known:
         manifest, tensors = self._store.manifest(key, version), self._store.weights(key, version)
-        tree = LabelTree.from_json(manifest.pop("tree"))
+        tree = LabelTree.from_json(manifest.tree)
         record, decisions = read_record(tensors, tree), decisions_of(tensors, tree)
-        manifest = up_to_date(manifest, tree, record, len(decisions.levels))
+        manifest = up_to_date(replace(manifest, tree={}), tree, record, len(decisions.levels))
         return Known(version, manifest, tree, record, decisions)

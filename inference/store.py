@@ -33,14 +33,9 @@ from torch import Tensor
 
 from inference.errors import ModelStoreError, UnknownVersionError, VersionInUseError
 from inference.files import Files, FolderFiles
+from inference.manifest import FORMAT, Manifest, digest
 
 log = logging.getLogger(__name__)
-
-#: The layout of a manifest; a release that cannot read an older one says so instead of guessing.
-FORMAT = 1
-
-#: Field of a manifest: the checksum over all others.
-SEAL: Final = "manifest_sha256"
 
 #: Characters of a note; more is cut.
 NOTE_LENGTH = 1000
@@ -233,22 +228,15 @@ class ModelStore:
         taken = sorted(self._taken(key), key=_number)
         return [name for name in taken if self._exists(f"{_version(key, name)}/manifest.json")]
 
-    def manifest(self, key: str, version: str) -> dict[str, Any]:
-        """The version's manifest.
+    def manifest(self, key: str, version: str) -> Manifest:
+        """Read the version's manifest.
 
         Raises:
             UnknownVersionError: there is no such version.
             ModelStoreError: it cannot be read, is of a format this release does not know, or was
                 changed since it was published.
         """
-        manifest = self._read(f"{_version(key, version)}/manifest.json")
-        if manifest.get("format") != FORMAT:
-            raise ModelStoreError(
-                f"{version} has manifest format {manifest.get('format')!r}, this release reads "
-                f"{FORMAT}: install the release that wrote it, or train anew"
-            )
-        _check_seal(version, manifest)
-        return manifest
+        return Manifest.from_json(self._read(f"{_version(key, version)}/manifest.json"), version)
 
     def weights(self, key: str, version: str) -> dict[str, Tensor]:
         """The version's tensors, their checksum verified before they are parsed.
@@ -264,16 +252,15 @@ class ModelStore:
             raise ModelStoreError(
                 f"cannot read the weights of {version}: {error.strerror}"
             ) from error
-        digest = hashlib.sha256(data).hexdigest()
-        published = str(manifest.get("weights_sha256"))
-        if digest != published:
+        found = hashlib.sha256(data).hexdigest()
+        if found != manifest.weights_sha256:
             raise ModelStoreError(
-                f"the weights of {version} are not those published (sha256 {digest[:12]}, "
-                f"expected {published[:12]}): restore the file or roll back"
+                f"the weights of {version} are not those published (sha256 {found[:12]}, expected "
+                f"{str(manifest.weights_sha256)[:12]}): restore the file or roll back"
             )
         return load_tensors(data)
 
-    def publish(self, key: str, manifest: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    def publish(self, key: str, manifest: Manifest, weights: Mapping[str, Tensor]) -> str:
         """Write a new version and return its name; it is complete or it is not there.
 
         Two workers that publish at once get two names: one that is taken is refused.
@@ -285,15 +272,14 @@ class ModelStore:
         number = max(map(_number, self._taken(key)), default=0)
         while True:
             number += 1
-            full = {
-                **manifest,
-                "format": FORMAT,
-                "version": f"v{number}",
-                "published_at": time.time(),
-                "weights_sha256": hashlib.sha256(data).hexdigest(),
-                "weights_bytes": len(data),
-            }
-            files = {"weights.safetensors": data, "manifest.json": _json(_sealed(full))}
+            full = replace(
+                manifest,
+                version=f"v{number}",
+                published_at=time.time(),
+                weights_sha256=hashlib.sha256(data).hexdigest(),
+                weights_bytes=len(data),
+            )
+            files = {"weights.safetensors": data, "manifest.json": _json(full.to_json())}
             with self._writing(), contextlib.suppress(FileExistsError):
                 self.files.place(_version(key, f"v{number}"), files)
                 return f"v{number}"
@@ -320,9 +306,9 @@ class ModelStore:
                 f"{what} has format {data.get('format')!r}, this release reads {FORMAT}"
             )
         following = data.get("following")
-        if not isinstance(following, dict) or data.get("sha256") != _digest(following):
+        if not isinstance(following, dict) or data.get("sha256") != digest(following):
             raise ModelStoreError(f"{what} is not as it was written: it is made anew from labels")
-        published = self.manifest(key, version).get("weights_sha256")
+        published = self.manifest(key, version).weights_sha256
         return following if data.get("weights_sha256") == published else None
 
     def write_following(self, key: str, version: str, following: Mapping[str, Any]) -> None:
@@ -341,8 +327,8 @@ class ModelStore:
         """
         told = {
             "format": FORMAT,
-            "weights_sha256": self.manifest(key, version).get("weights_sha256"),
-            "sha256": _digest(following),
+            "weights_sha256": self.manifest(key, version).weights_sha256,
+            "sha256": digest(following),
             "following": dict(following),
         }
         self._write(_following(key, version), told, indent=None)
@@ -449,7 +435,7 @@ class ModelStore:
         live, names = self.current(key), self.versions(key)
         found = {names[0]: f"{names[0]} is the only version"} if len(names) == 1 else {}
         if live is not None:
-            if (parent := self.manifest(key, live).get("parent")) is not None:
+            if (parent := self.manifest(key, live).parent) is not None:
                 found[parent] = f"{parent} is what {live}, which is live, followed: the way back"
             found[live] = f"{live} is live: make another version live first"
         return found
@@ -518,7 +504,7 @@ class ModelStore:
             UnknownVersionError: there is no such complete version.
             ModelStoreError: it cannot be read.
         """
-        made = float(self.manifest(key, version).get("published_at", 0))
+        made = self.manifest(key, version).published_at
         opened: list[tuple[str, IO[bytes]]] = []
         for name in ("manifest.json", "weights.safetensors"):
             try:
@@ -675,34 +661,3 @@ def _number(version: str) -> int:
 
 def _json(data: object, indent: int | None = 1) -> bytes:
     return json.dumps(data, indent=indent, ensure_ascii=False).encode()
-
-
-def _digest(data: Mapping[str, Any]) -> str:
-    """Of plain data, however its file is laid out."""
-    plain = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(plain.encode()).hexdigest()
-
-
-def _sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """With a checksum over all that it says, as it will be read back."""
-    plain: dict[str, Any] = json.loads(_json(manifest))
-    plain.pop(SEAL, None)  # of another version, from whose manifest this one was made
-    return {**plain, SEAL: _digest(plain)}
-
-
-def _check_seal(version: str, manifest: Mapping[str, Any]) -> None:
-    """Refuse a manifest that does not say what was published.
-
-    Versions that releases before the checksum wrote have none and are read as they are.
-    """
-    told = {name: value for name, value in manifest.items() if name != SEAL}
-    if SEAL in manifest and manifest[SEAL] != _digest(told):
-        raise ModelStoreError(
-            f"the manifest of {version} is not the one published: it was edited or damaged since; "
-            "restore the file or roll back"
-        )
-    if told.get("version") != version:
-        raise ModelStoreError(
-            f"the manifest of {version} is that of {str(told.get('version'))[:20]!r}: its folder "
-            "was renamed or copied; restore it or roll back"
-        )

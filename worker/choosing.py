@@ -120,7 +120,7 @@ def depth_preview(parts: Parts, asked: Project) -> tuple[str, Preview] | None:
     live = parts.store.current(asked.key)
     if live is None:
         return None
-    tree = LabelTree.from_json(parts.store.manifest(asked.key, live)["tree"])
+    tree = LabelTree.from_json(parts.store.manifest(asked.key, live).tree)
     seen = read_evidence(parts.store.weights(asked.key, live), tree)
     if seen is None:
         return None

@@ -202,7 +202,7 @@ def test_what_annotators_answers_said_may_be_damaged(
     ("standing", "words"), [("certified", "90% right, certified"), ("none", "no label is shown")]
 )
 def test_what_is_promised_is_told_with_its_grounds(standing: str, words: str) -> None:
-    calibration = manifest(TREE, 1.0, "x")["calibration"] | {"standing": standing}
+    calibration = dict(manifest(TREE, 1.0, "x").calibration) | {"standing": standing}
     assert words in projects.promise(calibration)
 
 

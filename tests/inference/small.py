@@ -18,6 +18,7 @@ from hierarchy.familiarity import Familiarity
 from hierarchy.heads import HRNHead
 from inference.backbone import RandomWeights, load_backbone
 from inference.extractors import FeatureExtractors
+from inference.manifest import Manifest
 from inference.predictor import (
     BACKBONE,
     EVIDENCE,
@@ -113,13 +114,12 @@ def publish(  # noqa: D417 - the rest is what its name says
     """
     held = seen(levels=tree.depth) if known is None else known
     rule = fit_rule(held, target=target)
-    manifest = {
-        "tree": tree.to_json(),
-        "network": dict(network),
-        "backbone": {"name": backbone[0], "fingerprint": backbone[1]},
-        "calibration": rule.to_json(),
-        "metrics": {},
-    }
+    manifest = Manifest(
+        tree=tree.to_json(),
+        network=network,
+        backbone={"name": backbone[0], "fingerprint": backbone[1]},
+        calibration=rule.to_json(),
+    )
     tensors = dict(head.state_dict())
     tensors |= {f"{BACKBONE}{name}": value for name, value in (backbone_weights or {}).items()}
     if known is not None:

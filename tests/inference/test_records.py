@@ -34,9 +34,9 @@ def test_a_version_is_read_once(store: ModelStore) -> None:
     assert len(first.record.seen) == 200
     assert not first.by_node  # a version of an earlier release
     assert first.rule.target == 0.9
-    assert "tree" not in first.manifest
+    assert not first.manifest.tree
     assert records.get(key, version) is first
-    assert records.summary(key, version)["metrics"] == {}
+    assert records.summary(key, version).metrics == {}
 
 
 ROOTED = LabelTree.from_paths([("Life", *path) for path in TREE.paths if path != ("Fruit",)])
@@ -53,11 +53,11 @@ def test_an_earlier_certificate_does_not_count_a_root_above_everything(store: Mo
     """Its evidence is kept, so what it is worth is fitted again: as for the tree below the root."""
     plain = publish(store, project(), TREE, head_of(TREE, HEAD), known=seen(400))
     version = publish(store, project(), ROOTED, head_of(ROOTED, HEAD), known=rooted(seen(400)))
-    hollow = store.manifest(project().key, version)["calibration"]
+    hollow = store.manifest(project().key, version).calibration
     assert hollow["given"] == 1.0
     records = Records(store)
-    now = records.summary(project().key, version)["calibration"]
-    below = records.summary(project().key, plain)["calibration"]
+    now = records.summary(project().key, version).calibration
+    below = records.summary(project().key, plain).calibration
     for name in ("standing", "checked", "wrong", "given", "mean_depth"):
         assert now[name] == below[name]
     assert now["given"] < 1
@@ -69,7 +69,7 @@ def test_an_earlier_certificate_does_not_count_a_root_above_everything(store: Mo
         [ROOTED.index(("Life", "Fruit", name)) for name in ("Apple", "Pear")],
     ]
     bare = publish(store, project(), ROOTED, head_of(ROOTED, HEAD))  # keeps no evidence
-    assert records.summary(project().key, bare)["calibration"]["standing"] == "none"
+    assert records.summary(project().key, bare).calibration["standing"] == "none"
     assert Predictors(store).get(project(), bare).rule.price is None
 
 
@@ -78,7 +78,7 @@ def test_what_is_asked_for_now_is_what_is_told(store: ModelStore) -> None:
     records = Records(store)
     assert (
         records.calibration(project(), version)
-        == records.summary(project().key, version)["calibration"]
+        == records.summary(project().key, version).calibration
     )
     asked = replace(project(), target_accuracy=0.75, maximum_depth=1)
     now = records.calibration(asked, version)
@@ -91,7 +91,8 @@ def test_earlier_figures_are_counted_again_where_the_images_are_known(store: Mod
     """Those that were written divided by images whose label does not reach the level."""
     known, tree = seen(3), TREE
     version = publish(store, project(), tree, head_of(tree, HEAD), known=known)
-    manifest, tensors = (f(project().key, version) for f in (store.manifest, store.weights))
+    manifest = store.manifest(project().key, version)
+    tensors = store.weights(project().key, version)
     false = [{"level": 2, "checked": 3, "accuracy": 0.3333}]
     fruit, milk, apple, pear = range(4)
     kept = as_tensors(
@@ -99,9 +100,9 @@ def test_earlier_figures_are_counted_again_where_the_images_are_known(store: Mod
         nodes=np.array([[fruit, apple], [milk, pear], [fruit, apple]]),
         labels=np.zeros(4, dtype=np.int64),
     )
-    written = {**manifest, "metrics": {"levels": false, "leaf_accuracy": 1.0}}
+    written = replace(manifest, metrics={"levels": false, "leaf_accuracy": 1.0})
     names = [store.publish(project().key, written, {**tensors, **more}) for more in (kept, {})]
-    now, unknown = (Records(store).summary(project().key, name)["metrics"] for name in names)
+    now, unknown = (Records(store).summary(project().key, name).metrics for name in names)
     assert now == {
         "leaf_accuracy": 1.0,
         "by_level": [

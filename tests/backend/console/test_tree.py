@@ -63,7 +63,7 @@ def test_accuracy_is_that_of_the_stored_evidence(
     admin: FlaskClient, known: Project, parts: Parts
 ) -> None:
     tensors = parts.store.weights(known.key, "v1")
-    tree = LabelTree.from_json(parts.store.manifest(known.key, "v1")["tree"])
+    tree = LabelTree.from_json(parts.store.manifest(known.key, "v1").tree)
     fruit, nodes = tree.index(("Fruit",)), tensors[f"{EVIDENCE}nodes"].tolist()
     truth = tensors[f"{EVIDENCE}truth"].tolist()
     mine = [
