@@ -33,8 +33,8 @@ from evaluation.harness import machine
 from hierarchy import LabelTree
 from hierarchy.choice import DepthRule
 from inference.extractors import FeatureExtractors
-from inference.manifest import Manifest
-from inference.predictor import KIND, build_head
+from inference.manifest import KIND, Manifest
+from inference.predictor import build_head
 from inference.store import UNTRAINED, Project, project_key
 from studio.image_fetcher import FetchedImage
 from studio.label_config import parse_label_config

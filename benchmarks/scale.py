@@ -35,8 +35,8 @@ from hierarchy.choice import DepthRule
 from inference.answers import answers
 from inference.extractors import FeatureExtractors
 from inference.feature_cache import FeatureCache
-from inference.manifest import Manifest
-from inference.predictor import KIND, Predictor, build_head
+from inference.manifest import KIND, Manifest
+from inference.predictor import Predictor, build_head
 from inference.store import Project, project_key
 from studio.image_fetcher import FetchedImage
 from studio.label_config_writer import taxonomy_config

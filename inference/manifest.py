@@ -14,6 +14,10 @@ FORMAT: Final = 1
 #: Field of the file: the checksum over all others.
 SEAL: Final = "manifest_sha256"
 
+#: The kind of head that a manifest names, and those of earlier releases, which read feature maps.
+KIND: Final = "hrn"
+EARLIER_KINDS: Final = ("frozen", "residual")
+
 #: A part of a manifest that only its writer and its readers know, as plain data.
 Part = Mapping[str, Any]
 
@@ -57,6 +61,11 @@ class Manifest:
     published_at: float = 0.0
     weights_sha256: str = ""
     weights_bytes: int = 0
+
+    @property
+    def runs_here(self) -> bool:
+        """Tell whether this release can run the version's head."""
+        return self.network.get("kind") not in EARLIER_KINDS
 
     def to_json(self) -> dict[str, Any]:
         """Return the file's content, with its format and its seal."""

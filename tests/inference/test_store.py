@@ -350,6 +350,12 @@ def test_a_version_that_is_gone_is_passed_over(store: ModelStore) -> None:
     assert store.previous(KEY_OF) == "v1"
 
 
+def test_a_version_that_cannot_run_here_is_not_rolled_back_to(store: ModelStore) -> None:
+    earlier = {"kind": "frozen", "channels": 1280}
+    live(store, publish(store), publish(store, network=earlier), publish(store))
+    assert store.previous(KEY_OF) == "v1"
+
+
 def test_an_incomplete_version_cannot_go_live(store: ModelStore) -> None:
     live(store, publish(store))
     (folder(store) / "versions" / "v2").mkdir()
