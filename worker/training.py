@@ -324,7 +324,7 @@ def _recent(parts: Parts, project: Project, live: str, tree: LabelTree) -> dict[
         try:
             manifest = parts.store.manifest(project.key, name)
             same = runs_here(manifest) and LabelTree.from_json(manifest.tree) == tree
-            one = read_held_out(parts.store.weights(project.key, name), tree) if same else None
+            one = read_held_out(parts.store.weights(project.key, name)) if same else None
         except ModelError:  # deleted since
             continue
         if one is not None:

@@ -383,7 +383,7 @@ def test_answers_that_chance_asked_for_reach_calibration_and_gate(parts: Parts) 
     parts.store.write_order(project.key, places.to_json())
     labels = coloured(parts, 60)
     learn(Order(project.key, fine_tune=False), project, CONFIG, labels, parts, silent)
-    seen = read_evidence(parts.store.weights(project.key, "v1"), CONFIG.tree)
+    seen = read_evidence(parts.store.weights(project.key, "v1"))
     assert seen is not None
     assert seen.drawn is not None
     assert np.flatnonzero(seen.drawn).tolist() == [3, 10, 17]
