@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from inference import torchfile_reader
@@ -58,8 +58,10 @@ def read_state_dict(path: Path, cache: Path | None = None) -> dict[str, Tensor]:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """Read what the reader wrote; it numbers the names, for the format keeps no order."""
-    return {name.split(" ", 1)[1]: tensor for name, tensor in sorted(load_file(path).items())}
+    """Read what the reader wrote: names with numbers, for the format keeps no order."""
+    return {
+        name.split(" ", 1)[1]: tensor for name, tensor in sorted(load(path.read_bytes()).items())
+    }
 
 
 def _convert(path: Path, target: Path) -> None:
