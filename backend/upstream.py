@@ -300,7 +300,7 @@ def _unlearnt(parts: Parts, project: Project, snapshot: Snapshot) -> int:
     live = parts.store.current(project.key)
     manifest = parts.store.manifest(project.key, live) if live else None
     # A version of an earlier release answers nothing: all labels wait for its successor.
-    through = str(manifest["trained_through"]) if manifest and runs_here(manifest) else ""
+    through = str(manifest.trained_through) if manifest and runs_here(manifest) else ""
     return sum(label.updated_at > through for label in snapshot.labels)
 
 

@@ -50,7 +50,6 @@ def measure(tree: LabelTree, *, repeats: int) -> dict[str, float]:
         rule=sure_rule(tree),
         backbone=("none", ""),
         backbone_weights={},
-        manifest={},
     )
     drawn = np.random.default_rng(0)
     vectors = drawn.random((1, sum(CHANNELS)), dtype=np.float32)

@@ -33,8 +33,8 @@ from evaluation.simulation import answers
 from hierarchy import LabelTree
 from hierarchy.acquisition import ask
 from hierarchy.calibration import Evidence, Fitted, evidence, fit_rule
-from hierarchy.depth_selection import DepthRule, candidates, choose_depth, corrected
 from hierarchy.decisions import Decisions
+from hierarchy.depth_selection import DepthRule, candidates, choose_depth, corrected
 from inference.augmentation import PLAIN
 from worker import trainer
 from worker.gate import LEAST, RECENT, HeldOut, Verdict, compare, compare_held_out, compare_shown

@@ -122,15 +122,15 @@ def publish(
     backbone: Mapping[str, str],
 ) -> str:
     """Publish a version with fresh weights that shows the deepest node of every image."""
+    from inference.manifest import Manifest
     from inference.predictor import build_head
 
-    manifest = {
-        "tree": tree.to_json(),
-        "network": dict(network),
-        "backbone": dict(backbone),
-        "calibration": {"rule": sure_rule(tree).to_json()},
-        "metrics": {},
-    }
-    version = store.publish(key, manifest, build_head(tree, manifest["network"]).state_dict())
+    manifest = Manifest(
+        tree=tree.to_json(),
+        network=network,
+        backbone=backbone,
+        calibration={"rule": sure_rule(tree).to_json()},
+    )
+    version = store.publish(key, manifest, build_head(tree, network).state_dict())
     store.point(key, version, reason="benchmark")
     return version

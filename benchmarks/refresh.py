@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.common import arguments, photos, publish, redis, report, tree_of
 from inference.extractors import FeatureExtractors
-from inference.predictor import KIND
+from inference.manifest import KIND
 from inference.store import UNTRAINED, Project, project_key
 from studio.label_config import parse_label_config
 from studio.label_config_writer import taxonomy_config

@@ -56,7 +56,6 @@ def predictor_of(head: HRNHead, tree: LabelTree) -> Predictor:
         rule=sure_rule(tree),
         backbone=("", ""),
         backbone_weights={},
-        manifest={},
     )
 
 

@@ -203,7 +203,7 @@ def main() -> None:
     with installation(folder) as (parts, stand):
         known = register(parts, stand, 1)
         version = release(parts, known)
-        cost["bytes of a version"] = parts.store.manifest(known.key, version)["weights_bytes"]
+        cost["bytes of a version"] = parts.store.manifest(known.key, version).weights_bytes
         cost |= of_images(parts, known, folder)
         cost |= of_events(parts, known)
         cost |= of_reconciling(parts, stand)

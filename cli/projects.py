@@ -146,7 +146,7 @@ def project_status(parts: Parts, project: Project) -> dict[str, Any]:
         except ModelError as error:
             told["problem"] = str(error)
         else:
-            told |= {key: manifest[key] for key in ("metrics", "labels")}
+            told |= {"metrics": manifest.metrics, "labels": manifest.labels}
             told["calibration"] = calibration
             learnt = Read.of_version(manifest)
             told["following"] = following(parts, project, version)
@@ -298,7 +298,7 @@ def versions(parts: Parts, project: Project) -> list[dict[str, Any]]:
             row["problem"] = str(error)
         else:
             keys = ("published_at", "parent", "metrics", "calibration", "labels", "gate", "seconds")
-            row |= {key: manifest.get(key) for key in keys}
+            row |= {key: getattr(manifest, key) for key in keys}
             row["following"] = following(parts, project, name)
         told.append(row)
     return told

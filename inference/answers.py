@@ -28,5 +28,5 @@ def answers(
     else:
         found = extractor.vectors(items)
     vectors = [one for one in found if not isinstance(one, ImageError)]
-    told = iter(predictor.answer(np.stack(vectors)) if vectors else ())
-    return [one if isinstance(one, ImageError) else next(told) for one in found]
+    answered = iter(predictor.answer(np.stack(vectors)) if vectors else ())
+    return [one if isinstance(one, ImageError) else next(answered) for one in found]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # a training config is read without waiting for torch
 PLAIN: Final = 0
 MIRRORED: Final = 1
 
-#: What a head learns from unless told otherwise: both of the above and six crops. Beside the first
+#: What a head learns from by default: both of the above and six crops. Beside the first
 #: two alone they were worth 3 points of leaf accuracy (docs/decisions/0012).
 LEARNT_FROM: Final = tuple(range(8))
 

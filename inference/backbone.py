@@ -7,13 +7,9 @@ B images, C channels; H, W pixels; h, w positions of the map.
 import difflib
 import hashlib
 import json
-import logging
 import math
-import os
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -27,8 +23,6 @@ from inference.errors import BackboneError
 from inference.torchfile import read_state_dict
 from studio.image_decoder import Fit
 
-log = logging.getLogger(__name__)
-
 #: Backbones whose ImageNet weights are packages. The files are those of the RangiLyu
 #: port of Google's checkpoints: other names, the same tensors in the same order.
 PACKAGES: Final[Mapping[str, str]] = {
@@ -40,7 +34,7 @@ PACKAGES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a picture becomes the network's input; the pixels are first scaled to [0, 1].
+    """The way an image becomes the network's input; its pixels are first scaled to [0, 1].
 
     Attributes:
         resize: length of the short side after resizing, in pixels.
@@ -57,37 +51,13 @@ class Preparation:
     interpolation: str = "bicubic"
 
     def fit(self) -> Fit:
-        """How a decoded picture is brought to the network's size."""
+        """Return the size and filter that a decoded image is brought to."""
         return Fit(self.resize, self.crop, self.interpolation)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a version's manifest."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
-    @classmethod
-    def from_json(cls, obj: Mapping[str, Any]) -> "Preparation":
-        """Read what `to_json` made.
-
-        Raises:
-            BackboneError: a field is missing or of another type.
-        """
-        try:
-            red, green, blue = (float(value) for value in obj["mean"])
-            by_red, by_green, by_blue = (float(value) for value in obj["std"])
-            return cls(
-                resize=int(obj["resize"]),
-                crop=int(obj["crop"]),
-                mean=(red, green, blue),
-                std=(by_red, by_green, by_blue),
-                interpolation=str(obj["interpolation"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise BackboneError(f"a picture preparation that cannot be read: {error!r}") from error
-
-
-@dataclass(frozen=True)
-class Card:
-    """What is known of a backbone without its weights.
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A network without its classifier.
 
     Attributes:
         name: timm's name of the network.
@@ -95,6 +65,8 @@ class Card:
         grid: h = w at the preparation's crop.
         preparation: what the network was trained to be shown.
         fingerprint: name and hash of weights and preparation; equal fingerprints, equal features.
+        module: ``(B, 3, H, W)`` normalised floats -> ``(B, C, h, w)`` last feature map before
+            pooling. In evaluation mode, on the CPU, float32.
     """
 
     name: str
@@ -102,78 +74,7 @@ class Card:
     grid: int
     preparation: Preparation
     fingerprint: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, for a file."""
-        return asdict(self) | {"preparation": self.preparation.to_json()}
-
-    @classmethod
-    def from_json(cls, obj: Mapping[str, Any]) -> "Card":
-        """Read what `to_json` made.
-
-        Raises:
-            BackboneError, KeyError, TypeError, ValueError: it is not that.
-        """
-        return cls(
-            str(obj["name"]),
-            int(obj["channels"]),
-            int(obj["grid"]),
-            Preparation.from_json(obj["preparation"]),
-            str(obj["fingerprint"]),
-        )
-
-
-class Backbone:
-    """A network without its classifier. Its weights may be loaded only when they are needed.
-
-    Attributes:
-        card: all that is known of it.
-    """
-
-    def __init__(self, card: Card, module: "nn.Module | Callable[[], nn.Module]") -> None:
-        """Take the network, or a function that loads it."""
-        self.card = card
-        self._module = module
-        self._lock = threading.Lock()
-
-    @property
-    def module(self) -> nn.Module:
-        """``(B, 3, H, W)`` normalised floats -> ``(B, C, h, w)`` last feature map before pooling.
-
-        In evaluation mode, on the CPU, float32.
-
-        Raises:
-            BackboneError: it had to be loaded, and cannot be.
-        """
-        with self._lock:
-            if not isinstance(self._module, nn.Module):
-                self._module = self._module()
-            return self._module
-
-    @property
-    def name(self) -> str:
-        """See `Card`."""
-        return self.card.name
-
-    @property
-    def channels(self) -> int:
-        """See `Card`."""
-        return self.card.channels
-
-    @property
-    def grid(self) -> int:
-        """See `Card`."""
-        return self.card.grid
-
-    @property
-    def preparation(self) -> Preparation:
-        """See `Card`."""
-        return self.card.preparation
-
-    @property
-    def fingerprint(self) -> str:
-        """See `Card`."""
-        return self.card.fingerprint
+    module: nn.Module
 
 
 @dataclass(frozen=True)
@@ -229,16 +130,20 @@ class PooledFeatures(nn.Module):
 
 
 def load_backbone(
-    name: str = "tf_efficientnet_lite0", *, weights: Path | RandomWeights | None = None
+    name: str = "tf_efficientnet_lite0",
+    *,
+    weights: Path | RandomWeights | None = None,
+    cache: Path | None = None,
 ) -> Backbone:
     """Build a network by timm's name and give it its weights.
 
     Args:
         name: any network of timm that ends in a feature map, such as ``resnet50``; a tag behind
-            a dot (``resnet50.tv_in1k``) chooses that tag's picture preparation.
+            a dot (``resnet50.tv_in1k``) chooses that tag's image preparation.
         weights: a .safetensors or .pth file with timm's tensor names. Without it the name must
             be one of `PACKAGES`. `RandomWeights` gives an untrained network, marked as such in
             the fingerprint.
+        cache: a folder that keeps what was read of .pth files; it may be removed at any time.
 
     Raises:
         BackboneError: unknown name, no feature map, or weights missing or not of this network.
@@ -253,81 +158,20 @@ def load_backbone(
     network = _build(name, seed=random.seed if random else 0)
     preparation = _preparation(network)
     if not isinstance(weights, RandomWeights):
-        _fill(network, weights or _package_file(name), name)
+        _fill(network, weights or _package_file(name), name, cache)
     network.reset_classifier(0, "")  # type: ignore[operator]
     module = FeatureMaps(network).eval()
     channels, grid = _probe(module, preparation.crop, name)
     mark = fingerprint(f"{name}-random" if random else name, module, preparation)
-    return Backbone(Card(name, channels, grid, preparation, mark), module)
-
-
-def remembered_backbone(name: str, *, weights: Path | None, folder: Path) -> Backbone:
-    """The same, without loading timm and the weights where they were loaded here before.
-
-    A server whose engine is converted already needs neither: they are 3 s and 300 MB.
-
-    Args:
-        name: as for `load_backbone`.
-        weights: likewise.
-        folder: keeps a card for each network, by what its weights file and timm's version are; may
-            be removed at any time.
-
-    Raises:
-        BackboneError, TorchFileError: as for `load_backbone`; where it is remembered, by the first
-            use of its ``module``.
-    """
-    identity = _identity(name, weights)
-    if identity is None:
-        return load_backbone(name, weights=weights)
-    path = folder / f"card-{identity}.json"
-    try:
-        card = Card.from_json(json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, BackboneError):
-        made = load_backbone(name, weights=weights)
-        _keep(path, made.card)
-        return made
-
-    def load() -> nn.Module:
-        made = load_backbone(name, weights=weights)
-        if made.fingerprint != card.fingerprint:
-            path.unlink(missing_ok=True)
-            raise BackboneError(
-                f"the weights of {name!r} are not those of {card.fingerprint} any more, but of "
-                f"{made.fingerprint}: restart the server and its workers"
-            )
-        return made.module
-
-    return Backbone(card, load)
-
-
-def _identity(name: str, weights: Path | None) -> str | None:
-    """Of what decides a backbone's card, without reading the weights; None if there are none."""
-    try:
-        file = weights or _package_file(name)
-        found = file.stat()
-    except (OSError, BackboneError):  # `load_backbone` says what is wrong
-        return None
-    facts = [name, str(file.resolve()), found.st_size, found.st_mtime_ns, version("timm")]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def _keep(path: Path, card: Card) -> None:
-    """Write a card, whole or not at all; without it the next start takes its time."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(card.to_json()), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        log.warning("cannot keep what is known of the backbone: %s", error)
+    return Backbone(name, channels, grid, preparation, mark, module)
 
 
 def fingerprint(name: str, module: nn.Module, preparation: Preparation) -> str:
-    """The name and 12 hex digits over every weight and the preparation.
+    """Return the name and 12 hex digits over every weight and the preparation.
 
     Also for a backbone whose weights were trained further: its features are others then.
     """
-    digest = hashlib.sha256(json.dumps(preparation.to_json(), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(asdict(preparation), sort_keys=True).encode())
     for key, tensor in sorted(module.state_dict().items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -335,7 +179,7 @@ def fingerprint(name: str, module: nn.Module, preparation: Preparation) -> str:
 
 
 def _build(name: str, *, seed: int) -> nn.Module:
-    """An untrained network with its classifier; the caller's random state stays as it was."""
+    """Build an untrained network with its classifier; the caller's random state stays as it was."""
     import timm  # some seconds, which `Preparation` alone need not cost
 
     # Also keeps out "hf-hub:..." names, for which timm would go to the network.
@@ -352,7 +196,7 @@ def _build(name: str, *, seed: int) -> nn.Module:
 
 
 def _preparation(network: nn.Module) -> Preparation:
-    """What timm says the weights were trained with; ``resize`` as in timm's own evaluation."""
+    """Return timm's preparation of the weights; ``resize`` as in timm's own evaluation."""
     config: Any = network.pretrained_cfg
     crop = int(config["input_size"][1])
     return Preparation(
@@ -365,7 +209,7 @@ def _preparation(network: nn.Module) -> Preparation:
 
 
 def _package_file(name: str) -> Path:
-    """The weights file inside the package for ``name``; the package's own code is not run."""
+    """Find the weights file inside the package for ``name``; the package's own code is not run."""
     if name not in PACKAGES:
         raise BackboneError(
             f"no weights for {name!r}: pass weights=FILE, the .safetensors or .pth file that timm "
@@ -382,19 +226,19 @@ def _package_file(name: str) -> Path:
     return found[0]
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or .pth file."""
+def _read(path: Path, cache: Path | None) -> dict[str, Tensor]:
+    """Read the tensors of a .safetensors or .pth file."""
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        return read_state_dict(path)
+        return read_state_dict(path, cache)
     except (OSError, safetensors.SafetensorError) as error:
         raise BackboneError(f"cannot read the weights file {path.name}: {error}") from error
 
 
-def _fill(network: nn.Module, path: Path, name: str) -> None:
+def _fill(network: nn.Module, path: Path, name: str, cache: Path | None) -> None:
     """Copy the file's tensors into ``network``, all of them but the classifier's by name."""
-    tensors = _read(path)
+    tensors = _read(path, cache)
     own = network.state_dict()
     if name in PACKAGES and "_conv_stem.weight" in tensors:
         tensors = _renamed(tensors, own, f"{path.name} for {name!r}")
@@ -422,7 +266,7 @@ def _first(keys: list[str]) -> str:
 def _renamed(
     tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str
 ) -> dict[str, Tensor]:
-    """The same tensors under timm's names, matched by order, last name part and shape."""
+    """Return the tensors under timm's names, matched by order, last name part and shape."""
     same = len(tensors) == len(own) and all(
         theirs.rpartition(".")[2] == ours.rpartition(".")[2] and value.shape == own[ours].shape
         for (theirs, value), ours in zip(tensors.items(), own, strict=True)

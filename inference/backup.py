@@ -4,17 +4,19 @@ A zip of the store's files and of ``backup.json``, which names each with its SHA
 and logs are not in it: what they hold is found again.
 """
 
+import errno
 import hashlib
-import io
 import json
 import logging
-import os
 import secrets
 import shutil
 import zipfile
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
+from inference.atomic_write import replacing
 from inference.errors import ModelStoreError
 from inference.files import Files, FolderFiles
 
@@ -25,40 +27,34 @@ FORMAT: Final = 1
 
 _LIST: Final = "backup.json"
 _PROJECTS: Final = "projects"
-_PIECE: Final = 1 << 20
 
 
 def backup(files: Files, file: Path) -> int:
-    """Write a store's files into ``file``, whole or not at all; how many are in it.
+    """Write a store's files into ``file``, whole or not at all; return how many.
 
     Servers and workers may go on meanwhile: pointers are read before what they point to.
 
     Raises:
         ModelStoreError: there is nothing to keep, or it cannot be read or written.
     """
-    work = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     known: dict[str, str] = {}
     try:
-        with zipfile.ZipFile(work, "w") as packed:
-            for name in _kept(files):
-                try:
-                    source = files.open(name)
-                except FileNotFoundError:  # a version that was deleted just now
-                    continue
-                with source, packed.open(name, "w", force_zip64=True) as member:
-                    known[name] = _copied(source, member)
-            packed.writestr(_LIST, json.dumps({"format": FORMAT, "sha256": known}, indent=1))
-        if not known:
-            raise ModelStoreError(
-                f"there is nothing to back up in {files.where}: no project has called"
-            )
-        with work.open("rb") as written:
-            os.fsync(written.fileno())
-        work.replace(file)
+        if not file.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, f"there is no folder {file.parent}")
+        with replacing(file) as work:
+            with zipfile.ZipFile(work, "w") as packed:
+                for name in _kept(files):
+                    with suppress(FileNotFoundError):  # a version that was deleted just now
+                        data = files.read(name)
+                        packed.writestr(name, data)
+                        known[name] = hashlib.sha256(data).hexdigest()
+                packed.writestr(_LIST, json.dumps({"format": FORMAT, "sha256": known}, indent=1))
+            if not known:
+                raise ModelStoreError(
+                    f"there is nothing to back up in {files.where}: no project has called"
+                )
     except OSError as error:
         raise ModelStoreError(f"cannot write the backup {file}: {error.strerror}") from error
-    finally:
-        work.unlink(missing_ok=True)
     log.info("backed up files=%d to=%s", len(known), file)
     return len(known)
 
@@ -68,7 +64,7 @@ def restore(file: Path, files: Files) -> int:
 
     Every name is checked to lie within the store, and every file against its checksum, before
     anything is put in its place. In a bucket, where there is no renaming, a restore that is
-    interrupted leaves versions without pointers: it can be begun anew once they are removed.
+    interrupted leaves versions without pointers: it can be begun again once they are removed.
 
     Raises:
         ModelStoreError: the store is not empty, the file is damaged or no backup of ours, or the
@@ -81,10 +77,13 @@ def restore(file: Path, files: Files) -> int:
     try:
         with zipfile.ZipFile(file) as packed:
             known = _listed(packed)
+            for name, digest in known.items():
+                if hashlib.sha256(packed.read(name)).hexdigest() != digest:
+                    raise ModelStoreError(f"{name} in {file.name} is damaged: its checksum differs")
             if isinstance(files, FolderFiles):
                 _restore_folder(packed, known, files.root)
             else:
-                _restore_files(packed, known, files)
+                _unpack(packed, known, files)
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         raise ModelStoreError(f"{file} is damaged, or no backup: {error}") from error
     except OSError as error:
@@ -94,13 +93,11 @@ def restore(file: Path, files: Files) -> int:
     return len(known)
 
 
-def _restore_folder(packed: zipfile.ZipFile, known: dict[str, str], root: Path) -> None:
+def _restore_folder(packed: zipfile.ZipFile, names: Iterable[str], root: Path) -> None:
     place = root / _PROJECTS
     work = root / f".restore-{secrets.token_hex(8)}"
     try:
-        work.mkdir(parents=True)
-        for name, digest in known.items():
-            _unpack(packed, name, digest, work)
+        _unpack(packed, names, FolderFiles(work))
         if place.exists():
             place.rmdir()
         (work / _PROJECTS).rename(place)
@@ -108,11 +105,9 @@ def _restore_folder(packed: zipfile.ZipFile, known: dict[str, str], root: Path) 
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _restore_files(packed: zipfile.ZipFile, known: dict[str, str], files: Files) -> None:
-    for name, digest in known.items():
-        with packed.open(name) as member:
-            _check(name, digest, _copied(member, io.BytesIO()))
-    for name in sorted(known, key=_is_pointer):
+def _unpack(packed: zipfile.ZipFile, names: Iterable[str], files: Files) -> None:
+    """Write the files, the pointers last."""
+    for name in sorted(names, key=_is_pointer):
         files.write(name, packed.read(name))
 
 
@@ -125,19 +120,6 @@ def _is_pointer(name: str) -> bool:
     return name.endswith("/current.json")
 
 
-def _check(name: str, digest: str, found: str) -> None:
-    if found != digest:
-        raise ModelStoreError(f"{name} in the backup is damaged: its checksum is another")
-
-
-def _copied(source: Any, target: Any) -> str:  # noqa: ANN401 - binary files of two kinds
-    digest = hashlib.sha256()
-    while data := source.read(_PIECE):
-        digest.update(data)
-        target.write(data)
-    return digest.hexdigest()
-
-
 def _listed(packed: zipfile.ZipFile) -> dict[str, str]:
     """Names and checksums.
 
@@ -145,8 +127,8 @@ def _listed(packed: zipfile.ZipFile) -> dict[str, str]:
         ModelStoreError: of no format we know, or with a name that leads elsewhere.
     """
     try:
-        told = json.loads(packed.read(_LIST))
-        form, known = told["format"], dict(told["sha256"])
+        found = json.loads(packed.read(_LIST))
+        form, known = found["format"], dict(found["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelStoreError(f"no backup of ours: {_LIST} cannot be read ({error})") from error
     if form != FORMAT:
@@ -160,13 +142,3 @@ def _listed(packed: zipfile.ZipFile) -> dict[str, str]:
         if not plain or ".." in parts or "\\" in name or "\0" in name:
             raise ModelStoreError(f"the backup names {name!r}, which is no place in a store")
     return known
-
-
-def _unpack(packed: zipfile.ZipFile, name: str, digest: str, into: Path) -> None:
-    path = into / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with packed.open(name) as member, path.open("wb") as target:
-        found = _copied(member, target)
-        target.flush()
-        os.fsync(target.fileno())
-    _check(name, digest, found)

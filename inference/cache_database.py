@@ -129,9 +129,12 @@ class CacheDatabase:
 #: Those of this process, and those of them that wait while it forks.
 _OPEN: Final[weakref.WeakSet[CacheDatabase]] = weakref.WeakSet()
 _WAITING: Final[list[CacheDatabase]] = []
+#: Held by the thread that forks: another one would release what it waits for.
+_FORKING: Final = threading.Lock()
 
 
 def _before_fork() -> None:
+    _FORKING.acquire()
     _WAITING.extend(_OPEN)
     for database in _WAITING:
         database.before_fork()
@@ -140,6 +143,7 @@ def _before_fork() -> None:
 def _after_fork() -> None:
     while _WAITING:
         _WAITING.pop().after_fork()
+    _FORKING.release()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

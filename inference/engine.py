@@ -1,19 +1,21 @@
-"""Runs a backbone as fast as this machine can, and checks that fast is also right.
+"""The choice of the inference engine: the fastest one here that is also right.
 
 OpenVINO serves on CPUs (in bfloat16 where the CPU has it), PyTorch on GPUs and wherever
 OpenVINO is absent or disagrees.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from inference.agreement import MAX_ERROR, Verdict, disagreement
+from inference.atomic_write import write_atomic
 from inference.backbone import Backbone
+from inference.engine_check import MAX_ERROR, agreed_before, check_file, disagreement
 from inference.errors import EngineError
 from inference.openvino_engine import OpenVINOEngine
 from inference.precision import has_bf16
@@ -22,6 +24,9 @@ from inference.torch_engine import Engine, EngineVectors, Pixels, TorchEngine, s
 __all__ = ["Engine", "EngineVectors", "OpenVINOEngine", "Pixels", "TorchEngine", "make_engine"]
 
 log = logging.getLogger(__name__)
+
+#: The name of an engine that may be right for this machine, and what builds it.
+_Candidate = tuple[str, Callable[[], Engine]]
 
 
 def make_engine(
@@ -32,7 +37,7 @@ def make_engine(
     cache_dir: Path | None = None,
     threads: int | None = None,
 ) -> Engine:
-    """The fastest engine for this machine whose vectors agree with PyTorch in float32.
+    """Build the fastest engine for this machine whose vectors agree with PyTorch in float32.
 
     The comparison is made on the first start (about a second) and its result kept in
     ``cache_dir``. An engine that disagrees, or cannot start, is passed over with a log line.
@@ -52,22 +57,14 @@ def make_engine(
     if target == "cuda" and kind == "openvino":
         raise EngineError("OpenVINO runs on the CPU here: ask for device='cpu' or kind='torch'")
     candidates = list(_candidates(backbone, target, kind, cache_dir, threads))
-    for candidate in candidates:
-        if (engine := _accepted(candidate, backbone, cache_dir)) is not None:
+    for label, build in candidates:
+        if (engine := _accepted(label, build, backbone, cache_dir)) is not None:
             log.info("engine=%s backbone=%s", engine.name, backbone.fingerprint)
             return engine
     raise EngineError(
-        f"none of {', '.join(c.label for c in candidates)} works for {backbone.name} here; "
+        f"none of {', '.join(label for label, _ in candidates)} works for {backbone.name} here; "
         "the log says why; kind='auto' with device='cpu' falls back to PyTorch"
     )
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """An engine that may be right for this machine."""
-
-    label: str
-    build: Callable[[], Engine]
 
 
 def _device(asked: str) -> str:
@@ -87,54 +84,56 @@ def _device(asked: str) -> str:
 def _candidates(
     backbone: Backbone, device: str, kind: str, cache_dir: Path | None, threads: int | None
 ) -> Iterator[_Candidate]:
-    """Fastest first; the last for PyTorch is float32, which agrees with itself."""
+    """Yield the engines that may do, the fastest first; float32 in PyTorch agrees with itself."""
     if kind not in {"auto", "openvino", "torch"}:
         raise EngineError(f"kind must be 'auto', 'openvino' or 'torch', got {kind!r}")
-
-    def openvino(precision: Literal["bf16", "f32"]) -> _Candidate:
-        return _Candidate(
-            f"openvino-cpu-{precision}",
-            lambda: OpenVINOEngine(
-                backbone, cache_dir=cache_dir, threads=threads, precision=precision
-            ),
-        )
-
-    def pytorch(precision: torch.dtype) -> _Candidate:
-        return _Candidate(
-            f"torch-{device}-{short_name(precision)}",
-            lambda: TorchEngine(backbone, device=device, precision=precision),
-        )
-
     if device == "cpu" and kind != "torch":
-        if has_bf16(device):
-            yield openvino("bf16")
-        yield openvino("f32")
+        precisions: tuple[Literal["bf16", "f32"], ...] = ("bf16", "f32")
+        for precision in precisions if has_bf16(device) else precisions[1:]:
+            yield (
+                f"openvino-cpu-{precision}",
+                partial(
+                    OpenVINOEngine,
+                    backbone,
+                    cache_dir=cache_dir,
+                    threads=threads,
+                    precision=precision,
+                ),
+            )
     if kind != "openvino":
-        if device == "cuda":
-            yield pytorch(torch.bfloat16 if has_bf16(device) else torch.float16)
-        elif has_bf16(device):
-            yield pytorch(torch.bfloat16)
-        yield pytorch(torch.float32)
+        fast = [torch.bfloat16] if has_bf16(device) else []
+        if device == "cuda" and not fast:
+            fast = [torch.float16]
+        for one in (*fast, torch.float32):
+            label = f"torch-{device}-{short_name(one)}"
+            yield label, partial(TorchEngine, backbone, device=device, precision=one)
 
 
-def _accepted(candidate: _Candidate, backbone: Backbone, cache_dir: Path | None) -> Engine | None:
-    """The engine, if it starts and agrees with PyTorch in float32."""
-    verdict = Verdict.of(candidate.label, backbone, cache_dir)
-    known = verdict.read()
+def _accepted(
+    label: str, build: Callable[[], Engine], backbone: Backbone, cache_dir: Path | None
+) -> Engine | None:
+    """Build the engine; None unless it starts and agrees with PyTorch in float32."""
+    file = None if cache_dir is None else check_file(label, backbone, cache_dir)
+    known = None if file is None else agreed_before(file)
     if known is False:
-        log.warning("engine=%s passed over: it disagreed before", candidate.label)
+        log.warning("engine=%s passed over: it disagreed before", label)
         return None
     try:
-        engine = candidate.build()
-    except EngineError as error:
-        log.warning("engine=%s passed over: %s", candidate.label, error)
+        engine = build()
+    except EngineError as problem:
+        log.warning("engine=%s passed over: %s", label, problem)
         return None
-    if known or candidate.label == "torch-cpu-f32":
+    if known or label == "torch-cpu-f32":
         return engine
-    off = disagreement(engine, backbone)
-    verdict.write(agrees=off <= MAX_ERROR, error=off)
-    if off <= MAX_ERROR:
-        log.info("engine=%s agrees error=%.4f", engine.name, off)
+    error = disagreement(engine, backbone)
+    agrees = error <= MAX_ERROR
+    if file is not None:
+        try:
+            write_atomic(file, json.dumps({"agrees": agrees, "error": error}))
+        except OSError as problem:
+            log.warning("cannot keep the engine's check: %s", problem)
+    if agrees:
+        log.info("engine=%s agrees error=%.4f", engine.name, error)
         return engine
-    log.warning("engine=%s disagrees error=%.4f limit=%.4f", engine.name, off, MAX_ERROR)
+    log.warning("engine=%s disagrees error=%.4f limit=%.4f", engine.name, error, MAX_ERROR)
     return None

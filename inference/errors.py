@@ -1,4 +1,4 @@
-"""What can go wrong with trained models, one class for each thing a caller can do about it."""
+"""Errors of trained models, one class for each thing a caller can do about it."""
 
 
 class ModelError(Exception):
@@ -26,7 +26,7 @@ class UnknownVersionError(ModelStoreError):
 
 
 class EarlierReleaseError(ModelStoreError):
-    """A version that an earlier release trained cannot be run any more; train anew."""
+    """A version that an earlier release trained cannot be run any more; a training is needed."""
 
 
 class VersionInUseError(ModelStoreError):

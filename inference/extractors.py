@@ -1,11 +1,11 @@
 """Feature extractors by the networks they need: the server's own, and those of other versions."""
 
-import dataclasses
 import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,6 @@ from inference.backbone import (
     RandomWeights,
     fingerprint,
     load_backbone,
-    remembered_backbone,
 )
 from inference.engine import make_engine
 from inference.errors import BackboneError
@@ -55,8 +54,7 @@ def tuned_backbone(name: str, weights: Mapping[str, Tensor]) -> Backbone:
         base.module.load_state_dict(dict(weights))
     except RuntimeError as error:
         raise BackboneError(f"the version's backbone is not a {name}: {error}") from error
-    card = dataclasses.replace(base.card, fingerprint=tuned_fingerprint(base, base.module))
-    return Backbone(card, base.module)
+    return replace(base, fingerprint=tuned_fingerprint(base, base.module))
 
 
 class FeatureExtractors:
@@ -165,8 +163,8 @@ class FeatureExtractors:
         with self._lock:
             if source not in self._loaded:
                 name, weights = source
-                self._loaded[source] = remembered_backbone(
-                    name, weights=weights, folder=self._cache / "engines"
+                self._loaded[source] = load_backbone(
+                    name, weights=weights, cache=self._cache / "engines"
                 )
             return self._loaded[source]
 

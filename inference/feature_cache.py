@@ -1,6 +1,5 @@
 """Feature vectors on disk: one SQLite table, by image key, network and augmentation."""
 
-import shutil
 import sqlite3
 import time
 import zlib
@@ -28,8 +27,6 @@ _AT_ONCE: Final = 500
 _PAGES_AT_ONCE: Final = 2000
 #: Rows evicted in one transaction.
 _EVICTED_AT_ONCE: Final = 5000
-#: What releases before kept features in.
-_FORMER: Final = "features"
 
 _TABLES: Final = (
     """
@@ -45,7 +42,7 @@ _TABLES: Final = (
 
 @dataclass(frozen=True)
 class CacheSize:
-    """What a feature cache holds."""
+    """The number and size of a feature cache's vectors."""
 
     vectors: int
     nbytes: int
@@ -59,7 +56,6 @@ class FeatureCache:
 
     def __init__(self, folder: Path) -> None:
         """Nothing is read or written yet."""
-        self._folder = folder
         file = folder / "features.sqlite"
         # Those who read do not wait for those of their own process who write.
         self._reading = CacheDatabase(file, _TABLES)
@@ -141,12 +137,11 @@ class FeatureCache:
     def prune(self, max_bytes: int) -> int:
         """Evict the vectors that were not used for longest beyond ``max_bytes``.
 
-        Last uses are noted once a week. What releases before kept is removed.
+        Last uses are noted once a week.
 
         Returns:
             Bytes that the file got smaller by.
         """
-        shutil.rmtree(self._folder / _FORMER, ignore_errors=True)
         before = self._writing.run(_bytes) or 0
         while (self._writing.run(_bytes) or 0) > max_bytes:
             if not self._writing.run(_evict):

@@ -4,11 +4,10 @@ Images that were seen before are neither fetched nor inferred again. One bad ima
 only. n images; C numbers per image: those of all networks, side by side.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
-from queue import Empty, SimpleQueue
 from typing import Final, TypeGuard
 
 import numpy as np
@@ -20,6 +19,7 @@ from inference.backbone import Backbone
 from inference.batching import MicroBatcher
 from inference.engine import Engine
 from inference.feature_cache import FeatureCache, Vectors
+from inference.prefetch import prefetch
 from inference.reference_index import ReferenceIndex
 from studio.errors import ImageError
 from studio.image_decoder import ImageLimits
@@ -37,7 +37,7 @@ MAX_AGE_S: Final = 7 * 24 * 3600.0
 
 #: Images inferred together. Engines cut this into passes of their own liking.
 _BATCH: Final = 32
-#: Images that are enough to begin with while others are still fetched: two passes of a CPU.
+#: Images that are inferred together while others are still fetched: two passes of a CPU.
 _ENOUGH: Final = 16
 #: Images under way at once, fetched and waiting included: 45 MB at 224 and 260 pixels.
 _WINDOW: Final = 4 * _BATCH
@@ -73,10 +73,6 @@ class Loaded:
     pixels: dict[_Part, NDArray[np.uint8]]
     vectors: dict[_Part, Vectors]
     fetched: bool = False
-
-
-#: Position and what a thread made of the item: an error of ours, too.
-_Arrival = tuple[int, Loaded | BaseException]
 
 
 class FeatureExtractor:
@@ -243,7 +239,7 @@ class FeatureExtractor:
         return [pixels[part] for part in parts]
 
     def decoded(self, picture: FetchedImage, *, at_least: int) -> Image.Image:
-        """Decode to RGB, upright, its shorter side no less than so many pixels if it was.
+        """Decode to RGB, upright, scaled down to ``at_least`` pixels on the shorter side at most.
 
         Raises:
             ImageError: it cannot be decoded.
@@ -284,13 +280,13 @@ class FeatureExtractor:
             return np.zeros(len(keys), dtype=bool), vectors
         held, start = np.ones(len(keys), dtype=bool), 0
         for network in self.networks:
-            card = network.backbone.card
+            backbone = network.backbone
             found, part = self._cache.read(
-                keys, card.fingerprint, card.channels, augmentation=augmentation
+                keys, backbone.fingerprint, backbone.channels, augmentation=augmentation
             )
             held &= found
-            vectors[:, start : start + card.channels] = part
-            start += card.channels
+            vectors[:, start : start + backbone.channels] = part
+            start += backbone.channels
         return held, vectors
 
     def _vectors_of(self, key: str | None, wanted: Sequence[int]) -> dict[_Part, Vectors]:
@@ -299,9 +295,9 @@ class FeatureExtractor:
         if self._cache is None or key is None:
             return vectors
         for network, augmentation in self._parts(wanted):
-            card = self.networks[network].backbone.card
+            backbone = self.networks[network].backbone
             found, rows = self._cache.read(
-                [key], card.fingerprint, card.channels, augmentation=augmentation
+                [key], backbone.fingerprint, backbone.channels, augmentation=augmentation
             )
             if found[0]:
                 vectors[network, augmentation] = rows[0]
@@ -322,45 +318,27 @@ class FeatureExtractor:
     def _stream(
         self, items: Sequence[Item], wanted: tuple[int, ...]
     ) -> Generator[tuple[int, Loaded | ImageError], None, None]:
-        waiting: list[tuple[int, Loaded]] = []
-        todo = iter(zip(range(len(items)), items, self._known(items), strict=True))
-        arrived: SimpleQueue[_Arrival] = SimpleQueue()
-        loading = 0
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="extractor")
-        try:
-            while True:
-                room = _WINDOW - loading - len(waiting)
-                some = list(islice(todo, -(-room // len(wanted))))
-                for position, item, key in some:
-                    pool.submit(self._deliver, arrived, (position, item), key, wanted)
-                loading += len(some)
-                if not loading and not waiting:
-                    return
-                came = list(_taken(arrived)) if loading else []
-                loading -= len(came)
-                self._remember((items[position], found) for position, found in came)
-                waiting += [(at, found) for at, found in came if _lacks(found)]
-                yield from ((at, found) for at, found in came if not _lacks(found))
-                while len(waiting) >= _ENOUGH or (waiting and not loading):
-                    batch, waiting = waiting[:_BATCH], waiting[_BATCH:]
-                    self._infer([loaded for _, loaded in batch], together=False)
-                    yield from batch
-        finally:
-            pool.shutdown(cancel_futures=True)
+        def load(one: tuple[int, Item, str | None]) -> tuple[int, Loaded | ImageError]:
+            position, item, known = one
+            return position, self._load(item, known, wanted)
 
-    def _deliver(
-        self,
-        arrived: "SimpleQueue[_Arrival]",
-        one: tuple[int, Item],
-        known: str | None,
-        wanted: tuple[int, ...],
-    ) -> None:
-        """Load, in a thread of its own, and hand over what came of it."""
-        position, item = one
-        try:
-            arrived.put((position, self._load(item, known, wanted)))
-        except BaseException as error:  # noqa: BLE001 - raised by whoever takes it
-            arrived.put((position, error))
+        todo = zip(range(len(items)), items, self._known(items), strict=True)
+        ahead = -(-_WINDOW // len(wanted))
+        results = prefetch(todo, load, threads=self._threads, ahead=ahead, in_order=False)
+        waiting: list[tuple[int, Loaded]] = []
+        with closing(results):
+            for position, found in results:
+                self._remember([(items[position], found)])
+                if isinstance(found, ImageError) or not found.pixels:
+                    yield position, found
+                    continue
+                waiting.append((position, found))
+                if len(waiting) >= _ENOUGH:
+                    self._infer([one for _, one in waiting], together=False)
+                    yield from waiting
+                    waiting = []
+        self._infer([one for _, one in waiting], together=False)
+        yield from waiting
 
     def _load(self, item: Item, known: str | None, wanted: tuple[int, ...]) -> Loaded | ImageError:
         """Do everything but the inference.
@@ -429,28 +407,6 @@ class FeatureExtractor:
                 if self._cache is not None:
                     rows = [(loaded.image_key, part[1]) for loaded, part in some]
                     self._cache.write(rows, network.backbone.fingerprint, vectors)
-
-
-def _taken(arrived: SimpleQueue[_Arrival]) -> Iterator[tuple[int, Loaded | ImageError]]:
-    """Take what has arrived by now; wait for one at least.
-
-    A queue and not futures: to wait for one of n of those is n times the work.
-    """
-    block = True
-    while True:
-        try:
-            position, found = arrived.get(block=block)
-        except Empty:
-            return
-        if isinstance(found, BaseException) and not isinstance(found, ImageError):
-            raise found
-        yield position, found
-        block = False
-
-
-def _lacks(found: Loaded | ImageError) -> TypeGuard[Loaded]:
-    """Is there something to infer?"""
-    return isinstance(found, Loaded) and bool(found.pixels)
 
 
 def _was_fetched(found: Loaded | ImageError) -> TypeGuard[Loaded]:

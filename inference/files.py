@@ -1,4 +1,4 @@
-"""Where the model store keeps its files: a folder that processes share, or a bucket.
+"""Files of the model store: in a folder that processes share, or in a bucket.
 
 Names are relative, with slashes. What can go wrong is an `OSError`: `FileNotFoundError` for what is
 not there, `FileExistsError` for what may not be replaced.
@@ -6,8 +6,6 @@ not there, `FileExistsError` for what may not be replaced.
 
 import contextlib
 import fcntl
-import io
-import os
 import secrets
 import shutil
 import tempfile
@@ -16,9 +14,11 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
-#: Seconds after which what a killed process left half written is rubbish.
+from inference.atomic_write import UNFINISHED, sync, unused_name, write_atomic
+
+#: Seconds after which what a killed process left half written is removed.
 LEFTOVER_AGE: Final = 24 * 3600
 
 #: Seconds for which a bucket's small files are taken to be as they were read. A new version is
@@ -27,8 +27,6 @@ FRESH: Final = 1.0
 
 #: Marks that a folder's name is taken, before its files are there.
 _CLAIM: Final = "claimed"
-#: What is being written, in a folder.
-_UNFINISHED: Final = ".new-"
 _PROBE: Final = ".check-"
 
 
@@ -40,10 +38,7 @@ class Files(Protocol):
         """For people: the folder, or the bucket's address without credentials."""
 
     def read(self, name: str) -> bytes:
-        """A file's bytes."""
-
-    def open(self, name: str) -> IO[bytes]:
-        """A file to read from, which stays whole if it is removed meanwhile."""
+        """Read a file's bytes."""
 
     def write(self, name: str, data: bytes) -> None:
         """Make or replace a file, whole or not at all."""
@@ -65,25 +60,26 @@ class Files(Protocol):
         """Remove a folder and all that is in it, if it is there."""
 
     def exists(self, name: str) -> bool:
-        """Is the file there?"""
+        """Tell whether the file is there."""
+        return self.stamp(name) is not None
 
     def names(self, folder: str) -> list[str]:
-        """Names of what is in a folder, none if there is no such folder."""
+        """List a folder; nothing if there is no such folder."""
 
     def walk(self, folder: str) -> list[str]:
-        """Names of all files below a folder, whole ones only."""
+        """List the names of all files below a folder, whole ones only."""
 
     def stamp(self, name: str) -> Hashable | None:
-        """Changes whenever the file was written; None where there is none. Does not read it."""
+        """Return what changes with each write; None where there is no file. Does not read it."""
 
     def lock(self, folder: str) -> AbstractContextManager[None]:
-        """Nobody else holds this lock of the folder meanwhile."""
+        """Keep everybody else from holding this lock of the folder."""
 
     def check(self) -> None:
         """Write something and remove it."""
 
 
-class FolderFiles:
+class FolderFiles(Files):
     """A folder on a disk. What is written is on the disk when the call returns."""
 
     def __init__(self, root: Path) -> None:
@@ -101,21 +97,9 @@ class FolderFiles:
         except NotADirectoryError as error:
             raise FileNotFoundError(*error.args) from error
 
-    def open(self, name: str) -> IO[bytes]:
-        """See `Files`."""
-        return (self.root / name).open("rb")
-
     def write(self, name: str, data: bytes) -> None:
         """See `Files`."""
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = path.parent / _unused_name()
-        try:
-            _write_durably(work, data)
-            work.replace(path)
-        finally:
-            work.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        write_atomic(self.root / name, data)
 
     def append(self, name: str, data: bytes) -> None:
         """See `Files`."""
@@ -125,19 +109,20 @@ class FolderFiles:
     def place(self, folder: str, files: Mapping[str, bytes]) -> None:
         """See `Files`: written beside its place and renamed, which refuses a name that is taken."""
         place = self.root / folder
-        work = place.parent / _unused_name()
+        work = unused_name(place.parent)
         work.mkdir(parents=True)
         _remove_leftovers(place.parent)
         try:
             for name, data in files.items():
-                _write_durably(work / name, data)
+                (work / name).write_bytes(data)
+                sync(work / name)
             try:
                 work.rename(place)
             except OSError as error:
                 if place.exists():
                     raise FileExistsError(f"{folder} is taken") from error
                 raise
-            _sync_folder(place.parent)
+            sync(place.parent)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -149,10 +134,6 @@ class FolderFiles:
         """See `Files`."""
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.root / folder)
-
-    def exists(self, name: str) -> bool:
-        """See `Files`."""
-        return (self.root / name).exists()
 
     def names(self, folder: str) -> list[str]:
         """See `Files`."""
@@ -193,7 +174,7 @@ class FolderFiles:
             file.flush()
 
 
-class BucketFiles:
+class BucketFiles(Files):
     """A bucket, or whatever else fsspec opens by an address and can refuse to replace a file.
 
     A folder is claimed by a file that is made only if it is not there; S3, Google Cloud Storage and
@@ -224,17 +205,13 @@ class BucketFiles:
         found: bytes = self._fresh("read", name, lambda fs, path: fs.cat_file(path))
         return found
 
-    def open(self, name: str) -> IO[bytes]:
-        """See `Files`: read whole before the first byte is given."""
-        return io.BytesIO(self.read(name))
-
     def write(self, name: str, data: bytes) -> None:
         """See `Files`."""
         self._do(name, lambda fs, path: fs.pipe_file(path, data))
 
     def append(self, name: str, data: bytes) -> None:
-        """See `Files`: written anew, which the lock makes safe."""
-        self._forget(name)
+        """See `Files`: written again, which the lock makes safe."""
+        self._known.clear()  # what others added meanwhile
         try:
             before = self.read(name)
         except FileNotFoundError:
@@ -256,11 +233,6 @@ class BucketFiles:
         """See `Files`."""
         with contextlib.suppress(FileNotFoundError):
             self._do(folder, lambda fs, path: fs.rm(path, recursive=True))
-        self._known.clear()
-
-    def exists(self, name: str) -> bool:
-        """See `Files`."""
-        return self.stamp(name) is not None
 
     def names(self, folder: str) -> list[str]:
         """See `Files`."""
@@ -273,7 +245,7 @@ class BucketFiles:
 
     def walk(self, folder: str) -> list[str]:
         """See `Files`; claims are left out."""
-        found = self._do(folder, lambda fs, path: fs.find(path))
+        found = self._do(folder, lambda fs, path: fs.find(path), change=False)
         start = len(self._open()[1]) + 1
         names = (str(one).lstrip("/")[start:] for one in found)
         return sorted(name for name in names if not name.endswith(f"/{_CLAIM}"))
@@ -308,7 +280,7 @@ class BucketFiles:
         raise OSError(0, "this storage replaces files that it was told not to")
 
     def _fresh(self, kind: str, name: str, ask: Callable[[Any, str], Any]) -> Any:  # noqa: ANN401
-        """What was found no longer than ``FRESH`` seconds ago."""
+        """Ask, unless the answer is no older than ``FRESH`` seconds."""
         known = self._known.get((kind, name))
         if known is not None and time.monotonic() - known[0] < FRESH:
             if isinstance(known[1], FileNotFoundError):
@@ -326,15 +298,8 @@ class BucketFiles:
             self._known[kind, name] = (at, found)
         return found
 
-    def _forget(self, name: str) -> None:
-        for kind in ("read", "stamp"):
-            self._known.pop((kind, name), None)
-        for known in list(self._known):  # every folder above lists it
-            if known[0] == "names" and f"{name}/".startswith(f"{known[1]}/"):
-                self._known.pop(known, None)
-
     def _do(self, name: str, work: Callable[[Any, str], Any], *, change: bool = True) -> Any:  # noqa: ANN401
-        """Do it, its failure being an `OSError` whatever the library under it raises."""
+        """Do the work; raise an `OSError` whatever the library under it raises."""
         try:
             fs, root = self._open()
             return work(fs, f"{root}/{name}" if name else root)
@@ -346,7 +311,7 @@ class BucketFiles:
             raise OSError(0, f"{type(error).__name__}: {error}"[:300]) from error
         finally:
             if change:
-                self._forget(name)
+                self._known.clear()
 
     def _open(self) -> tuple[Any, str]:
         with self._opening:
@@ -362,29 +327,9 @@ def _is_whole(name: str) -> bool:
     return not name.startswith(".")
 
 
-def _unused_name() -> str:
-    """For what is being written; not of ``tempfile``, whose files no other user could read."""
-    return f"{_UNFINISHED}{secrets.token_hex(8)}"
-
-
 def _remove_leftovers(folder: Path) -> None:
-    """What publishers that were killed left; a day is longer than any of them writes."""
-    for path in folder.glob(f"{_UNFINISHED}*"):
+    """Remove what killed publishers left; a day is longer than any of them writes."""
+    for path in folder.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

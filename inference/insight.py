@@ -1,6 +1,6 @@
-"""What a version's held-out pictures say of it: figures for people, by level, by node, by setting.
+"""Figures for people of a version's held-out images: by level, by node, by setting.
 
-Values in, values out; nothing is read or written here. Letters: n pictures, N nodes, L levels.
+Values in, values out; nothing is read or written here. Letters: n images, N nodes, L levels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,10 +27,10 @@ from hierarchy.metrics.ancestors import ancestor_paths, covers
 from hierarchy.metrics.calibration import binned
 from hierarchy.metrics.selective import risk_coverage
 from hierarchy.tree import TOP
+from inference.manifest import Manifest
 from inference.predictor import (
     EVIDENCE,
     Predictor,
-    own_calibration,
     read_evidence,
 )
 
@@ -46,61 +46,36 @@ WINDOW = 50
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What a version keeps of the pictures that it was checked on.
+    """The images that a version was checked on, as it keeps them.
 
     Attributes:
         seen: of each decision level's best node the probability, and whether it was right.
-        truth: ``(n,)`` deepest node known; None in versions of releases that did not keep it.
-        nodes: ``(n, L)`` the best node of each level of the tree; None likewise.
-        labels: ``(N,)`` labels that name exactly this node; None likewise.
+        truth: ``(n,)`` deepest node known.
+        nodes: ``(n, L)`` the best node of each level of the tree.
+        labels: ``(N,)`` labels that name exactly this node.
     """
 
     seen: Evidence
-    truth: Ints | None = None
-    nodes: Ints | None = None
-    labels: Ints | None = None
+    truth: Ints
+    nodes: Ints
+    labels: Ints
 
 
 def as_tensors(*, truth: Ints, nodes: Ints, labels: Ints) -> dict[str, Tensor]:
-    """How a version's file keeps what `Record` needs beside the evidence itself."""
+    """Return what a version's file keeps for `Record` beside the evidence itself."""
     kept = {"truth": truth, "nodes": nodes, "labels": labels}
     return {f"{EVIDENCE}{name}": torch.from_numpy(ids).int() for name, ids in kept.items()}
 
 
-def read_record(tensors: Mapping[str, Tensor], tree: LabelTree) -> Record | None:
-    """What the file of a version of that tree keeps; None where it keeps no evidence at all."""
-    seen = read_evidence(tensors, tree)
+def read_record(tensors: Mapping[str, Tensor]) -> Record | None:
+    """Read what a version's file keeps; None where it keeps no evidence."""
+    seen = read_evidence(tensors)
     if seen is None:
         return None
-
-    def ids(name: str) -> Ints | None:
-        found = tensors.get(f"{EVIDENCE}{name}")
-        return None if found is None else found.long().numpy()
-
-    return Record(seen, ids("truth"), ids("nodes"), ids("labels"))
-
-
-def up_to_date(
-    manifest: Mapping[str, Any], tree: LabelTree, record: Record | None, levels: int
-) -> dict[str, Any]:
-    """A manifest of any release with figures as this one defines them, or without them.
-
-    Earlier ones divided by images whose label does not reach a level, and counted levels that name
-    every image alike.
-
-    Args:
-        manifest: as it was written.
-        tree: the version's.
-        record: what it keeps of its held-out images.
-        levels: how many decision levels it has.
-    """
-    metrics = {name: value for name, value in manifest["metrics"].items() if name != "levels"}
-    figures = record_accuracy(record, tree)
-    if "by_level" not in metrics and figures is not None:
-        metrics["by_level"] = figures
-    seen = None if record is None else record.seen
-    calibration = own_calibration(manifest, seen, levels)
-    return {**manifest, "metrics": metrics, "calibration": calibration}
+    truth, nodes, labels = (
+        tensors[f"{EVIDENCE}{name}"].long().numpy() for name in ("truth", "nodes", "labels")
+    )
+    return Record(seen, truth, nodes, labels)
 
 
 # By node
@@ -108,15 +83,15 @@ def up_to_date(
 
 @dataclass(frozen=True, eq=False)
 class NodeFigures:
-    """Figures of every node, each ``(N,)``; -1 throughout where they were not recorded.
+    """Figures of every node, each ``(N,)``.
 
     Attributes:
         exact: labels that name exactly this node.
         below: labels that name something below it.
-        checked: held-out pictures that truly show the node, or something below it; none are
+        checked: held-out images that truly show the node, or something below it; none are
             counted for a node without siblings, which cannot be wrong once its parent is right.
         right: how many of those had it as their level's best node.
-        said: held-out pictures, known down to its level, that had it as that level's best node.
+        said: held-out images, known down to its level, that had it as that level's best node.
     """
 
     exact: Ints
@@ -126,24 +101,18 @@ class NodeFigures:
     said: Ints
 
     def accuracy(self, node: int) -> float | None:
-        """Share of the node's pictures that were recognised as it; None without any."""
+        """Share of the node's images that were recognised as it; None without any."""
         checked = int(self.checked[node])
         return int(self.right[node]) / checked if checked > 0 else None
 
     def precision(self, node: int) -> float | None:
-        """Share of the pictures taken for it that truly show it; None without any."""
+        """Share of the images taken for it that truly show it; None without any."""
         said = int(self.said[node])
         return int(self.right[node]) / said if said > 0 else None
 
 
 def node_figures(record: Record, tree: LabelTree) -> NodeFigures:
-    """Labels and accuracy of every node, in O(N + n L)."""
-    unknown = np.full(len(tree), -1, dtype=np.int64)
-    exact = below = unknown
-    if record.labels is not None:
-        exact, below = record.labels, _sums_below(record.labels, tree)
-    if record.truth is None or record.nodes is None:
-        return NodeFigures(exact, below, unknown, unknown, unknown)
+    """Count labels and accuracy of every node, in O(N + n L)."""
     truth = ancestor_paths(record.truth, tree)  # (n, L)
     known = (truth != TOP) & choices(tree)[truth]
     hit = known & (truth == record.nodes)
@@ -151,7 +120,7 @@ def node_figures(record: Record, tree: LabelTree) -> NodeFigures:
         np.bincount(ids, minlength=len(tree))
         for ids in (truth[known], truth[hit], record.nodes[known])
     )
-    return NodeFigures(exact, below, checked, right, said)
+    return NodeFigures(record.labels, _sums_below(record.labels, tree), checked, right, said)
 
 
 def _sums_below(counts: Ints, tree: LabelTree) -> Ints:
@@ -170,7 +139,7 @@ class Confusion:
         node: what they truly show.
         taken_for: the sibling.
         count: how many.
-        checked: held-out pictures of ``node``.
+        checked: held-out images of ``node``.
     """
 
     node: int
@@ -180,12 +149,10 @@ class Confusion:
 
 
 def confusions(record: Record, tree: LabelTree) -> list[Confusion]:
-    """Pairs of siblings that were taken for each other, the most frequent first.
+    """List pairs of siblings that were taken for each other, the most frequent first.
 
-    Two tops are siblings. Ties go to the lower ids.
+    Two root nodes are siblings. Ties go to the lower ids.
     """
-    if record.truth is None or record.nodes is None:
-        return []
     truth, size = ancestor_paths(record.truth, tree), len(tree)
     known = truth != TOP
     parents = np.array(tree.parents)
@@ -206,12 +173,11 @@ class LevelRow:
     """One level of the tree: how right the network is there, and what is shown of it.
 
     Attributes:
-        level: 1 for the top.
+        level: 1 for the root nodes.
         nodes: on that level.
-        checked: held-out pictures whose true label reaches it, as `accuracy_by_level` counts them;
-            None in versions of releases that did not keep what this takes.
-        right: how many of those had the true node as the level's best; None likewise.
-        given: share of all held-out pictures that are answered on exactly this level.
+        checked: held-out images whose true label reaches it, as `accuracy_by_level` counts them.
+        right: how many of those had the true node as the level's best.
+        given: share of all held-out images that are answered on exactly this level.
         given_checked: those of them that could be judged.
         given_accuracy: share of those that is right; None without any.
         least: least corrected probability at which the level can be shown; None where it never is.
@@ -219,8 +185,8 @@ class LevelRow:
 
     level: int
     nodes: int
-    checked: int | None
-    right: int | None
+    checked: int
+    right: int
     given: float
     given_checked: int
     given_accuracy: float | None
@@ -228,22 +194,22 @@ class LevelRow:
 
     @property
     def accuracy(self) -> float | None:
-        """Share that is right; None without any picture."""
-        return self.right / self.checked if self.checked and self.right is not None else None
+        """Share that is right; None without any image."""
+        return self.right / self.checked if self.checked else None
 
 
 def level_rows(record: Record, rule: DepthRule, decisions: Decisions) -> list[LevelRow]:
-    """How right each level of the tree is, alone and as it is shown under a rule.
+    """Return how right each level of the tree is, alone and as it is shown under a rule.
 
-    The correction is that of each picture left out, as in certificates. Levels that leave no choice
+    The correction is that of each image left out, as in certificates. Levels that leave no choice
     are left out.
     """
     seen, tree = record.seen, decisions.tree
     depth, at = choose_depth(_sure(seen, rule), rule, seen.at, seen.like), seen.at
     rows_ = np.arange(len(seen))
-    verdict = np.hstack([np.full((len(seen), 1), -1), seen.right])[rows_, depth]
+    right = np.hstack([np.full((len(seen), 1), -1), seen.right])[rows_, depth]
     shown_at = np.hstack([np.zeros((len(seen), 1), dtype=np.int64), at])[rows_, depth]
-    figures = {row["level"]: row for row in record_accuracy(record, tree) or []}
+    figures = {row["level"]: row for row in accuracy_by_level(record.nodes, record.truth, tree)}
     of_level = np.array(tree.levels)
     rows = []
     for level in range(1, tree.depth + 1):
@@ -251,18 +217,17 @@ def level_rows(record: Record, rule: DepthRule, decisions: Decisions) -> list[Le
         steps = [step for step, ids in enumerate(at_level) if len(ids)]
         if not steps:
             continue
-        here = verdict[shown_at == level]
+        here = right[shown_at == level]
         here = here[here >= 0]
         own = figures.get(level, {"checked": 0, "right": 0})
-        known = record.truth is not None and record.nodes is not None
         least = [_least(rule, step, level) for step in steps]
         open_ = [one for one in least if one is not None]
         rows.append(
             LevelRow(
                 level,
                 len(tree.level_nodes(level - 1)),
-                own["checked"] if known else None,
-                own["right"] if known else None,
+                own["checked"],
+                own["right"],
                 float((shown_at == level).mean()) if len(seen) else 0.0,
                 len(here),
                 _mean(here),
@@ -270,13 +235,6 @@ def level_rows(record: Record, rule: DepthRule, decisions: Decisions) -> list[Le
             )
         )
     return rows
-
-
-def record_accuracy(record: Record | None, tree: LabelTree) -> list[dict[str, Any]] | None:
-    """Accuracy by level of the held-out pictures; None where what it takes was not kept."""
-    if record is None or record.truth is None or record.nodes is None:
-        return None
-    return accuracy_by_level(record.nodes, record.truth, tree)
 
 
 def _least(rule: DepthRule, step: int, level: int) -> float | None:
@@ -287,7 +245,7 @@ def _least(rule: DepthRule, step: int, level: int) -> float | None:
     Args:
         rule: when to stop.
         step: the node's decision level, 0 the first.
-        level: its level of the tree, 1 for the top.
+        level: its level of the tree, 1 for the root nodes.
     """
     floor = min(LEAST_PROBABILITY, rule.target)
     closed = level < rule.minimum or (rule.maximum is not None and level > rule.maximum)
@@ -302,7 +260,7 @@ def _least(rule: DepthRule, step: int, level: int) -> float | None:
 
 
 def level_name(seen: Evidence, step: int) -> str:
-    """A decision level by the levels of the tree that its nodes lie on, such as "2" or "2 to 3"."""
+    """Name a decision level by the tree levels of its nodes, such as "2" or "2 to 3"."""
     at = seen.at[:, step]
     low, high = (int(at.min()), int(at.max())) if len(at) else (step + 1, step + 1)
     return str(low) if low == high else f"{low} to {high}"
@@ -310,11 +268,11 @@ def level_name(seen: Evidence, step: int) -> str:
 
 @dataclass(frozen=True)
 class LevelCurve:
-    """How right answers on a decision level are when only the surest pictures are answered.
+    """The accuracy of answers on a decision level when only the surest images are answered.
 
     Attributes:
         level: the level of the tree, see `level_name`.
-        coverage: ascending, shares of the pictures that could be judged.
+        coverage: ascending, shares of the images that could be judged.
         accuracy: of what is answered there.
     """
 
@@ -324,7 +282,7 @@ class LevelCurve:
 
 
 def coverage_curves(seen: Evidence, rule: DepthRule, *, points: int = POINTS) -> list[LevelCurve]:
-    """Right answers against coverage, level by level; at most so many points, evenly spaced."""
+    """Return right answers against coverage, level by level, at no more than ``points``."""
     sure, curves = _sure(seen, rule), []
     for level in range(seen.right.shape[1]):
         known = seen.right[:, level] >= 0
@@ -341,7 +299,7 @@ def coverage_curves(seen: Evidence, rule: DepthRule, *, points: int = POINTS) ->
 
 
 def _some(count: int, wanted: int) -> Ints:
-    """Positions, evenly spaced, the last among them."""
+    """Choose positions, evenly spaced, the last among them."""
     if count <= wanted:
         return np.arange(count)
     return np.unique(np.linspace(0, count - 1, wanted).round().astype(np.int64))
@@ -363,7 +321,7 @@ class Bin:
 
 
 def calibration_bins(seen: Evidence, rule: DepthRule, *, bins: int = BINS) -> list[list[Bin]]:
-    """For each decision level, what corrected probabilities promised and what came true."""
+    """Return, for each decision level, what probabilities promised and what came true."""
     sure, found = _sure(seen, rule), []
     for level in range(seen.right.shape[1]):
         known = seen.right[:, level] >= 0
@@ -374,7 +332,7 @@ def calibration_bins(seen: Evidence, rule: DepthRule, *, bins: int = BINS) -> li
 
 
 def _sure(seen: Evidence, rule: DepthRule) -> Floats:
-    """``(n, L)`` corrected probabilities; by a correction without the picture, if it is from these.
+    """``(n, L)`` corrected probabilities; by a correction without the image, if it is from these.
 
     The evidence is kept in single precision, so that a fit to it agrees to some digits only.
     """
@@ -416,8 +374,8 @@ def running(
     rows: Sequence[Mapping[str, Any]], *, window: int = WINDOW, points: int = POINTS
 ) -> Running:
     """Follow the rows that are kept beside a version, in the order they were submitted."""
-    verdicts = [row["verdict"] for row in rows if row["depth"] and row["verdict"] >= 0]
-    right = np.array(verdicts, dtype=np.float64)
+    judged = [row["verdict"] for row in rows if row["depth"] and row["verdict"] >= 0]
+    right = np.array(judged, dtype=np.float64)
     total = np.concatenate([[0.0], right.cumsum()])
     count = np.arange(1, len(right) + 1)
     first = np.maximum(0, count - window)
@@ -430,12 +388,12 @@ def running(
     )
 
 
-# One picture
+# One image
 
 
 @dataclass(frozen=True)
 class Twig:
-    """A node beside its siblings, in one picture.
+    """A node among its siblings, in one image.
 
     Attributes:
         node: its id.
@@ -466,11 +424,11 @@ class Step:
 
 
 def path_of(predictor: Predictor, log_p: Floats, shown: Sequence[str] | None) -> list[int]:
-    """The nodes that a picture is explained by: through what is shown, to the best leaf below it.
+    """Choose the nodes that explain an image: through what is shown, to the best leaf below it.
 
     Args:
         predictor: the version.
-        log_p: ``(N,)`` of one picture.
+        log_p: ``(N,)`` of one image.
         shown: path of the pre-label; None to go to the best leaf of all.
     """
     tree = predictor.tree
@@ -484,12 +442,12 @@ def path_of(predictor: Predictor, log_p: Floats, shown: Sequence[str] | None) ->
 def branches(
     predictor: Predictor, log_p: Floats, path: Sequence[int], *, limit: int = 5
 ) -> list[Step]:
-    """Down a path, each step's node among its most probable siblings.
+    """List, down a path, each step's node among its most probable siblings.
 
     Args:
         predictor: the version.
-        log_p: ``(N,)`` of one picture.
-        path: nodes from the top down, as `path_of` gives them.
+        log_p: ``(N,)`` of one image.
+        path: nodes from the root node down, as `path_of` gives them.
         limit: siblings shown a step, the node on the path included.
     """
     tree, steps, above, whole = predictor.tree, [], TOP, 1.0
@@ -520,7 +478,7 @@ class Change:
         first: None where it is not known.
         second: likewise.
         better: whether ``more`` or ``less`` of it is better, "" if neither.
-        of: how many pictures the one and the other are a share of; None for other figures.
+        of: how many images the one and the other are a share of; None for other figures.
     """
 
     name: str
@@ -538,8 +496,8 @@ class Change:
         return self.second - self.first
 
 
-def compare_manifests(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Change]:
-    """The figures of two versions side by side; each on its own held-out pictures."""
+def compare_manifests(first: Manifest, second: Manifest) -> list[Change]:
+    """Compare the figures of two versions, each on its own held-out images."""
     both = (first, second)
     levels = [_level_figures(one) for one in both]
     rows = []
@@ -567,22 +525,22 @@ def compare_manifests(first: Mapping[str, Any], second: Mapping[str, Any]) -> li
     return rows
 
 
-def _leaves(both: tuple[Mapping[str, Any], Mapping[str, Any]]) -> tuple[int, int]:
-    """Held-out pictures with a leaf label, in the one and the other."""
+def _leaves(both: tuple[Manifest, Manifest]) -> tuple[int, int]:
+    """Held-out images with a leaf label, in the one and the other."""
     first, second = (int(_within(one, ("metrics", "leaf_checked")) or 0) for one in both)
     return first, second
 
 
-def _level_figures(manifest: Mapping[str, Any]) -> dict[int, tuple[float, int]]:
-    rows = manifest.get("metrics", {}).get("by_level") or []
+def _level_figures(manifest: Manifest) -> dict[int, tuple[float, int]]:
+    rows = manifest.metrics.get("by_level") or []
     return {int(row["level"]): (row["accuracy"], row["checked"]) for row in rows}
 
 
-def _within(told: Any, keys: Sequence[str]) -> float | None:  # noqa: ANN401 - plain data
-    for key in keys:
-        told = told.get(key) if isinstance(told, Mapping) else None
-    is_number = isinstance(told, int | float) and not isinstance(told, bool)
-    return float(told) if is_number else None
+def _within(manifest: Manifest, keys: Sequence[str]) -> float | None:
+    found: object = getattr(manifest, keys[0])
+    for key in keys[1:]:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return float(found) if isinstance(found, int | float) else None
 
 
 @dataclass(frozen=True)
@@ -590,10 +548,10 @@ class NodeChange:
     """A node of two versions whose accuracy differs.
 
     Attributes:
-        path: the node, from the top.
-        first: its accuracy in the one, None where it had no held-out picture or was not there.
+        path: the node, from the root node.
+        first: its accuracy in the one, None where it had no held-out image or was not there.
         second: in the other.
-        checked: held-out pictures in the one and the other.
+        checked: held-out images in the one and the other.
     """
 
     path: tuple[str, ...]
@@ -610,12 +568,12 @@ class NodeChange:
 def node_changes(
     first: tuple[NodeFigures, LabelTree], second: tuple[NodeFigures, LabelTree], *, least: int = 5
 ) -> list[NodeChange]:
-    """Nodes of both versions, with at least so many held-out pictures in each, worst change first.
+    """List nodes of both versions with enough held-out images in each, worst change first.
 
     Args:
         first: the one's figures and tree.
         second: the other's.
-        least: held-out pictures; what fewer say is chance.
+        least: held-out images; what fewer say is chance.
     """
     there = {path: node for node, path in enumerate(second[1].paths)}
     found = []
@@ -688,7 +646,7 @@ class Missing:
 def missing_evidence(
     seen: Evidence, *, target: float, minimum: int = 1, maximum: int | None = None
 ) -> Missing:
-    """How many more answers a version needs before it shows something, of which it shows nothing.
+    """Estimate how many more answers a version that shows nothing needs to show something.
 
     It begins to show the labels that it is surest of, once (wrong + 1) / (checked + 1) of them is
     no more than the target allows (``calibration.fit_rule``). Both grow with the answers; how many
@@ -723,7 +681,7 @@ def missing_evidence(
 
 
 def _shows(stated: Floats, right: Ints, error: Floats, more: int, risk: float) -> bool:
-    """Would a label be shown after ``more`` answers, in half of the draws of such answers?
+    """Tell whether a label would be shown after ``more`` answers, in half of the draws of them.
 
     Args:
         stated: ``(n,)`` probability of each image's surest label.
@@ -749,6 +707,6 @@ def _shows(stated: Floats, right: Ints, error: Floats, more: int, risk: float) -
 
 
 def _round(count: int) -> int:
-    """To one digit, up: more would claim to know."""
+    """Round up to one digit: more would claim to know."""
     one = int(10 ** (len(str(count)) - 1))
     return -(-count // one) * one

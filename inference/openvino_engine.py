@@ -1,4 +1,4 @@
-"""OpenVINO as an engine: conversion, the converted network on disk, no telemetry."""
+"""OpenVINO as an inference engine: conversion, the converted network on disk, no telemetry."""
 
 import hashlib
 import logging
@@ -24,10 +24,10 @@ from inference.errors import EngineError
 from inference.torch_engine import (
     CPU_BATCH,
     Engine,
-    EngineShape,
     EngineVectors,
     Normalised,
     Pixels,
+    empty_vectors,
     slices,
 )
 
@@ -41,7 +41,7 @@ STREAMS: Final = 4
 
 #: Held by who speaks to OpenVINO's binding, though not while a part is computed: it makes tables
 #: when they are first asked for, and of two threads that ask at once one waits for the table and
-#: the other, which makes it, for the interpreter's lock: for ever.
+#: the other, which makes it, for the interpreter's lock: a deadlock.
 _BINDING: Final = threading.Lock()
 
 
@@ -76,7 +76,7 @@ class OpenVINOEngine(Engine):
         """
         ov = load_openvino()
         self._name = f"openvino-cpu-{precision}"
-        self._shape = EngineShape.of(backbone)
+        self._backbone = backbone
         threads = threads or os.cpu_count() or 1
         streams = min(threads, STREAMS)
         settings = {
@@ -103,7 +103,7 @@ class OpenVINOEngine(Engine):
 
     def vectors(self, batch: Pixels) -> EngineVectors:
         """See `Engine.vectors`. Calls at the same time take turns, a part each."""
-        out = self._shape.room(batch)
+        out = empty_vectors(batch, self._backbone)
         pixels = np.ascontiguousarray(batch)
         parts = deque(slices(len(batch), part_size(len(batch), self._streams)))
         helpers = [
@@ -144,7 +144,7 @@ def part_size(images: int, streams: int) -> int:
 
 
 def load_openvino() -> Any:  # noqa: ANN401 - it has no types
-    """The package, without its telemetry, which would report each import to its makers."""
+    """Import the package without its telemetry, which would report each import to its makers."""
     # It reports unless it finds no reporter; this must precede the first import.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
@@ -155,7 +155,7 @@ def load_openvino() -> Any:  # noqa: ANN401 - it has no types
 
 
 def _cached_model(ov: Any, core: Any, backbone: Backbone, cache_dir: Path | None) -> Any:  # noqa: ANN401
-    """The converted network, from the cache if it is there and whole."""
+    """Read the converted network from the cache, or convert it and keep it there."""
     if cache_dir is None:
         return _convert(ov, backbone)
     version = re.sub(r"[^\w.]+", "-", str(ov.get_version()))
@@ -171,7 +171,7 @@ def _cached_model(ov: Any, core: Any, backbone: Backbone, cache_dir: Path | None
 
 
 def _convert(ov: Any, backbone: Backbone) -> Any:  # noqa: ANN401
-    """The network for OpenVINO, for any number of pictures at once."""
+    """Convert the network for OpenVINO, for any number of images at once."""
     crop = backbone.preparation.crop
     module = Normalised.of(backbone)
     with warnings.catch_warnings(), torch.no_grad():
@@ -185,7 +185,7 @@ def _convert(ov: Any, backbone: Backbone) -> Any:  # noqa: ANN401
 
 
 def _keep(ov: Any, model: Any, folder: Path) -> None:  # noqa: ANN401
-    """Write the network and its checksum, whole or not at all."""
+    """Write the network and its checksum atomically."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix="part-", dir=folder.parent))
     try:

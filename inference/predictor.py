@@ -7,8 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from hierarchy import LabelTree
 from hierarchy.acquisition import margin
 from hierarchy.calibration import Evidence, Fitted, fit_rule
-from hierarchy.decisions import Decisions, leading_levels
+from hierarchy.decisions import Decisions
 from hierarchy.depth_selection import (
     REASONS,
     Candidates,
@@ -34,6 +33,7 @@ from hierarchy.depth_selection import (
 from hierarchy.familiarity import Familiarity
 from hierarchy.heads import HRNHead, transfer_weights
 from inference.errors import EarlierReleaseError, ModelStoreError
+from inference.manifest import KIND, Manifest
 from inference.store import ModelStore, Project
 
 log = logging.getLogger(__name__)
@@ -42,18 +42,14 @@ log = logging.getLogger(__name__)
 EVIDENCE = "evidence."
 BACKBONE = "backbone."
 
-#: The kind of head that a manifest names, and those of earlier releases, which read feature maps.
-KIND: Final = "hrn"
-EARLIER_KINDS: Final = ("frozen", "residual")
-
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said of one picture.
+    """The answer to one image.
 
     Attributes:
-        path: the node shown, from the top; None when nothing can be shown. An only child of the
-            node that was chosen goes with it, where the version is sure of it.
+        path: the node shown, from the root node; None when nothing can be shown. An only child of
+            the node that was chosen goes with it, where the version is sure of it.
         probability: of that node, corrected; of the best of the first choice when nothing is shown.
         confidence: probability of the best leaf: low where a person teaches most.
         leaf: the best leaf, for people who want to know.
@@ -85,7 +81,7 @@ class Predictor:
         rule: DepthRule,
         backbone: tuple[str, str],
         backbone_weights: dict[str, Tensor],
-        manifest: dict[str, Any],
+        learnt: LabelTree | None = None,
         decisions: Decisions | None = None,
         familiarity: Familiarity | None = None,
     ) -> None:
@@ -98,7 +94,7 @@ class Predictor:
             rule: when to stop.
             backbone: name and fingerprint of what the head was trained on.
             backbone_weights: of a fine-tuned backbone, else empty.
-            manifest: the version's.
+            learnt: the tree that the head was trained with; None for the tree of today.
             decisions: the choices that the rule was fitted on; None for all of the tree's.
             familiarity: what the labelled images look like; None where the version did not keep it.
         """
@@ -108,10 +104,11 @@ class Predictor:
         self.rule = self.own_rule = rule
         self.backbone_name, self.backbone_fingerprint = backbone
         self.backbone_weights = backbone_weights
-        self.manifest = manifest
         self.decisions = Decisions.of(tree) if decisions is None else decisions
         self.familiarity = familiarity
         inner = [node for node, below in enumerate(tree.children) if below]
+        known = set((learnt or tree).paths)
+        self._learnt = np.array([path in known for path in tree.paths])
         self._ends = ~np.isin(np.arange(len(tree)), inner)
 
     def log_probabilities(self, vectors: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -119,17 +116,17 @@ class Predictor:
         return self.head.log_probabilities(vectors)
 
     def under(self, rule: DepthRule) -> "Predictor":
-        """The same version, its weights shared, stopping by another rule."""
+        """Return this version, its weights shared, with another depth rule."""
         other = copy.copy(self)
         other.rule = rule
         return other
 
     def guesses(self, vectors: NDArray[np.floating]) -> Candidates:
-        """Each decision level's best node that the head has learnt, before any rule."""
+        """Return each decision level's best node that the head has learnt, before any rule."""
         return candidates(self.log_probabilities(vectors), self.tree, self.decisions.levels)
 
     def sure(self, log_p: NDArray[np.float64], nodes: NDArray[np.int64]) -> NDArray[np.float64]:
-        """``(n, K)`` probabilities of any nodes, corrected as in answers; 0 of nodes not learnt.
+        """Return ``(n, K)`` probabilities of nodes, corrected as in answers; 0 if not learnt.
 
         An only child is as probable as the choice that it goes with, times its share of that.
         """
@@ -145,12 +142,6 @@ class Predictor:
             share = np.exp(log_p[rows, nodes] - log_p[rows, choice])
             result = np.where(known, own * share, result)
         return np.where(self._learnt[nodes], result, 0.0)
-
-    @cached_property
-    def _learnt(self) -> NDArray[np.bool_]:
-        """``(N,)`` whether the head was trained with the node."""
-        learnt = set(LabelTree.from_json(self.manifest["tree"]).paths)
-        return np.array([path in learnt for path in self.tree.paths])
 
     def answer(self, vectors: NDArray[np.floating]) -> list[Answer]:
         """Return one answer per feature vector, in order."""
@@ -228,7 +219,7 @@ class Predictor:
     def _with_only_children(
         self, chosen: int, log_p: NDArray[np.float64]
     ) -> tuple[int, int | None]:
-        """The node to show for a choice, and the only child below it that is not shown, if any.
+        """Return the node to show for a choice, and the only child below it that is not shown.
 
         An only child cannot be wrong among the labels that there are. It says more than its parent
         only to people who know of other kinds, so the version has to be sure of it by itself.
@@ -268,10 +259,10 @@ def load_predictor(
     manifest = store.manifest(project.key, version)
     check_runs(manifest, version)
     tensors = store.weights(project.key, version)
-    learnt = LabelTree.from_json(manifest["tree"])
+    learnt = LabelTree.from_json(manifest.tree)
     weights = _split(tensors, EVIDENCE)[1]
     own_backbone, weights = _split(weights, BACKBONE)
-    head = build_head(learnt, manifest["network"])
+    head = build_head(learnt, manifest.network)
     try:
         head.load_state_dict(weights)
     except RuntimeError as error:
@@ -279,18 +270,18 @@ def load_predictor(
             f"the weights of {version} do not fit its manifest: {error}"
         ) from error
     if tree is not None and tree != learnt:
-        head = build_head(tree, manifest["network"])
+        head = build_head(tree, manifest.network)
         transfer_weights(weights, learnt, head)
-    decisions = decisions_of(tensors, learnt)
+    calibration = calibration_for(project, manifest, read_evidence(tensors))
     return Predictor(
         version=version,
         tree=tree or learnt,
         head=head.to(device),
-        rule=rule_for(project, manifest, read_evidence(tensors, learnt), len(decisions.levels)),
-        backbone=(manifest["backbone"]["name"], manifest["backbone"]["fingerprint"]),
+        rule=DepthRule.from_json(calibration["rule"]),
+        backbone=(manifest.backbone["name"], manifest.backbone["fingerprint"]),
         backbone_weights=own_backbone,
-        manifest=manifest,
-        decisions=decisions.within(tree or learnt),
+        learnt=learnt,
+        decisions=Decisions.of(learnt).within(tree or learnt),
         familiarity=read_familiarity(tensors),
     )
 
@@ -302,7 +293,7 @@ def build_head(tree: LabelTree, network: Mapping[str, Any]) -> HRNHead:
         EarlierReleaseError: its kind is an earlier release's.
         ModelStoreError: its kind or its sizes are not known to this release.
     """
-    check_runs({"network": network}, "this version")
+    check_runs(Manifest(network=network), "this version")
     sizes = {name: value for name, value in network.items() if name not in ("kind", "channels")}
     try:
         return HRNHead(tree, network["channels"], **sizes)
@@ -310,19 +301,19 @@ def build_head(tree: LabelTree, network: Mapping[str, Any]) -> HRNHead:
         raise ModelStoreError(f"a head that this release cannot build: {error}") from error
 
 
-def runs_here(manifest: Mapping[str, Any]) -> bool:
-    """Tell whether this release can run a version's head; earlier ones' read feature maps."""
-    return manifest["network"]["kind"] not in EARLIER_KINDS
+def runs_here(manifest: Manifest) -> bool:
+    """Tell whether this release can run a version's head."""
+    return manifest.runs_here
 
 
-def check_runs(manifest: Mapping[str, Any], version: str) -> None:
+def check_runs(manifest: Manifest, version: str) -> None:
     """Refuse a version whose head this release cannot run.
 
     Raises:
         EarlierReleaseError: an earlier release trained it, and a training is needed.
         ModelStoreError: its kind is not known.
     """
-    kind = manifest["network"]["kind"]
+    kind = manifest.network.get("kind")
     if not runs_here(manifest):
         raise EarlierReleaseError(
             f"{version} was trained by an earlier release, whose models this one cannot run: a "
@@ -333,32 +324,10 @@ def check_runs(manifest: Mapping[str, Any], version: str) -> None:
         raise ModelStoreError(f"network kind {kind!r} is not known to this release: {KIND}")
 
 
-def own_calibration(
-    manifest: Mapping[str, Any], seen: Evidence | None, levels: int
-) -> dict[str, Any]:
-    """What the version was calibrated to; fitted again where a release counted more levels.
-
-    A level that names every image alike had counted as a label that is always right.
-
-    Args:
-        manifest: the version's.
-        seen: its evidence, as `read_evidence` gives it.
-        levels: how many decision levels it has.
-    """
-    own: dict[str, Any] = manifest["calibration"]
-    rule = DepthRule.from_json(own["rule"])
-    if len(rule.platt) <= levels:
-        return own
-    if seen is None:
-        as_is = replace(rule, price=None, platt=((1.0, 0.0),) * levels, thresholds=None)
-        return _nothing(as_is)
-    return _fitted(seen, rule, strict=rule.strict)
-
-
 def calibration_for(
-    project: Project, manifest: Mapping[str, Any], seen: Evidence | None, levels: int
-) -> dict[str, Any]:
-    """The version's own calibration, refitted from its evidence if the project asks something else.
+    project: Project, manifest: Manifest, seen: Evidence | None
+) -> Mapping[str, Any]:
+    """Return the version's calibration, fitted again if the project asks for something else.
 
     What holds for labels on all levels need not hold for those that other depth limits leave, so
     new limits need another fit just as a new target does. Without evidence nothing can be promised
@@ -367,10 +336,9 @@ def calibration_for(
     Args:
         project: what it asks for.
         manifest: the version's.
-        seen: its evidence, as `read_evidence` gives it.
-        levels: how many decision levels it has.
+        seen: its evidence, as `read_evidence` returns it.
     """
-    own = own_calibration(manifest, seen, levels)
+    own = manifest.calibration
     rule = DepthRule.from_json(own["rule"])
     target = project.target_accuracy or rule.target
     asked = replace(
@@ -396,19 +364,11 @@ def _nothing(rule: DepthRule) -> dict[str, Any]:
     return Fitted(rule, "none", 0, 0, 0.0, 0.0).to_json()
 
 
-def rule_for(
-    project: Project, manifest: Mapping[str, Any], seen: Evidence | None, levels: int
-) -> DepthRule:
-    """The rule of `calibration_for`."""
-    return DepthRule.from_json(calibration_for(project, manifest, seen, levels)["rule"])
-
-
 def followed_rule(store: ModelStore, key: str, version: str, own: DepthRule) -> DepthRule:
-    """The rule that feedback has led to, the version's own where there is none.
+    """Return the rule that feedback has led to, the version's own where there is none.
 
-    Also the own one where feedback was followed under another target or other depth limits than the
-    project asks for now, or by a release that counted more levels: what held for those is no
-    promise for these.
+    The version's own one, too, where feedback was followed under another target or other depth
+    limits than the project asks for now: what held for those is no promise for these.
     """
     try:
         kept = (store.read_following(key, version) or {}).get("rule")
@@ -416,41 +376,32 @@ def followed_rule(store: ModelStore, key: str, version: str, own: DepthRule) -> 
     except (ModelStoreError, KeyError, TypeError, ValueError, AttributeError) as error:
         log.warning("the version's own rule holds project=%s version=%s: %s", key, version, error)
         return own
-    same = asks(rule) == asks(own) and len(rule.platt) <= len(own.platt)
-    return rule if same else own
+    return rule if asks(rule) == asks(own) else own
 
 
 def asks(rule: DepthRule) -> tuple[object, ...]:
-    """What a rule was made to fulfil, beside how it does."""
+    """Return what a rule was made to fulfil, without how it does."""
     return rule.target, rule.minimum, rule.maximum, rule.strict
 
 
-def read_evidence(tensors: Mapping[str, Tensor], tree: LabelTree) -> Evidence | None:
-    """What the held-out pictures said, as the version keeps it; None where it keeps nothing.
-
-    Of a version that counted all levels of the tree, those that name every image alike are dropped.
-
-    Args:
-        tensors: the version's.
-        tree: the one that it was trained with.
-    """
-    if f"{EVIDENCE}probability" not in tensors:
+def read_evidence(tensors: Mapping[str, Tensor]) -> Evidence | None:
+    """Read what the held-out images said; None where the version did not keep it."""
+    if f"{EVIDENCE}depth" not in tensors:
         return None
-    probability = tensors[f"{EVIDENCE}probability"].double().numpy()
+    depth = tensors[f"{EVIDENCE}depth"].long().numpy()
     right = tensors[f"{EVIDENCE}right"].long().numpy()
     found, like = (tensors.get(f"{EVIDENCE}{name}") for name in ("drawn", "like"))
-    drawn = None if found is None else found.numpy()
-    if f"{EVIDENCE}depth" in tensors:
-        depth = tensors[f"{EVIDENCE}depth"].long().numpy()
-        likeness = None if like is None else like.double().numpy()
-        return Evidence(probability, right, depth, drawn, likeness)
-    first = leading_levels(tree)
-    depth = np.broadcast_to(np.arange(1, right.shape[1] + 1), right.shape)
-    return Evidence(probability[:, first:], right[:, first:], depth[:, first:], drawn)
+    return Evidence(
+        tensors[f"{EVIDENCE}probability"].double().numpy(),
+        right,
+        depth,
+        None if found is None else found.numpy(),
+        None if like is None else like.double().numpy(),
+    )
 
 
 def evidence_tensors(seen: Evidence) -> dict[str, Tensor]:
-    """How a version's file keeps its evidence."""
+    """Return what a version's file keeps of its evidence."""
     kept = {
         f"{EVIDENCE}probability": torch.from_numpy(seen.probability).float(),
         f"{EVIDENCE}right": torch.from_numpy(seen.right).to(torch.int8),
@@ -479,17 +430,6 @@ def read_familiarity(tensors: Mapping[str, Tensor]) -> Familiarity | None:
     return Familiarity(centres.float().numpy(), distances.float().numpy())
 
 
-def decisions_of(tensors: Mapping[str, Tensor], tree: LabelTree) -> Decisions:
-    """The choices that a version's evidence and rule are about.
-
-    Args:
-        tensors: the version's.
-        tree: the one that it was trained with.
-    """
-    by_choice = f"{EVIDENCE}depth" in tensors
-    return Decisions.of(tree) if by_choice else Decisions.by_level(tree)
-
-
 def _split(tensors: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     inside = {
         name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)
@@ -513,7 +453,7 @@ class Predictors:
         self._lock = threading.Lock()
 
     def get(self, project: Project, version: str, tree: LabelTree | None = None) -> Predictor:
-        """The version, ready.
+        """Return the version, ready to answer.
 
         Raises:
             UnknownVersionError, ModelStoreError: it is not there, or not whole.
@@ -537,6 +477,6 @@ class Predictors:
             return self._loaded[key]
 
     def loaded(self) -> Sequence[str]:
-        """Names of what is in memory, for people."""
+        """List what is in memory, for people."""
         with self._lock:
             return [f"{key[0]}/{key[1]}" for key in self._loaded]

@@ -1,8 +1,9 @@
-"""What versions keep of their own checking, read from the store once a process."""
+"""Manifests and held-out records of versions, read from the store once per process."""
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,9 +17,9 @@ from inference.insight import (
     confusions,
     node_figures,
     read_record,
-    up_to_date,
 )
-from inference.predictor import calibration_for, decisions_of
+from inference.manifest import Manifest
+from inference.predictor import calibration_for
 from inference.store import ModelStore, Project
 
 #: Manifests kept without their trees, some kilobytes each.
@@ -31,36 +32,36 @@ class Known:
 
     Attributes:
         version: its name.
-        manifest: without the tree, its figures as this release defines them.
+        manifest: without the tree.
         tree: the one it was trained with.
-        record: what its held-out pictures said; None if it kept nothing.
+        record: what its held-out images said; None if it kept nothing.
         decisions: the choices that its evidence and rule are about.
     """
 
     version: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     tree: LabelTree
     record: Record | None
     decisions: Decisions
 
     @property
     def rule(self) -> DepthRule:
-        """As it was certified."""
-        return DepthRule.from_json(self.manifest["calibration"]["rule"])
+        """The depth rule as it was certified."""
+        return DepthRule.from_json(self.manifest.calibration["rule"])
 
-    def calibration(self, project: Project) -> dict[str, Any]:
-        """The rule under what the project asks for now, and what it rests on."""
+    def calibration(self, project: Project) -> Mapping[str, Any]:
+        """Return the rule under what the project asks for now, and its grounds."""
         seen = None if self.record is None else self.record.seen
-        return calibration_for(project, self.manifest, seen, len(self.decisions.levels))
+        return calibration_for(project, self.manifest, seen)
 
     @property
     def by_node(self) -> bool:
-        """Does it keep what figures of nodes need?"""
-        return self.record is not None and self.record.nodes is not None
+        """Tell whether it keeps what figures of nodes need."""
+        return self.record is not None
 
     @cached_property
     def figures(self) -> NodeFigures | None:
-        """Of every node; None where nothing was kept."""
+        """Figures of every node; None where the version kept nothing."""
         return None if self.record is None else node_figures(self.record, self.tree)
 
     @cached_property
@@ -70,17 +71,17 @@ class Known:
 
 
 class Records:
-    """Versions never change and their names are given once: what was read stays true."""
+    """A cache of versions, which never change and whose names are given once."""
 
     def __init__(self, store: ModelStore, *, keep: int = 4) -> None:
         self._store = store
         self._keep = keep
         self._known: OrderedDict[tuple[str, str], Known] = OrderedDict()
-        self._summaries: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+        self._summaries: OrderedDict[tuple[str, str], Manifest] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: str, version: str) -> Known:
-        """The version with its record.
+        """Return the version with its record.
 
         Raises:
             UnknownVersionError, ModelStoreError: it is not there, or not whole.
@@ -93,10 +94,8 @@ class Records:
                 self._known.popitem(last=False)
             return self._known[key, version]
 
-    def summary(self, key: str, version: str) -> dict[str, Any]:
-        """The manifest without its tree, its figures as this release defines them.
-
-        For that, the first look at a version of an earlier release reads all of it.
+    def summary(self, key: str, version: str) -> Manifest:
+        """Read the manifest, without its tree.
 
         Raises:
             UnknownVersionError, ModelStoreError: it is not there, or cannot be read.
@@ -104,22 +103,19 @@ class Records:
         with self._lock:
             if (key, version) not in self._summaries:
                 manifest = self._store.manifest(key, version)
-                if "by_level" not in manifest["metrics"]:
-                    manifest = self._read(key, version).manifest
-                manifest.pop("tree", None)
-                self._summaries[key, version] = manifest
+                self._summaries[key, version] = replace(manifest, tree={})
             self._summaries.move_to_end((key, version))
             while len(self._summaries) > SUMMARIES:
                 self._summaries.popitem(last=False)
             return self._summaries[key, version]
 
-    def calibration(self, project: Project, version: str) -> dict[str, Any]:
-        """See `Known.calibration`; reads no more than the manifest where the project asks for that.
+    def calibration(self, project: Project, version: str) -> Mapping[str, Any]:
+        """Return `Known.calibration`, from the manifest alone where the project asks for that.
 
         Raises:
             UnknownVersionError, ModelStoreError: it is not there, or not whole.
         """
-        own: dict[str, Any] = self.summary(project.key, version)["calibration"]
+        own = self.summary(project.key, version).calibration
         rule = DepthRule.from_json(own["rule"])
         asked = (project.target_accuracy or rule.target, project.minimum_depth)
         limits = (project.maximum_depth, project.strict)
@@ -129,7 +125,7 @@ class Records:
 
     def _read(self, key: str, version: str) -> Known:
         manifest, tensors = self._store.manifest(key, version), self._store.weights(key, version)
-        tree = LabelTree.from_json(manifest.pop("tree"))
-        record, decisions = read_record(tensors, tree), decisions_of(tensors, tree)
-        manifest = up_to_date(manifest, tree, record, len(decisions.levels))
-        return Known(version, manifest, tree, record, decisions)
+        tree = LabelTree.from_json(manifest.tree)
+        return Known(
+            version, replace(manifest, tree={}), tree, read_record(tensors), Decisions.of(tree)
+        )

@@ -1,4 +1,4 @@
-"""Which image a task's reference led to, so that it need not be fetched again."""
+"""An index of the images that tasks' references led to, so that none is fetched again."""
 
 import hashlib
 import sqlite3

@@ -37,7 +37,7 @@ _COVER: Final = 0.8
 
 @dataclass(frozen=True, eq=False)
 class SaliencyMap:
-    """Where in one image something speaks for one node.
+    """The places in one image that speak for one node.
 
     Attributes:
         path: the node, from the root node.
@@ -211,7 +211,7 @@ def spread(heat: Floats, part: Box, size: tuple[int, int]) -> Floats:
 
 
 def _weights(pixels: int, positions: int, start: float, end: float) -> NDArray[np.float64]:
-    """How much each position of one axis counts at each pixel, ``(pixels, positions)``."""
+    """Weigh each position of one axis at each pixel, ``(pixels, positions)``."""
     inside = ((np.arange(pixels) + 0.5) / pixels - start) / (end - start)  # 0 to 1 in the part
     place = np.clip(inside * positions - 0.5, 0, positions - 1)
     weights = np.clip(1 - np.abs(place[:, None] - np.arange(positions)), 0, None)

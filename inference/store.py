@@ -7,7 +7,7 @@
 ``projects/<key>/history.jsonl``            every move of the pointer, with its reason
 ``projects/<key>/following/v7.json``        how v7 has done since: judged answers, the rule in force
 ``projects/<key>/notes/v7.json``            what a person wrote about v7
-``projects/<key>/order.json``               which pictures are asked for next, and why (changes)
+``projects/<key>/order.json``               which images are asked for next, and why (changes)
 ``projects/<key>/versions/v7/deleted.json``   v7 was deleted: its name is never given again
 
 A version is written under a temporary name and renamed: a reader finds all of it or nothing.
@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import re
+import tempfile
 import time
 import unicodedata
 import zipfile
@@ -33,19 +34,14 @@ from torch import Tensor
 
 from inference.errors import ModelStoreError, UnknownVersionError, VersionInUseError
 from inference.files import Files, FolderFiles
+from inference.manifest import FORMAT, Manifest, digest
 
 log = logging.getLogger(__name__)
-
-#: The layout of a manifest; a release that cannot read an older one says so instead of guessing.
-FORMAT = 1
-
-#: Field of a manifest: the checksum over all others.
-SEAL: Final = "manifest_sha256"
 
 #: Characters of a note; more is cut.
 NOTE_LENGTH = 1000
 
-#: Bytes of an archive handed on at once.
+#: Bytes of an archive that are handed on at once.
 PIECE = 1 << 20
 
 VERSION_NAME = re.compile(r"v[0-9]{1,9}")
@@ -65,7 +61,7 @@ KEY = re.compile(r"[a-z0-9][a-z0-9.-]{0,120}")
 
 
 def project_key(label_studio: str, project: str) -> str:
-    """A project's folder name: its Label Studio's address, its id, the second it was made.
+    """Return a project's folder name: its Label Studio's address, its id, the second it was made.
 
     Ids repeat between installations and after a reset; the three together do not.
 
@@ -80,7 +76,7 @@ def project_key(label_studio: str, project: str) -> str:
 
 @dataclass(frozen=True)
 class Project:
-    """What the store knows of a project of Label Studio.
+    """A project of Label Studio, as the store knows it.
 
     Attributes:
         key: name of its folder here.
@@ -118,7 +114,7 @@ class Project:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The record that was saved; fields of other releases are passed over."""
+        """Read a record that was saved; fields of other releases are passed over."""
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
         return cls(**known)
 
@@ -148,7 +144,7 @@ class ModelStore:
     # Projects
 
     def projects(self) -> list[Project]:
-        """All projects, by key; a record that cannot be read is logged and left out."""
+        """List all projects, by key; a record that cannot be read is logged and left out."""
         found = []
         for key in sorted(self._names("projects")):
             try:
@@ -161,7 +157,7 @@ class ModelStore:
         return found
 
     def project(self, key: str) -> Project | None:
-        """The project's record, None if it has never called."""
+        """Read the project's record, None if it has never called."""
         try:
             data = self._read(f"{_folder(key)}/project.json")
         except UnknownVersionError:
@@ -172,7 +168,7 @@ class ModelStore:
             raise ModelStoreError(f"the record of {key} lacks fields: {error}") from error
 
     def save_project(self, project: Project) -> None:
-        """Write the record, whole or not at all."""
+        """Write the record atomically."""
         self._write(f"{_folder(project.key)}/project.json", asdict(project))
 
     def register(self, project: Project) -> Project:
@@ -190,7 +186,7 @@ class ModelStore:
         return project
 
     def note_state(self, key: str, state: str, backend: str = "") -> Project | None:
-        """Write down how a project stands in Label Studio; its record, None where it has none.
+        """Note how a project stands in Label Studio; return its record, None where it has none.
 
         Args:
             key: the project's.
@@ -222,36 +218,29 @@ class ModelStore:
     # Versions
 
     def names(self, key: str) -> set[str]:
-        """Every name that predictions of this project's versions may bear, deleted ones too."""
+        """List every name that predictions of this project may bear, deleted versions' too."""
         moved = {
             str(name) for move in self.history(key) for name in (move["from"], move["to"]) if name
         }
         return {UNTRAINED, *self._taken(key)} | moved
 
     def versions(self, key: str) -> list[str]:
-        """Names of the complete versions, oldest first."""
+        """List the names of the complete versions, oldest first."""
         taken = sorted(self._taken(key), key=_number)
         return [name for name in taken if self._exists(f"{_version(key, name)}/manifest.json")]
 
-    def manifest(self, key: str, version: str) -> dict[str, Any]:
-        """The version's manifest.
+    def manifest(self, key: str, version: str) -> Manifest:
+        """Read the version's manifest.
 
         Raises:
             UnknownVersionError: there is no such version.
             ModelStoreError: it cannot be read, is of a format this release does not know, or was
                 changed since it was published.
         """
-        manifest = self._read(f"{_version(key, version)}/manifest.json")
-        if manifest.get("format") != FORMAT:
-            raise ModelStoreError(
-                f"{version} has manifest format {manifest.get('format')!r}, this release reads "
-                f"{FORMAT}: install the release that wrote it, or train anew"
-            )
-        _check_seal(version, manifest)
-        return manifest
+        return Manifest.from_json(self._read(f"{_version(key, version)}/manifest.json"), version)
 
     def weights(self, key: str, version: str) -> dict[str, Tensor]:
-        """The version's tensors, their checksum verified before they are parsed.
+        """Read the version's tensors; their checksum is verified before they are parsed.
 
         Raises:
             UnknownVersionError: there is no such version.
@@ -264,16 +253,15 @@ class ModelStore:
             raise ModelStoreError(
                 f"cannot read the weights of {version}: {error.strerror}"
             ) from error
-        digest = hashlib.sha256(data).hexdigest()
-        published = str(manifest.get("weights_sha256"))
-        if digest != published:
+        found = hashlib.sha256(data).hexdigest()
+        if found != manifest.weights_sha256:
             raise ModelStoreError(
-                f"the weights of {version} are not those published (sha256 {digest[:12]}, "
-                f"expected {published[:12]}): restore the file or roll back"
+                f"the weights of {version} are not those published (sha256 {found[:12]}, expected "
+                f"{str(manifest.weights_sha256)[:12]}): restore the file or roll back"
             )
         return load_tensors(data)
 
-    def publish(self, key: str, manifest: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    def publish(self, key: str, manifest: Manifest, weights: Mapping[str, Tensor]) -> str:
         """Write a new version and return its name; it is complete or it is not there.
 
         Two workers that publish at once get two names: one that is taken is refused.
@@ -285,15 +273,14 @@ class ModelStore:
         number = max(map(_number, self._taken(key)), default=0)
         while True:
             number += 1
-            full = {
-                **manifest,
-                "format": FORMAT,
-                "version": f"v{number}",
-                "published_at": time.time(),
-                "weights_sha256": hashlib.sha256(data).hexdigest(),
-                "weights_bytes": len(data),
-            }
-            files = {"weights.safetensors": data, "manifest.json": _json(_sealed(full))}
+            full = replace(
+                manifest,
+                version=f"v{number}",
+                published_at=time.time(),
+                weights_sha256=hashlib.sha256(data).hexdigest(),
+                weights_bytes=len(data),
+            )
+            files = {"weights.safetensors": data, "manifest.json": _json(full.to_json())}
             with self._writing(), contextlib.suppress(FileExistsError):
                 self.files.place(_version(key, f"v{number}"), files)
                 return f"v{number}"
@@ -301,7 +288,7 @@ class ModelStore:
     # What was learnt of a version since it was published
 
     def read_following(self, key: str, version: str) -> dict[str, Any] | None:
-        """What `write_following` last wrote for the version, None if nothing.
+        """Read what `write_following` last wrote for the version, None if nothing.
 
         Nothing, too, where it was written for another version of that name.
 
@@ -320,9 +307,9 @@ class ModelStore:
                 f"{what} has format {data.get('format')!r}, this release reads {FORMAT}"
             )
         following = data.get("following")
-        if not isinstance(following, dict) or data.get("sha256") != _digest(following):
-            raise ModelStoreError(f"{what} is not as it was written: it is made anew from labels")
-        published = self.manifest(key, version).get("weights_sha256")
+        if not isinstance(following, dict) or data.get("sha256") != digest(following):
+            raise ModelStoreError(f"{what} is not as it was written: it is made again from labels")
+        published = self.manifest(key, version).weights_sha256
         return following if data.get("weights_sha256") == published else None
 
     def write_following(self, key: str, version: str, following: Mapping[str, Any]) -> None:
@@ -339,13 +326,13 @@ class ModelStore:
             UnknownVersionError: there is no such complete version.
             ModelStoreError: the store cannot be written.
         """
-        told = {
+        data = {
             "format": FORMAT,
-            "weights_sha256": self.manifest(key, version).get("weights_sha256"),
-            "sha256": _digest(following),
+            "weights_sha256": self.manifest(key, version).weights_sha256,
+            "sha256": digest(following),
             "following": dict(following),
         }
-        self._write(_following(key, version), told, indent=None)
+        self._write(_following(key, version), data, indent=None)
         left = {f"{name}.json" for name in self._taken(key)}
         folder = f"{_folder(key)}/following"
         with self._writing():
@@ -353,13 +340,13 @@ class ModelStore:
                 self.files.remove(f"{folder}/{name}")
 
     def following_stamp(self, key: str, version: str) -> Hashable | None:
-        """Changes whenever `write_following` wrote; None where it never did. Reads no file."""
+        """Return what changes with each `write_following`; None where there was none."""
         return self._stamp(_following(key, version))
 
-    # Which pictures to ask for
+    # The order in which to ask
 
     def read_order(self, key: str) -> dict[str, Any] | None:
-        """What `write_order` last wrote for the project, None if nothing.
+        """Read what `write_order` last wrote for the project, None if nothing.
 
         Raises:
             ModelStoreError: the file cannot be read.
@@ -370,7 +357,7 @@ class ModelStore:
             return None
 
     def write_order(self, key: str, order: Mapping[str, Any]) -> None:
-        """Replace which pictures are asked for, whole or not at all.
+        """Replace which images are asked for, atomically.
 
         Raises:
             ModelStoreError: the store cannot be written.
@@ -378,13 +365,13 @@ class ModelStore:
         self._write(f"{_folder(key)}/order.json", dict(order), indent=None)
 
     def order_stamp(self, key: str) -> Hashable | None:
-        """Changes whenever `write_order` wrote; None where it never did. Reads no file."""
+        """Return what changes with each `write_order`; None where there was none."""
         return self._stamp(f"{_folder(key)}/order.json")
 
     # The pointer
 
     def current(self, key: str) -> str | None:
-        """The live version's name, None while untrained."""
+        """Read the live version's name, None while untrained."""
         try:
             name = self._read(f"{_folder(key)}/current.json").get("version")
         except UnknownVersionError:
@@ -402,7 +389,7 @@ class ModelStore:
         with self._pointer_held(key):
             self.manifest(key, version)  # it may have been deleted meanwhile
             before = None
-            with contextlib.suppress(ModelStoreError):  # a damaged pointer is mended by this
+            with contextlib.suppress(ModelStoreError):  # this repairs a damaged pointer
                 before = self.current(key)
             line = {"at": time.time(), "from": before, "to": version, "reason": reason}
             with self._writing():  # a line of its own, even if a crash cut the last one short
@@ -412,7 +399,7 @@ class ModelStore:
         log.info("live project=%s version=%s reason=%s", key, version, reason)
 
     def history(self, key: str) -> list[dict[str, Any]]:
-        """Moves of the pointer, oldest first."""
+        """List the moves of the pointer, oldest first."""
         try:
             data = self.files.read(f"{_folder(key)}/history.jsonl")
         except FileNotFoundError:
@@ -427,12 +414,12 @@ class ModelStore:
         return [move for move in moves if isinstance(move, dict) and {"from", "to"} <= move.keys()]
 
     def previous(self, key: str) -> str | None:
-        """The version that was live before the current one and still exists.
+        """Return the version to roll back to: live before the current one, there, and able to run.
 
         Going back twice goes back two versions: a move to a version that was live before undoes
         what came after it.
         """
-        current, versions = self.current(key), set(self.versions(key))
+        current = self.current(key)
         live: list[str] = []
         for move in self.history(key):
             if move["to"] in live:
@@ -440,22 +427,29 @@ class ModelStore:
             else:
                 live.append(str(move["to"]))
         before = live[: live.index(current)] if current in live else live
-        return next((version for version in reversed(before) if version in versions), None)
+        return next((version for version in reversed(before) if self._runs(key, version)), None)
+
+    def _runs(self, key: str, version: str) -> bool:
+        """Tell whether a version is there, readable, and of a release whose heads run here."""
+        try:
+            return self.manifest(key, version).runs_here
+        except ModelStoreError:
+            return False
 
     # What people do to a version
 
     def needed(self, key: str) -> dict[str, str]:
-        """Versions that may not be deleted, each with the reason."""
+        """List versions that may not be deleted, each with the reason."""
         live, names = self.current(key), self.versions(key)
         found = {names[0]: f"{names[0]} is the only version"} if len(names) == 1 else {}
         if live is not None:
-            if (parent := self.manifest(key, live).get("parent")) is not None:
+            if (parent := self.manifest(key, live).parent) is not None:
                 found[parent] = f"{parent} is what {live}, which is live, followed: the way back"
             found[live] = f"{live} is live: make another version live first"
         return found
 
     def delete(self, key: str, version: str) -> None:
-        """Remove a version for ever; its name is not given again.
+        """Remove a version for good; its name is not given again.
 
         A version that goes live in the same moment stays: one of the two comes first.
 
@@ -479,7 +473,7 @@ class ModelStore:
         log.info("deleted project=%s version=%s", key, version)
 
     def note(self, key: str, version: str) -> str:
-        """What a person wrote about a version, "" if nothing that can be read.
+        """Read what a person wrote about a version, "" if nothing that can be read.
 
         Raises:
             UnknownVersionError: that is no version's name.
@@ -490,7 +484,7 @@ class ModelStore:
         except UnknownVersionError:
             return ""
         except ModelStoreError as error:
-            log.warning("note not told project=%s: %s", key, error)
+            log.warning("note not read project=%s: %s", key, error)
             return ""
         return text if isinstance(text, str) else ""
 
@@ -510,26 +504,28 @@ class ModelStore:
         self._write(_note(key, version), {"note": plain.strip()[:NOTE_LENGTH]})
 
     def archive(self, key: str, version: str) -> Iterator[bytes]:
-        """A zip of manifest and weights, piece by piece; its files are opened before the first.
+        """Pack manifest and weights into a zip, and return it piece by piece.
 
-        A version that is deleted meanwhile still arrives whole.
+        All of it is read before the first piece: a version deleted meanwhile still arrives whole.
 
         Raises:
             UnknownVersionError: there is no such complete version.
             ModelStoreError: it cannot be read.
         """
-        made = float(self.manifest(key, version).get("published_at", 0))
-        opened: list[tuple[str, IO[bytes]]] = []
-        for name in ("manifest.json", "weights.safetensors"):
-            try:
-                opened.append((name, self.files.open(f"{_version(key, version)}/{name}")))
-            except OSError as error:
-                for _, file in opened:
-                    file.close()
-                raise ModelStoreError(
-                    f"cannot read {name} of {version}: {error.strerror}"
-                ) from error
-        return _zipped(version, opened, time.gmtime(made)[:6])
+        year, *rest = time.gmtime(self.manifest(key, version).published_at)[:6]
+        packed = tempfile.SpooledTemporaryFile(8 * PIECE)  # noqa: SIM115 - closed when it is read
+        try:
+            with zipfile.ZipFile(packed, "w") as archive:  # stored: weights do not shrink
+                for name in ("manifest.json", "weights.safetensors"):
+                    # A zip knows no time before 1980.
+                    info = zipfile.ZipInfo(f"{version}/{name}", (max(1980, year), *rest))  # type: ignore[arg-type]
+                    info.external_attr = 0o644 << 16
+                    archive.writestr(info, self.files.read(f"{_version(key, version)}/{name}"))
+        except OSError as error:
+            packed.close()
+            raise ModelStoreError(f"cannot pack {version}: {error.strerror}") from error
+        packed.seek(0)
+        return _pieces(packed)
 
     def check_writable(self) -> None:
         """Write and remove a file.
@@ -542,14 +538,14 @@ class ModelStore:
 
     @contextlib.contextmanager
     def _pointer_held(self, key: str) -> Iterator[None]:
-        """Nobody else moves the pointer, or removes what it could point to, meanwhile."""
+        """Keep everybody else from moving the pointer or removing what it could point to."""
         with contextlib.ExitStack() as held:
             with self._writing():
                 held.enter_context(self.files.lock(_folder(key)))
             yield
 
     def _taken(self, key: str) -> list[str]:
-        """Names of versions that are there, are being written, or were."""
+        """List names of versions that are there, are being written, or were."""
         return [name for name in self._names(f"{_folder(key)}/versions") if _is_version(name)]
 
     def _names(self, folder: str) -> list[str]:
@@ -626,47 +622,10 @@ def _checked(version: str) -> str:
     return version
 
 
-class _Pieces:
-    """A file that can only be written to, and gives what was written."""
-
-    def __init__(self) -> None:
-        self._kept = bytearray()
-
-    def write(self, data: bytes, /) -> int:
-        self._kept += data
-        return len(data)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-    def taken(self) -> bytes:
-        data = bytes(self._kept)
-        self._kept.clear()
-        return data
-
-
-def _zipped(
-    folder: str, files: list[tuple[str, IO[bytes]]], when: tuple[int, ...]
-) -> Iterator[bytes]:
-    """A zip without compression (weights do not shrink), never held in memory; closes the files."""
-    pieces = _Pieces()
-    year, *rest = when
-    with contextlib.ExitStack() as closing:
-        for _, file in files:
-            closing.enter_context(file)
-        with zipfile.ZipFile(pieces, "w") as packed:
-            for name, file in files:
-                # A zip knows no time before 1980.
-                info = zipfile.ZipInfo(f"{folder}/{name}", (max(1980, year), *rest))  # type: ignore[arg-type]
-                info.external_attr = 0o644 << 16
-                with packed.open(info, "w", force_zip64=True) as member:
-                    while data := file.read(PIECE):
-                        member.write(data)
-                        yield pieces.taken()
-        yield pieces.taken()
+def _pieces(packed: IO[bytes]) -> Iterator[bytes]:
+    with packed:
+        while data := packed.read(PIECE):
+            yield data
 
 
 def _number(version: str) -> int:
@@ -675,34 +634,3 @@ def _number(version: str) -> int:
 
 def _json(data: object, indent: int | None = 1) -> bytes:
     return json.dumps(data, indent=indent, ensure_ascii=False).encode()
-
-
-def _digest(data: Mapping[str, Any]) -> str:
-    """Of plain data, however its file is laid out."""
-    plain = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(plain.encode()).hexdigest()
-
-
-def _sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """With a checksum over all that it says, as it will be read back."""
-    plain: dict[str, Any] = json.loads(_json(manifest))
-    plain.pop(SEAL, None)  # of another version, from whose manifest this one was made
-    return {**plain, SEAL: _digest(plain)}
-
-
-def _check_seal(version: str, manifest: Mapping[str, Any]) -> None:
-    """Refuse a manifest that does not say what was published.
-
-    Versions that releases before the checksum wrote have none and are read as they are.
-    """
-    told = {name: value for name, value in manifest.items() if name != SEAL}
-    if SEAL in manifest and manifest[SEAL] != _digest(told):
-        raise ModelStoreError(
-            f"the manifest of {version} is not the one published: it was edited or damaged since; "
-            "restore the file or roll back"
-        )
-    if told.get("version") != version:
-        raise ModelStoreError(
-            f"the manifest of {version} is that of {str(told.get('version'))[:20]!r}: its folder "
-            "was renamed or copied; restore it or roll back"
-        )

@@ -5,7 +5,6 @@ B images, C channels; H, W pixels.
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
@@ -57,7 +56,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """What runs, for logs and people."""
+        """The engine's name, for logs and people."""
         ...
 
     def vectors(self, batch: Pixels) -> EngineVectors:
@@ -73,7 +72,7 @@ class TorchEngine(Engine):
     ) -> None:
         """Copy the weights to ``device``; a lower ``precision`` is used through autocast."""
         self._name = f"torch-{device}-{short_name(precision)}"
-        self._shape = EngineShape.of(backbone)
+        self._backbone = backbone
         self._device = torch.device(device)
         self._precision = precision
         self._batch = CPU_BATCH if self._device.type == "cpu" else CUDA_BATCH
@@ -88,7 +87,7 @@ class TorchEngine(Engine):
 
     def vectors(self, batch: Pixels) -> EngineVectors:
         """See `Engine.vectors`."""
-        out = self._shape.room(batch)
+        out = empty_vectors(batch, self._backbone)
         for rows in slices(len(batch), self._batch):
             out[rows] = self._pass(batch[rows])
         return out
@@ -105,42 +104,29 @@ class TorchEngine(Engine):
         return vectors
 
 
-@dataclass(frozen=True)
-class EngineShape:
-    """What goes in and comes out."""
+def empty_vectors(batch: Pixels, backbone: Backbone) -> EngineVectors:
+    """Make an array for the batch's vectors.
 
-    crop: int
-    channels: int
-
-    @classmethod
-    def of(cls, backbone: Backbone) -> "EngineShape":
-        """Take a backbone's."""
-        return cls(backbone.preparation.crop, backbone.channels)
-
-    def room(self, batch: Pixels) -> EngineVectors:
-        """Make an array for the batch's vectors.
-
-        Raises:
-            ValueError: the batch has another shape.
-        """
-        if batch.dtype != np.uint8 or batch.shape[1:] != (3, self.crop, self.crop):
-            raise ValueError(
-                f"expected (B, 3, {self.crop}, {self.crop}) uint8, got {batch.shape} {batch.dtype}"
-            )
-        return np.empty((len(batch), self.channels), np.float32)
+    Raises:
+        ValueError: the batch has another shape than the backbone takes.
+    """
+    crop = backbone.preparation.crop
+    if batch.dtype != np.uint8 or batch.shape[1:] != (3, crop, crop):
+        raise ValueError(f"expected (B, 3, {crop}, {crop}) uint8, got {batch.shape} {batch.dtype}")
+    return np.empty((len(batch), backbone.channels), np.float32)
 
 
 def slices(length: int, step: int) -> Iterator[slice]:
-    """0..length in steps; the last may reach beyond."""
+    """Yield 0..length in steps; the last may reach beyond."""
     return (slice(start, start + step) for start in range(0, length, step))
 
 
 def short_name(precision: torch.dtype) -> str:
-    """As OpenVINO writes it."""
+    """Name a precision as OpenVINO does."""
     return {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[precision]
 
 
 def cpu_name() -> str:
-    """What may change an engine's answers, in words."""
+    """Describe what of the processor may change an engine's answers."""
     capabilities = torch.cpu.get_capabilities()
     return f"{capabilities.get('cpu_name')} {capabilities.get('architecture')} {cpu_has_bf16()}"

@@ -1,6 +1,6 @@
 """Small real versions in a store: fresh weights on the real backbones, no training."""
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 
@@ -8,6 +8,7 @@ from hierarchy import LabelTree
 from hierarchy.calibration import Fitted
 from hierarchy.depth_selection import DepthRule
 from hierarchy.heads import HRNHead
+from inference.manifest import Manifest
 from inference.store import ModelStore, Project, project_key
 from worker.settings import Settings
 
@@ -29,26 +30,25 @@ def project(label_studio: str, name: str = "1.1795440233", xml: str = "") -> Pro
 
 def manifest(
     tree: LabelTree, price: float | None, fingerprint: str, trained_through: str = ""
-) -> dict[str, Any]:
+) -> Manifest:
     """What a training would write."""
     rule = DepthRule(0.9, price, ((1.0, 0.0),) * tree.depth)
     levels = [
         {"level": level + 1, "checked": 10, "right": 9, "accuracy": 0.9}
         for level in range(tree.depth)
     ]
-    return {
-        "project": "1.1795440233",
-        "tree": tree.to_json(),
-        "network": {"kind": "hrn", "channels": CHANNELS, "hidden": 8, "members": 1},
-        "backbone": {"name": Settings.backbone, "fingerprint": fingerprint},
-        "calibration": Fitted(rule, "estimated", 20, 1, 0.8, 1.5).to_json(),
-        "metrics": {"by_level": levels, "leaf_accuracy": 0.8, "leaf_checked": 10},
-        "labels": {"labels": 20, "digest": "none"},
-        "trained_through": trained_through,
-        "parent": None,
-        "gate": {"passed": True, "why": "the first version"},
-        "seconds": 1.0,
-    }
+    return Manifest(
+        project="1.1795440233",
+        tree=tree.to_json(),
+        network={"kind": "hrn", "channels": CHANNELS, "hidden": 8, "members": 1},
+        backbone={"name": Settings.backbone, "fingerprint": fingerprint},
+        calibration=Fitted(rule, "estimated", 20, 1, 0.8, 1.5).to_json(),
+        metrics={"by_level": levels, "leaf_accuracy": 0.8, "leaf_checked": 10},
+        labels={"labels": 20, "digest": "none"},
+        trained_through=trained_through,
+        gate={"passed": True, "why": "the first version"},
+        seconds=1.0,
+    )
 
 
 def publish(
@@ -70,8 +70,8 @@ def publish(
 
 def publish_earlier(store: ModelStore, known: Project, tree: LabelTree = TREE) -> str:
     """Publish what an earlier release trained, a head on feature maps, and make it live."""
-    told = manifest(tree, BOLD, "tf_efficientnet_lite0-unknown")
-    told["network"] = {"kind": "frozen", "channels": 1280, "reduced": 8, "width": 8, "hidden": 8}
+    network = {"kind": "frozen", "channels": 1280, "reduced": 8, "width": 8, "hidden": 8}
+    told = replace(manifest(tree, BOLD, "tf_efficientnet_lite0-unknown"), network=network)
     version = store.publish(known.key, told, {"centre": torch.zeros(1280)})
     store.point(known.key, version, reason="test")
     return version

@@ -22,7 +22,7 @@ ROOMS: Final = ("hierarchy", "studio", "inference", "worker", "backend", "cli")
 LOCKS: Final = sorted((ROOT / "requirements").glob("*.txt"))
 DECISIONS: Final = sorted((ROOT / "docs/decisions").glob("*.md"))
 
-#: Reads of code that is written down as data. `pickletools` is fine: it only lists instructions.
+#: Reads of code that is written down as data.
 UNPICKLERS: Final = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 #: Settings that the image fixes.
@@ -114,7 +114,8 @@ def test_nothing_is_unpickled() -> None:
         for file in files
         for what in unpickling(file.read_text("utf-8"))
     ]
-    assert offences == []
+    # With weights_only, for files of weights, in a process that does nothing else: decision 27.
+    assert offences == ["inference/torchfile_reader.py: torch.load"]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_the_linter_refuses_it_too(code: str) -> None:
     assert "TID251" in done.stdout
 
 
-@pytest.mark.parametrize("code", ["import pickletools", "json.load(f)", "load_file(path)"])
+@pytest.mark.parametrize("code", ["json.load(f)", "load_file(path)"])
 def test_the_check_for_unpickling_lets_pass(code: str) -> None:
     assert not list(unpickling(code))
 

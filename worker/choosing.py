@@ -6,7 +6,6 @@ Here, below the command and the console, so that both do the same; loads no trai
 import logging
 from dataclasses import replace
 
-from hierarchy import LabelTree
 from hierarchy.calibration import Preview, preview
 from inference.predictor import check_runs, read_evidence
 from inference.store import DISCONNECTED, GONE, Project
@@ -120,8 +119,7 @@ def depth_preview(parts: Parts, asked: Project) -> tuple[str, Preview] | None:
     live = parts.store.current(asked.key)
     if live is None:
         return None
-    tree = LabelTree.from_json(parts.store.manifest(asked.key, live)["tree"])
-    seen = read_evidence(parts.store.weights(asked.key, live), tree)
+    seen = read_evidence(parts.store.weights(asked.key, live))
     if seen is None:
         return None
     return live, preview(

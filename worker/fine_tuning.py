@@ -22,7 +22,7 @@ from hierarchy.depth_selection import DepthRule
 from hierarchy.heads import HRNHead
 from inference.backbone import Backbone
 from inference.extractors import tuned_fingerprint
-from inference.predictor import KIND
+from inference.manifest import KIND
 from inference.store import Project
 from studio.errors import ImageError
 from worker import checkpoints, trainer

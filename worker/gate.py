@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
-from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, Fitted
 from inference.predictor import EVIDENCE, read_evidence
 
@@ -104,9 +103,9 @@ class HeldOut:
         return {f"{EVIDENCE}{name}": torch.from_numpy(one) for name, one in kept.items()}
 
 
-def read_held_out(tensors: Mapping[str, Tensor], tree: LabelTree) -> HeldOut | None:
+def read_held_out(tensors: Mapping[str, Tensor]) -> HeldOut | None:
     """What the file of a version of this tree keeps; None where an earlier release wrote it."""
-    seen = read_evidence(tensors, tree)
+    seen = read_evidence(tensors)
     names = [f"{EVIDENCE}{name}" for name in ("marks", "truth", "right_as_named")]
     if seen is None or any(name not in tensors for name in names):
         return None

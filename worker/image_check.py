@@ -91,7 +91,7 @@ def _labels(parts: Parts, key: str) -> Iterator[Finding]:
         return
     try:
         manifest = parts.store.manifest(key, version)
-        labels = manifest["labels"]
+        labels = manifest.labels
         check_runs(manifest, version)
     except EarlierReleaseError as error:
         fix = "wait for the training that the worker was asked for, or run `hrn train`"

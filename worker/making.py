@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hierarchy import LabelTree
 from hierarchy.depth_selection import DepthRule
-from inference.predictor import KIND
+from inference.manifest import KIND
 from inference.store import Project
 from worker import trainer
 from worker.fitting import Report

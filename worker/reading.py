@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
+from inference.manifest import Manifest
+
 #: How much later than others an annotation may come to be seen.
 LATE: Final = timedelta(seconds=60)
 
@@ -71,8 +73,7 @@ class Read:
         return cls(str(told["through"]), None if recent is None else dict(recent))
 
     @classmethod
-    def of_version(cls, manifest: Mapping[str, Any]) -> Self:
+    def of_version(cls, manifest: Manifest) -> Self:
         """What a version has learnt from; of one that an earlier release wrote, by time alone."""
-        labels, through = manifest.get("labels"), str(manifest.get("trained_through", ""))
-        recent = labels.get("recent") if isinstance(labels, Mapping) else None
-        return cls(through, dict(recent) if isinstance(recent, Mapping) else None)
+        recent = manifest.labels.get("recent")
+        return cls(manifest.trained_through, dict(recent) if isinstance(recent, Mapping) else None)

@@ -19,6 +19,7 @@ from inference import insight
 from inference.augmentation import PLAIN
 from inference.errors import EarlierReleaseError, ModelError
 from inference.feature_extractor import FeatureExtractor
+from inference.manifest import Manifest
 from inference.predictor import (
     BACKBONE,
     EVIDENCE,
@@ -146,7 +147,8 @@ def learn(  # noqa: PLR0913 - whose labels, which, and what to work with
     verdict = _gate(order, parts, project, live, config, gathered, trained, ours, former)
     progress("publishing", 0, 1)
     manifest = _manifest(project, live, config, snapshot, gathered, made, verdict, started)
-    manifest["metrics"] = {**trained.metrics, "drawn": ours.drawn_figures()}
+    metrics = {**trained.metrics, "drawn": ours.drawn_figures()}
+    manifest = replace(manifest, metrics=metrics)
     tensors = {**_tensors(config.tree, gathered, made), **ours.to_tensors()}
     version = parts.store.publish(project.key, manifest, tensors)
     if tune:
@@ -228,7 +230,7 @@ def _check_pictures(gathered: Gathered, wanted: int) -> None:
 def _same_labels(parts: Parts, project: Project, live: str, snapshot: Snapshot) -> bool:
     try:
         manifest = parts.store.manifest(project.key, live)
-        labels = manifest["labels"]
+        labels = manifest.labels
         same: bool = labels["digest"] == snapshot.digest and not labels["skipped"]
         return same and runs_here(manifest)
     except (ModelError, KeyError):
@@ -248,7 +250,7 @@ def _going_on(
         if live is None or not _runs(parts, project, live):  # its folds are of other features
             return gathered, None
         tensors = parts.store.weights(project.key, live)
-        rule = DepthRule.from_json(parts.store.manifest(project.key, live)["calibration"]["rule"])
+        rule = DepthRule.from_json(parts.store.manifest(project.key, live).calibration["rule"])
     except ModelError as error:
         log.info("nothing to go on from project=%s version=%s: %s", project.key, live, error)
         return gathered, None
@@ -321,8 +323,8 @@ def _recent(parts: Parts, project: Project, live: str, tree: LabelTree) -> dict[
     for name in list(dict.fromkeys([live, *names]))[:RECENT]:
         try:
             manifest = parts.store.manifest(project.key, name)
-            same = runs_here(manifest) and LabelTree.from_json(manifest["tree"]) == tree
-            one = read_held_out(parts.store.weights(project.key, name), tree) if same else None
+            same = runs_here(manifest) and LabelTree.from_json(manifest.tree) == tree
+            one = read_held_out(parts.store.weights(project.key, name)) if same else None
         except ModelError:  # deleted since
             continue
         if one is not None:
@@ -437,26 +439,26 @@ def _manifest(  # noqa: PLR0913 - everything there is to say of a version
     made: Made,
     verdict: Verdict,
     started: float,
-) -> dict[str, Any]:
-    return {
-        "project": project.project,
-        "tree": config.tree.to_json(),
-        "network": made.network,
-        "backbone": made.backbone,
-        "recipe": made.config,
-        "calibration": made.trained.fitted.to_json(),
-        "metrics": made.trained.metrics,
-        "labels": {
+) -> Manifest:
+    return Manifest(
+        project=project.project,
+        tree=config.tree.to_json(),
+        network=made.network,
+        backbone=made.backbone,
+        recipe=made.config,
+        calibration=made.trained.fitted.to_json(),
+        metrics=made.trained.metrics,
+        labels={
             **snapshot.summary(),
             "pictures": gathered.examples.images,
             "drawn": int(gathered.drawn.sum()),
             "skipped": gathered.skipped,
         },
-        "trained_through": snapshot.trained_through,
-        "parent": parent,
-        "gate": {"passed": verdict.passed, "why": verdict.why},
-        "seconds": round(time.monotonic() - started, 2),
-    }
+        trained_through=snapshot.trained_through,
+        parent=parent,
+        gate={"passed": verdict.passed, "why": verdict.why},
+        seconds=round(time.monotonic() - started, 2),
+    )
 
 
 __all__ = [

@@ -4,13 +4,14 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backend.console.layout import plain, share, span
 from backend.services import from_redis
 from inference.errors import ModelError
 from inference.insight import Missing
+from inference.manifest import Manifest
 from inference.predictor import check_runs
 from inference.store import DISCONNECTED, GONE, UNCONFIRMED, Project
 from worker import presence
@@ -178,13 +179,14 @@ def project_status(parts: Parts, project: Project) -> ProjectStatus:
     """Read a project's status; what cannot be read is among the problems."""
     problems = []
     version: str | None = None
-    manifest: Mapping[str, Any] = {}
+    manifest = Manifest()
     missing: Missing | None = None
     try:
         version = parts.store.current(project.key)
         if version:
             calibration = parts.records.calibration(project, version)
-            manifest = {**parts.records.summary(project.key, version), "calibration": calibration}
+            summary = parts.records.summary(project.key, version)
+            manifest = replace(summary, calibration=calibration)
             missing = nothing_shown(parts, project, version)
             check_runs(manifest, version)
     except ModelError as error:
@@ -203,12 +205,12 @@ def project_status(parts: Parts, project: Project) -> ProjectStatus:
     return ProjectStatus(
         project,
         version,
-        manifest.get("labels", {}).get("labels"),
+        manifest.labels.get("labels"),
         _deepest(manifest),
-        manifest.get("calibration", {}).get("given"),
+        manifest.calibration.get("given"),
         training,
         problems,
-        left_out(manifest.get("labels", {})),
+        left_out(manifest.labels),
         missing,
         _unlike_words(parts, project.key, version),
     )
@@ -229,8 +231,8 @@ def _put_off(training: Training) -> tuple[str, str]:
     return f"A training was put off: {why}", f"It is tried again in {span(seconds)} by itself."
 
 
-def _deepest(manifest: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    rows = manifest.get("metrics", {}).get("by_level", ())
+def _deepest(manifest: Manifest) -> tuple[int, int, int] | None:
+    rows = manifest.metrics.get("by_level", ())
     return (rows[-1]["level"], rows[-1]["right"], rows[-1]["checked"]) if rows else None
 
 

@@ -145,7 +145,7 @@ def _in_force(project: Project, known: Known) -> dict[str, Any]:
         "none": "too little evidence: nothing is shown",
     }
     words = grounds[calibration["standing"]]
-    if calibration != known.manifest["calibration"]:
+    if calibration != known.manifest.calibration:
         words = f"fitted to these settings: {words}"
     return {"rule": rule, "followed": rule != own, "words": words, "grounds": calibration}
 

@@ -12,6 +12,7 @@ from backend.services import services
 from backend.versions import shown_since
 from inference.errors import ModelError, ModelStoreError, UnknownVersionError, VersionInUseError
 from inference.insight import Missing, NodeChange, compare_manifests, node_changes
+from inference.manifest import Manifest
 from inference.store import NOTE_LENGTH, Project
 from worker import choosing
 from worker.choosing import ChoiceError
@@ -31,7 +32,7 @@ class Row:
     Attributes:
         version: its name.
         live: whether it is.
-        manifest: without the tree, empty where it cannot be read.
+        manifest: without the tree, None where it cannot be read.
         problem: why it cannot be read, "" if it can.
         note: a person's.
         needed: why it may not be deleted, "" if it may.
@@ -42,7 +43,7 @@ class Row:
 
     version: str
     live: bool
-    manifest: dict[str, Any]
+    manifest: Manifest | None
     problem: str
     note: str
     needed: str
@@ -93,9 +94,10 @@ def rows_of(project: Project, names: list[str]) -> list[Row]:
             if name == live:
                 missing = nothing_shown(services().parts, project, name)
         except ModelError as error:
-            manifest, problem = {}, str(error)
+            manifest, problem = None, str(error)
         told = (name, name == live, manifest, problem, store.note(project.key, name))
-        levels = {row["level"]: row for row in manifest.get("metrics", {}).get("by_level", [])}
+        by_level = manifest.metrics.get("by_level", []) if manifest else []
+        levels = {row["level"]: row for row in by_level}
         rows.append(Row(*told, needed.get(name, ""), _shown(project, name), levels, missing))
     return rows
 

@@ -24,6 +24,7 @@ from PIL import Image
 from cli import redis_server
 from cli.services import answers_http, as_environment
 from cli.supervisor import Child, Supervisor
+from inference.manifest import Manifest
 from inference.store import Project
 from tests.backend.conftest import asking
 from tests.end_to_end.label_studio import free_port
@@ -237,7 +238,7 @@ class Site:
         names = sorted({child.name for child in self.supervisor.children})
         return "\n".join(f"== {name}\n{self.supervisor.tail(name, 40)}" for name in names)
 
-    def learnt(self, key: str = "") -> dict[str, Any] | None:
+    def learnt(self, key: str = "") -> Manifest | None:
         """The manifest of a version that has learnt from every answer, once nothing runs.
 
         Of the first project unless another one is named. The version is the live one, or a newer
@@ -252,7 +253,7 @@ class Site:
         for version in (self.store.current(key), *told):
             if version in known:
                 manifest = self.store.manifest(key, version)
-                if manifest["labels"]["labels"] == self.town.labels:
+                if manifest.labels["labels"] == self.town.labels:
                     return manifest
         return None
 
@@ -278,7 +279,7 @@ class Site:
         versions = self.store.versions(key)
         for version in versions:
             assert self.store.weights(key, version)
-            assert self.store.manifest(key, version)["version"] == version
+            assert self.store.manifest(key, version).version == version
         assert [int(name[1:]) for name in versions] == sorted({int(v[1:]) for v in versions})
         if not self.settings.in_bucket:
             folder = self.settings.store / "projects" / key / "versions"

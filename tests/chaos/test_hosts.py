@@ -49,7 +49,7 @@ def both_show(site: Site, version: str | None) -> bool:
 def test_each_learns_and_both_serve_what_either_has_learnt(site: Site, ledger: Ledger) -> None:
     for _ in range(3):
         site.town.answer(8)
-        version = site.until(site.learnt, PATIENCE, "learning")["version"]
+        version = site.until(site.learnt, PATIENCE, "learning").version
         live = site.store.current(site.key)
         assert int(str(live)[1:]) <= int(version[1:])
         site.until(lambda live=live: both_show(site, live), 10, "both servers")  # type: ignore[misc]

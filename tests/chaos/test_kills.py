@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from inference.manifest import Manifest
 from tests.chaos.hurt import LIFE, STEPS
 from tests.chaos.ledger import Ledger
 from tests.chaos.site import SEED, Site, running
@@ -60,8 +60,8 @@ def killed_at(site: Site, step: str, who: str, ledger: Ledger) -> None:
     assert site.died
     with ledger.recovery(f"kill -9 of a {who} at a named step", step):
         manifest = site.until(site.learnt, PATIENCE, f"learning after {step}")
-    assert manifest["labels"]["labels"] == site.town.labels
-    assert manifest["trained_through"] == through(site)
+    assert manifest.labels["labels"] == site.town.labels
+    assert manifest.trained_through == through(site)
     version = site.store.current(site.key)  # not what was learnt, where the gate refused that
 
     def each_once() -> bool:
@@ -161,7 +161,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield made
 
 
-def undisturbed(site: Site, home: Path) -> dict[str, Any]:
+def undisturbed(site: Site, home: Path) -> Manifest:
     """What a training in a new home, that nothing disturbs, has learnt from."""
     settings = replace(site.settings, home=home, redis_url=f"{site.settings.redis_url}?db=1")
     parts = Parts(settings)
@@ -196,7 +196,7 @@ def test_random_kills_lose_nothing(
             "learning from every answer",
         )
         for fact in ("labels", "trained_through", "tree"):
-            assert manifest[fact] == quiet[fact]
+            assert getattr(manifest, fact) == getattr(quiet, fact)
         assert site.check(campaign.key) >= 1
         assert site.board.wishes(campaign.key) == []
         assert "failed" not in {run["state"] for run in site.board.runs(campaign.key)}

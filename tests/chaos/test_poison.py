@@ -53,9 +53,9 @@ def test_a_picture_that_crashes_or_hangs_its_decoder_costs_itself_only(
     site.town.answer(8)
     with ledger.recovery("poison: a picture for its decoder", ill):
         manifest = site.until(site.learnt, PATIENCE, "learning from the others")
-    ((told, count),) = [row for row in manifest["labels"]["skipped"].items() if reason in row[0]]
+    ((told, count),) = [row for row in manifest.labels["skipped"].items() if reason in row[0]]
     assert count == 1, told
-    assert manifest["labels"]["pictures"] == site.town.labels - len(site.town.odd)
+    assert manifest.labels["pictures"] == site.town.labels - len(site.town.odd)
     refs = [f"/data/upload/1/{number}.png" for number in (1, first, 2)]
     process = site.child("serve-ill").process
     reply = requests.post(f"{site.urls[0]}/predict", json=asking(site.project, refs), timeout=60)

@@ -58,7 +58,7 @@ def learnt(shop: Shop) -> bool:
     versions = parts.store.versions(key)
     if parts.board.state(key)[0] != "idle" or not versions:
         return False
-    return bool(parts.store.manifest(key, versions[-1])["labels"]["labels"] == given)
+    return bool(parts.store.manifest(key, versions[-1]).labels["labels"] == given)
 
 
 def until(happened: Callable[[], bool]) -> None:

@@ -106,7 +106,7 @@ def test_what_a_version_shows_is_judged_by_what_the_project_asks_for_now(
     version = publish_with_evidence(parts.store, known, TREE, head_of(TREE), known=seen())
     assert _shows_something(parts, known.key, version)
     parts.store.save_project(replace(known, target_accuracy=0.999))
-    assert parts.store.manifest(known.key, version)["calibration"]["given"] > 0
+    assert parts.store.manifest(known.key, version).calibration["given"] > 0
     assert not _shows_something(parts, known.key, version)
     assert not _shows_something(parts, "no-such-project", version)
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cli import projects
 from cli.projects import UsageError
 from hierarchy.calibration import Evidence
-from inference.predictor import EVIDENCE
+from inference.insight import as_tensors
+from inference.predictor import evidence_tensors
 from inference.store import Project
 from tests.inference.small import HEAD, head_of, seen
 from tests.inference.small import publish as publish_with_evidence
@@ -148,8 +148,12 @@ def test_a_version_that_shows_nothing_says_what_is_missing(parts: Parts, known: 
     six = np.linspace(0.95, 0.99, 6)
     few = Evidence(np.column_stack([six, six]), np.ones((6, 2), dtype=np.int64))
     tensors = {
-        f"{EVIDENCE}probability": torch.from_numpy(few.probability),
-        f"{EVIDENCE}right": torch.from_numpy(few.right),
+        **evidence_tensors(few),
+        **as_tensors(
+            truth=np.zeros(6, dtype=np.int64),
+            nodes=np.zeros((6, 2), dtype=np.int64),
+            labels=np.zeros(len(TREE), dtype=np.int64),
+        ),
     }
     version = parts.store.publish(known.key, manifest(TREE, None, "fingerprint"), tensors)
     parts.store.point(known.key, version, reason="test")
@@ -203,7 +207,7 @@ def test_what_annotators_answers_said_may_be_damaged(
     ("standing", "words"), [("certified", "90% right, certified"), ("none", "no label is shown")]
 )
 def test_what_is_promised_is_told_with_its_grounds(standing: str, words: str) -> None:
-    calibration = manifest(TREE, 1.0, "x")["calibration"] | {"standing": standing}
+    calibration = dict(manifest(TREE, 1.0, "x").calibration) | {"standing": standing}
     assert words in projects.promise(calibration)
 
 

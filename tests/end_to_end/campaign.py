@@ -119,6 +119,6 @@ class Campaign:
         store, run = self.backend.parts().store, now["last_run"] or {}
         refused = [run["version"]] if run.get("state") == "refused" else []
         for version in (now["version"], *refused):
-            if store.manifest(now["key"], version)["labels"]["labels"] == labels:
+            if store.manifest(now["key"], version).labels["labels"] == labels:
                 return now
         return None

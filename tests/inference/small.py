@@ -14,10 +14,13 @@ from torch import Tensor
 
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, fit_rule
+from hierarchy.decisions import Decisions
 from hierarchy.familiarity import Familiarity
 from hierarchy.heads import HRNHead
 from inference.backbone import RandomWeights, load_backbone
 from inference.extractors import FeatureExtractors
+from inference.insight import as_tensors
+from inference.manifest import Manifest
 from inference.predictor import (
     BACKBONE,
     EVIDENCE,
@@ -111,21 +114,24 @@ def publish(  # noqa: D417 - the rest is what its name says
     Args:
         known: the evidence that its rule is fitted on; none is kept where it is None.
     """
-    held = seen(levels=tree.depth) if known is None else known
+    held = seen(levels=len(Decisions.of(tree).levels)) if known is None else known
     rule = fit_rule(held, target=target)
-    manifest = {
-        "tree": tree.to_json(),
-        "network": dict(network),
-        "backbone": {"name": backbone[0], "fingerprint": backbone[1]},
-        "calibration": rule.to_json(),
-        "metrics": {},
-    }
+    manifest = Manifest(
+        tree=tree.to_json(),
+        network=network,
+        backbone={"name": backbone[0], "fingerprint": backbone[1]},
+        calibration=rule.to_json(),
+    )
     tensors = dict(head.state_dict())
     tensors |= {f"{BACKBONE}{name}": value for name, value in (backbone_weights or {}).items()}
     if known is not None:
         kept = evidence_tensors(known)
-        if known.depth is None:  # as releases wrote it that counted each level of the tree
-            del kept[f"{EVIDENCE}depth"]
+        none = np.zeros(len(known), dtype=np.int64)
+        kept |= as_tensors(
+            truth=none,
+            nodes=np.zeros((len(known), tree.depth), dtype=np.int64),
+            labels=np.zeros(len(tree), dtype=np.int64),
+        )
         if known.drawn is not None:
             kept[f"{EVIDENCE}drawn"] = torch.from_numpy(known.drawn)
         tensors |= kept

@@ -1,9 +1,5 @@
 """Backbones come with the right weights or not at all, and never from the network."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,11 +21,9 @@ from inference.backbone import (
     _probe,
     fingerprint,
     load_backbone,
-    remembered_backbone,
 )
 from inference.errors import BackboneError
 from inference.torchfile import read_state_dict
-from tests.inference.small import weights_file
 
 #: timm's own network for tests: 0.4 million weights.
 SMALL = "test_efficientnet"
@@ -248,82 +242,3 @@ class ChannelsLast(nn.Module):
 def test_networks_with_channels_last_are_turned() -> None:
     pictures = torch.rand(2, 3, 4, 5)
     assert torch.equal(FeatureMaps(ChannelsLast())(pictures), pictures)
-
-
-def test_a_preparation_survives_its_json() -> None:
-    one = Preparation(292, 260, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
-    assert Preparation.from_json(one.to_json()) == one
-
-
-@pytest.mark.parametrize("change", [{"mean": [1.0]}, {"std": None}, {"resize": "wide"}])
-def test_a_damaged_preparation_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(BackboneError, match="picture preparation"):
-        Preparation.from_json(Preparation().to_json() | change)
-
-
-def test_a_preparation_without_a_field_is_refused() -> None:
-    with pytest.raises(BackboneError, match="crop"):
-        Preparation.from_json({k: v for k, v in Preparation().to_json().items() if k != "crop"})
-
-
-# Remembered
-
-
-def test_what_is_remembered_needs_neither_timm_nor_weights_until_its_module_is_asked_for(
-    tmp_path: Path,
-) -> None:
-    first = remembered_backbone(LITE, weights=None, folder=tmp_path)
-    script = (
-        "import sys; from pathlib import Path; from inference.backbone import remembered_backbone\n"
-        f"made = remembered_backbone({LITE!r}, weights=None, folder=Path(sys.argv[1]))\n"
-        "print(made.fingerprint, made.channels, made.grid, 'timm' in sys.modules)\n"
-        "print(type(made.module).__name__, 'timm' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert done.stdout.split() == [first.fingerprint, "1280", "7", "False", "FeatureMaps", "True"]
-
-
-def test_another_file_of_weights_is_not_taken_for_the_remembered_one(tmp_path: Path) -> None:
-    file = weights_file(tmp_path)
-    first = remembered_backbone(SMALL, weights=file, folder=tmp_path / "cards")
-    other = weights_file(tmp_path, seed=1)
-    file.write_bytes(other.read_bytes())
-    os.utime(file, (1, 1))
-    second = remembered_backbone(SMALL, weights=file, folder=tmp_path / "cards")
-    assert second.fingerprint != first.fingerprint
-    assert second.fingerprint == load_backbone(SMALL, weights=other).fingerprint
-
-
-def test_weights_that_changed_behind_a_card_are_refused_with_what_to_do(tmp_path: Path) -> None:
-    file, cards = weights_file(tmp_path), tmp_path / "cards"
-    remembered_backbone(SMALL, weights=file, folder=cards)
-    known = remembered_backbone(SMALL, weights=file, folder=cards)
-    file.write_bytes(weights_file(tmp_path, seed=1).read_bytes())
-    with pytest.raises(BackboneError, match="restart the server"):
-        _ = known.module
-    assert list(cards.iterdir()) == []
-
-
-def test_what_is_wrong_is_told_as_without_a_card(tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match="unknown backbone 'resnet5'; did you mean"):
-        remembered_backbone("resnet5", weights=None, folder=tmp_path)
-    with pytest.raises(BackboneError, match=r"cannot read .* gone\.safetensors"):
-        remembered_backbone(SMALL, weights=tmp_path / "gone.safetensors", folder=tmp_path)
-
-
-def test_a_card_that_cannot_be_read_or_kept_costs_time_only(tmp_path: Path) -> None:
-    file, cards = weights_file(tmp_path), tmp_path / "cards"
-    right = remembered_backbone(SMALL, weights=file, folder=cards).fingerprint
-    (card,) = cards.iterdir()
-    card.write_text("{}")
-    assert remembered_backbone(SMALL, weights=file, folder=cards).fingerprint == right
-    assert json.loads(card.read_text())["fingerprint"] == right
-    (tmp_path / "file").write_text("no folder")
-    nowhere = tmp_path / "file" / "cards"
-    assert remembered_backbone(SMALL, weights=file, folder=nowhere).fingerprint == right

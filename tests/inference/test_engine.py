@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from inference.agreement import MAX_ERROR, disagreement
 from inference.augmentation import prepare
-from inference.backbone import Backbone, Card, Preparation, load_backbone
+from inference.backbone import Backbone, Preparation, load_backbone
 from inference.engine import Engine, EngineVectors, OpenVINOEngine, Pixels, TorchEngine, make_engine
+from inference.engine_check import MAX_ERROR, disagreement
 from inference.errors import EngineError
 from inference.openvino_engine import part_size
 
@@ -29,7 +29,7 @@ def tiny(module: nn.Module | None = None, mark: str = "tiny-0") -> Backbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             module = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.ReLU6())
-    return Backbone(Card("tiny", 8, 4, Preparation(36, SIDE), mark), module.eval())
+    return Backbone("tiny", 8, 4, Preparation(36, SIDE), mark, module.eval())
 
 
 class BranchesOnBatch(nn.Module):
@@ -219,8 +219,9 @@ def test_other_weights_are_converted_anew(tmp_path: Path) -> None:
     assert off(other.vectors(noise(2)), one.vectors(noise(2))) > MAX_ERROR
 
 
-@pytest.mark.parametrize("file", ["model.bin", "model.xml", "checksum"])
-@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+@pytest.mark.parametrize(
+    ("file", "damage"), [("model.bin", "changed"), ("model.xml", "cut"), ("checksum", "gone")]
+)
 def test_a_damaged_converted_network_is_made_again(
     file: str, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

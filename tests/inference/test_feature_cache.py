@@ -235,14 +235,6 @@ def test_pruning_to_nothing_leaves_nothing(tmp_path: Path) -> None:
     assert all_of(cache, 30)
 
 
-def test_pruning_removes_what_releases_before_kept(tmp_path: Path) -> None:
-    former = tmp_path / "features" / LITE / "segments"
-    former.mkdir(parents=True)
-    (former / "0.maps").write_bytes(b"maps")
-    FeatureCache(tmp_path).prune(10**9)
-    assert not (tmp_path / "features").exists()
-
-
 # --- many at once ---
 
 

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from inference.augmentation import LEARNT_FROM, MIRRORED, PLAIN, crop, prepare
-from inference.backbone import Backbone, Card, Preparation, load_backbone
+from inference.backbone import Backbone, Preparation, load_backbone
 from inference.engine import Engine, EngineVectors, OpenVINOEngine, Pixels, TorchEngine
 from inference.feature_cache import FeatureCache, Vectors
 from inference.feature_extractor import FeatureExtractor, Item, Network
@@ -83,7 +82,7 @@ def network(name: str, channels: int, grid: int, preparation: Preparation) -> Ne
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(channels)
         module = nn.Sequential(nn.Conv2d(3, channels, 8, stride=8), nn.ReLU6()).eval()
-    backbone = Backbone(Card(name, channels, grid, preparation, f"{name}-0"), module)
+    backbone = Backbone(name, channels, grid, preparation, f"{name}-0", module)
     return Network(backbone, TorchEngine(backbone))
 
 
@@ -335,7 +334,7 @@ def test_a_stream_runs_only_a_little_ahead(tiny: Network) -> None:
 def test_leaving_a_stream_leaves_no_thread_behind(tiny: Network) -> None:
     for _ in FeatureExtractor(shelf(60), [tiny]).stream(items(60)):
         break
-    assert not [thread for thread in threading.enumerate() if "extractor" in thread.name]
+    assert not [thread for thread in threading.enumerate() if "prefetch" in thread.name]
 
 
 def test_fetching_goes_on_while_the_engine_runs(tiny: Network) -> None:
@@ -537,11 +536,3 @@ def test_ensuring_tells_of_what_cannot_be_had(tiny: Network, tmp_path: Path) -> 
     assert isinstance(found[1], ImageError)
     with pytest.raises(ImageError):
         extractor.read([("gone.png", None)], ["0" * 64])
-
-
-def test_an_error_that_looks_like_an_empty_queue_is_told(tiny: Network) -> None:
-    def fetch(ref: str, task_id: int | None) -> FetchedImage:
-        raise Empty(ref)
-
-    with pytest.raises(Empty):
-        FeatureExtractor(fetch, [tiny]).vectors(items(20))

@@ -55,8 +55,6 @@ def test_what_is_written_is_read_listed_and_removed(files: Files) -> None:
     files.write("a/b/one.json", b"2")
     files.write("a/two.json", b"two")
     assert files.read("a/b/one.json") == b"2"
-    with files.open("a/b/one.json") as file:
-        assert file.read() == b"2"
     assert sorted(files.names("a")) == ["b", "two.json"]
     assert files.walk("a") == ["a/b/one.json", "a/two.json"]
     assert files.exists("a/b/one.json")
@@ -72,8 +70,6 @@ def test_what_is_written_is_read_listed_and_removed(files: Files) -> None:
 def test_what_is_not_there_is_told_as_such(files: Files) -> None:
     with pytest.raises(FileNotFoundError):
         files.read("nowhere/one.json")
-    with pytest.raises(FileNotFoundError):
-        files.open("nowhere/one.json")
     assert files.names("nowhere") == files.walk("nowhere") == []
     assert files.stamp("nowhere/one.json") is None
 

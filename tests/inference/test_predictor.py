@@ -328,7 +328,7 @@ def test_a_kind_of_network_of_another_release_is_refused() -> None:
 def test_evidence_survives_the_file(store: ModelStore) -> None:
     known = seen(100)
     version = publish(store, project(), TREE, head_of(TREE, HEAD), known=known)
-    found = read_evidence(store.weights(project().key, version), TREE)
+    found = read_evidence(store.weights(project().key, version))
     assert found is not None
     assert found.right.tolist() == known.right.tolist()
     np.testing.assert_allclose(found.probability, known.probability, atol=1e-7)

@@ -2,7 +2,9 @@
 
 import hashlib
 import multiprocessing
+import os
 import sqlite3
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from inference import cache_database
+from inference.cache_database import CacheDatabase
 from inference.reference_index import ReferenceIndex
 
 A, B, C = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b", b"c"))
@@ -192,3 +195,38 @@ def test_a_process_goes_on_with_the_file_that_another_began_again(tmp_path: Path
         file.unlink()
     theirs.remember([("b", B)])
     assert ours.known(["a", "b"], HOUR) == [None, B]
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_threads_that_fork_at_once_leave_the_database_to_one_at_a_time(tmp_path: Path) -> None:
+    """Each fork closes what is open and holds it; another fork must not let it go."""
+    database = CacheDatabase(tmp_path / "any.sqlite", ["CREATE TABLE IF NOT EXISTS one (n)"])
+    inside, together, stop = 0, 0, threading.Event()
+
+    def work(_: sqlite3.Connection) -> None:
+        nonlocal inside, together
+        inside += 1
+        time.sleep(0.0005)
+        together = max(together, inside)
+        inside -= 1
+
+    def use() -> None:
+        while not stop.is_set():
+            database.run(work)
+
+    def fork() -> None:
+        for _ in range(10):
+            if (child := os.fork()) == 0:
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+
+    users = [threading.Thread(target=use) for _ in range(2)]
+    for user in users:
+        user.start()
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(fork) for _ in range(3)]:
+            done.result()
+    stop.set()
+    for user in users:
+        user.join()
+    assert together == 1

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.errors import ModelStoreError, UnknownVersionError, VersionInUseError
+from inference.manifest import Manifest
 from inference.store import KEY, NOTE_LENGTH, ModelStore, Project, project_key
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1], dtype=torch.int64)}
@@ -61,7 +62,7 @@ KEY_OF = project().key
 
 
 def publish(store: ModelStore, **more: Any) -> str:
-    return store.publish(KEY_OF, {"parent": None, **more}, WEIGHTS)
+    return store.publish(KEY_OF, Manifest(**more), WEIGHTS)
 
 
 def folder(store: ModelStore) -> Path:
@@ -74,8 +75,8 @@ def folder(store: ModelStore) -> Path:
 def test_a_version_comes_back_as_it_was_published(store: ModelStore) -> None:
     name = publish(store, metrics={"levels": [1, None], "title": "Äpfel"})
     manifest, weights = store.manifest(KEY_OF, name), store.weights(KEY_OF, name)
-    assert manifest["version"] == name == "v1"
-    assert manifest["metrics"] == {"levels": [1, None], "title": "Äpfel"}
+    assert manifest.version == name == "v1"
+    assert manifest.metrics == {"levels": [1, None], "title": "Äpfel"}
     assert weights.keys() == WEIGHTS.keys()
     assert all(torch.equal(weights[key], value) for key, value in WEIGHTS.items())
     assert all(weights[key].dtype == value.dtype for key, value in WEIGHTS.items())
@@ -83,7 +84,7 @@ def test_a_version_comes_back_as_it_was_published(store: ModelStore) -> None:
 
 def test_tensors_that_share_memory_or_are_turned_can_be_published(store: ModelStore) -> None:
     turned = WEIGHTS["a"].t()
-    name = store.publish(KEY_OF, {}, {"turned": turned, "part": turned[:, :1]})
+    name = store.publish(KEY_OF, Manifest(), {"turned": turned, "part": turned[:, :1]})
     weights = store.weights(KEY_OF, name)
     assert torch.equal(weights["turned"], turned)
     assert torch.equal(weights["part"], turned[:, :1])
@@ -113,7 +114,7 @@ def test_an_untrained_project_has_nothing(store: ModelStore) -> None:
 def publish_many(root: Path, count: int, ready: Any, done: Any) -> None:
     store = ModelStore(root)
     ready.wait(60)
-    done.put([publish(store, by=os.getpid()) for _ in range(count)])
+    done.put([publish(store, project=str(os.getpid())) for _ in range(count)])
 
 
 def test_two_processes_that_publish_at_once_get_names_of_their_own(store: ModelStore) -> None:
@@ -129,7 +130,7 @@ def test_two_processes_that_publish_at_once_get_names_of_their_own(store: ModelS
     assert sorted(named[0] + named[1], key=lambda name: int(name[1:])) == store.versions(KEY_OF)
     assert len(store.versions(KEY_OF)) == 30
     for names in named:  # each is the one that its process wrote
-        assert len({store.manifest(KEY_OF, name)["by"] for name in names}) == 1
+        assert len({store.manifest(KEY_OF, name).project for name in names}) == 1
     assert not list((folder(store) / "versions").glob(".*"))
 
 
@@ -239,17 +240,18 @@ def test_a_manifest_may_be_laid_out_anew(store: ModelStore) -> None:
     name = publish(store)
     file = folder(store) / "versions" / name / "manifest.json"
     before = store.manifest(KEY_OF, name)
-    file.write_text(json.dumps(before, indent=7, sort_keys=True), encoding="utf-8")
+    told = json.loads(file.read_bytes())
+    file.write_text(json.dumps(told, indent=7, sort_keys=True), encoding="utf-8")
     assert store.manifest(KEY_OF, name) == before
 
 
 def test_a_manifest_from_before_the_checksum_is_read(store: ModelStore) -> None:
     name = publish(store)
     file = folder(store) / "versions" / name / "manifest.json"
-    told = json.loads(file.read_bytes())
+    before, told = store.manifest(KEY_OF, name), json.loads(file.read_bytes())
     del told["manifest_sha256"]
     file.write_text(json.dumps(told), encoding="utf-8")
-    assert store.manifest(KEY_OF, name) == told
+    assert store.manifest(KEY_OF, name) == before
 
 
 def test_a_version_under_another_s_name_is_refused(store: ModelStore) -> None:
@@ -345,6 +347,12 @@ def test_pointing_twice_at_a_version_is_one_stop(store: ModelStore) -> None:
 def test_a_version_that_is_gone_is_passed_over(store: ModelStore) -> None:
     live(store, publish(store), publish(store), publish(store))
     (folder(store) / "versions" / "v2" / "manifest.json").unlink()
+    assert store.previous(KEY_OF) == "v1"
+
+
+def test_a_version_that_cannot_run_here_is_not_rolled_back_to(store: ModelStore) -> None:
+    earlier = {"kind": "frozen", "channels": 1280}
+    live(store, publish(store), publish(store, network=earlier), publish(store))
     assert store.previous(KEY_OF) == "v1"
 
 
@@ -474,7 +482,7 @@ def test_every_address_gives_a_legal_key(address: str, number: int) -> None:
 
 def test_a_damaged_pointer_is_mended_by_pointing(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
-    version = store.publish("studio-1-1", {}, {"weight": torch.zeros(1)})
+    version = store.publish("studio-1-1", Manifest(), {"weight": torch.zeros(1)})
     store.point("studio-1-1", version, reason="first")
     (tmp_path / "projects" / "studio-1-1" / "current.json").write_text("{", encoding="utf-8")
     with pytest.raises(ModelStoreError):
@@ -485,13 +493,13 @@ def test_a_damaged_pointer_is_mended_by_pointing(tmp_path: Path) -> None:
 
 def test_leftovers_of_killed_publishers_go_after_a_day(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
-    store.publish("studio-1-1", {}, {"weight": torch.zeros(1)})
+    store.publish("studio-1-1", Manifest(), {"weight": torch.zeros(1)})
     folder = tmp_path / "projects" / "studio-1-1" / "versions"
     old, fresh = folder / ".new-old", folder / ".new-fresh"
     old.mkdir()
     fresh.mkdir()
     os.utime(old, (time.time() - 2 * 86400,) * 2)
-    store.publish("studio-1-1", {}, {"weight": torch.zeros(1)})
+    store.publish("studio-1-1", Manifest(), {"weight": torch.zeros(1)})
     assert not old.exists()
     assert fresh.exists()
 
@@ -551,7 +559,7 @@ def test_what_was_kept_goes_with_its_version(store: ModelStore) -> None:
     shutil.rmtree(folder(store) / "versions" / "v3")
     with pytest.raises(UnknownVersionError):
         store.read_following(KEY_OF, "v1")
-    again = store.publish(KEY_OF, {}, {"a": torch.zeros(2)})
+    again = store.publish(KEY_OF, Manifest(), {"a": torch.zeros(2)})
     assert again == "v3"
     assert store.read_following(KEY_OF, "v3") is None  # kept for another version of that name
     store.write_following(KEY_OF, "v2", {"of": "v2"})
@@ -745,7 +753,7 @@ def test_an_archive_that_was_begun_survives_its_version(store: ModelStore) -> No
 
 
 def test_large_weights_are_handed_on_piece_by_piece(store: ModelStore) -> None:
-    store.publish(KEY_OF, {}, {"large": torch.zeros(1_500_000)})
+    store.publish(KEY_OF, Manifest(), {"large": torch.zeros(1_500_000)})
     sizes = [len(piece) for piece in store.archive(KEY_OF, "v1")]
     assert sum(sizes) > 6_000_000
     assert max(sizes) < 2_200_000

@@ -48,5 +48,5 @@ def test_its_figures_can_still_be_looked_at(written: tuple[ModelStore, str, str]
     store, key, version = written
     manifest = store.manifest(key, version)
     shown = Records(store).get(key, version)
-    assert shown.rule.to_json().items() >= manifest["calibration"]["rule"].items()
-    assert shown.manifest["metrics"]["leaf_accuracy"] == manifest["metrics"]["leaf_accuracy"]
+    assert shown.rule.to_json().items() >= manifest.calibration["rule"].items()
+    assert shown.manifest.metrics["leaf_accuracy"] == manifest.metrics["leaf_accuracy"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from inference.manifest import Manifest
 from inference.predictor import load_predictor, read_evidence
 from inference.store import Project
 from studio.annotations import Label, TaskLabels
@@ -166,12 +167,12 @@ def test_what_was_fine_tuned_comes_back_from_the_store(parts: Parts, twelve: Gat
     assert 2 <= len(judged) <= 6
     version = parts.store.publish(
         project.key,
-        {
-            "tree": TREE.to_json(),
-            "network": made.network,
-            "backbone": made.backbone,
-            "calibration": made.trained.fitted.to_json(),
-        },
+        Manifest(
+            tree=TREE.to_json(),
+            network=made.network,
+            backbone=made.backbone,
+            calibration=made.trained.fitted.to_json(),
+        ),
         training._tensors(TREE, twelve, made),
     )
     predictor = load_predictor(parts.store, project, version)
@@ -272,7 +273,7 @@ def test_what_is_published_leaves_no_checkpoint(
     ended = learn(Order(project.key, fine_tune=True), project, CONFIG, labelled(12), parts, report)
     assert (ended.state, seen) == ("published", [True])  # it was there until the version was
     assert not folder.exists()
-    assert parts.store.manifest(project.key, "v1")["network"]["kind"] == "hrn"
+    assert parts.store.manifest(project.key, "v1").network["kind"] == "hrn"
 
 
 @pytest.mark.parametrize(
@@ -310,7 +311,7 @@ def test_a_version_is_learnt_published_and_compared(parts: Parts) -> None:
     order = Order(project.key, fine_tune=False)
     first = learn(order, project, CONFIG, labelled(12), parts, silent)
     assert (first.state, first.version) == ("published", "v1")
-    assert parts.store.manifest(project.key, "v1")["gate"]["why"] == "the first version"
+    assert parts.store.manifest(project.key, "v1").gate["why"] == "the first version"
     again = learn(order, project, CONFIG, labelled(12), parts, silent)
     assert (again.state, again.version) == ("nothing new", None)
     second = learn(order, project, CONFIG, labelled(24), parts, silent)
@@ -382,13 +383,13 @@ def test_answers_that_chance_asked_for_reach_calibration_and_gate(parts: Parts) 
     parts.store.write_order(project.key, places.to_json())
     labels = coloured(parts, 60)
     learn(Order(project.key, fine_tune=False), project, CONFIG, labels, parts, silent)
-    seen = read_evidence(parts.store.weights(project.key, "v1"), CONFIG.tree)
+    seen = read_evidence(parts.store.weights(project.key, "v1"))
     assert seen is not None
     assert seen.drawn is not None
     assert np.flatnonzero(seen.drawn).tolist() == [3, 10, 17]
     manifest = parts.store.manifest(project.key, "v1")
-    assert manifest["labels"]["drawn"] == manifest["metrics"]["drawn"]["checked"] == 3
-    calibration = manifest["calibration"]
+    assert manifest.labels["drawn"] == manifest.metrics["drawn"]["checked"] == 3
+    calibration = manifest.calibration
     assert (calibration["standing"], calibration["drawn"]) == ("certified", 3)
 
 
@@ -429,10 +430,10 @@ def earlier(parts: Parts, project: Project) -> str:
     """Make a version live as an earlier release wrote it, with evidence that all were right."""
     learn(Order(project.key, fine_tune=False), project, CONFIG, coloured(parts, 60), parts, silent)
     manifest = parts.store.manifest(project.key, "v1")
-    manifest["network"] = {"kind": "frozen", "channels": 256, "reduced": 8, "width": 8}
+    network = {"kind": "frozen", "channels": 256, "reduced": 8, "width": 8}
     tensors = parts.store.weights(project.key, "v1")
     tensors["evidence.folds"] = torch.zeros_like(tensors["evidence.folds"])
-    name = parts.store.publish(project.key, manifest, tensors)
+    name = parts.store.publish(project.key, replace(manifest, network=network), tensors)
     parts.store.point(project.key, name, reason="test")
     return name
 

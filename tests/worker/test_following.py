@@ -243,11 +243,12 @@ def test_what_holds_now_is_told_and_not_what_held_before(
 def test_a_root_above_everything_was_no_pre_label(
     served: Parts, known: Project, people: Annotators, stand: Stand
 ) -> None:
-    """A version of an earlier release had shown it: nobody could have found it wrong."""
+    """Nobody could have found it wrong."""
     rooted = LabelTree.from_paths([("Life", *path) for path in TREE.paths if path != ("Fruit",)])
     stand.label_config = taxonomy_xml(rooted)
     backbone = served.extractors.backbone()
-    every = Evidence(np.full((300, 3), 0.6), np.ones((300, 3), dtype=np.int64))
+    levels = np.tile([2, 3], (300, 1))
+    every = Evidence(np.full((300, 2), 0.6), np.ones((300, 2), dtype=np.int64), levels)
     named = (backbone.name, backbone.fingerprint)
     head = small.head_of(rooted, small.HEAD, 0)
     version = small.publish(served.store, known, rooted, head, backbone=named, known=every)

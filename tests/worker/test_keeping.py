@@ -23,7 +23,7 @@ def test_the_oldest_go_and_the_newest_stay(known: tuple[ModelStore, Project]) ->
     store, made = known
     store.point(made.key, "v8", reason="test")
     gone = prune_versions(store, made.key, 3)
-    ways_back = {store.manifest(made.key, "v8")["parent"], store.previous(made.key)}
+    ways_back = {store.manifest(made.key, "v8").parent, store.previous(made.key)}
     stay = {"v6", "v7", "v8", *ways_back} - {None}
     assert set(store.versions(made.key)) == stay
     assert gone == [f"v{n}" for n in range(1, 9) if f"v{n}" not in stay]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from inference.manifest import Manifest
 from inference.store import Project
 from tests.published import publish
 from tests.worker.stand import Stand, annotation
@@ -49,7 +50,7 @@ def test_the_newer_one_counts_and_of_equals_the_one_with_names() -> None:
 
 
 def test_versions_of_earlier_releases_are_known_by_time() -> None:
-    assert Read.of_version({"trained_through": LAST, "labels": {"labels": 3}}) == Read(LAST)
+    assert Read.of_version(Manifest(trained_through=LAST, labels={"labels": 3})) == Read(LAST)
 
 
 def task(number: int, when: str) -> dict[str, Any]:

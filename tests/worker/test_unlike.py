@@ -40,7 +40,6 @@ def test_a_trained_version_shows_less_of_unlike_images_and_says_so() -> None:
         rule=trained.fitted.rule,
         backbone=("any", "any"),
         backbone_weights={},
-        manifest={"tree": TREE.to_json()},
         familiarity=trained.familiarity,
     )
     same = predictor.answer(vectors(leaves_of(200, seed=5), seed=5)[:, 0])

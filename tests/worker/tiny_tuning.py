@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hierarchy import LabelTree
-from inference.backbone import Backbone, Card, Preparation
+from inference.backbone import Backbone, Preparation
 from worker.checkpoints import Checkpoints
 from worker.fitting import Rows
 from worker.photos import Pixels
@@ -56,8 +56,7 @@ class Small(nn.Module):
 
 def backbone(module: nn.Module | None = None) -> Backbone:
     torch.manual_seed(7)
-    card = Card("small", 8, 4, Preparation(SIDE, SIDE), "small-0")
-    return Backbone(card, module or Small())
+    return Backbone("small", 8, 4, Preparation(SIDE, SIDE), "small-0", module or Small())
 
 
 def show(picture: int, draw: str) -> Pixels:

@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 from flask.testing import FlaskClient
 
 from hierarchy import LabelTree
 from hierarchy.calibration import evidence
 from hierarchy.depth_selection import candidates
 from inference.insight import as_tensors
-from inference.predictor import EVIDENCE
+from inference.predictor import EVIDENCE, evidence_tensors
 from inference.store import Project
 from tests.backend.conftest import go_live
 from tests.backend.console import trained
@@ -63,7 +62,7 @@ def test_accuracy_is_that_of_the_stored_evidence(
     admin: FlaskClient, known: Project, parts: Parts
 ) -> None:
     tensors = parts.store.weights(known.key, "v1")
-    tree = LabelTree.from_json(parts.store.manifest(known.key, "v1")["tree"])
+    tree = LabelTree.from_json(parts.store.manifest(known.key, "v1").tree)
     fruit, nodes = tree.index(("Fruit",)), tensors[f"{EVIDENCE}nodes"].tolist()
     truth = tensors[f"{EVIDENCE}truth"].tolist()
     mine = [
@@ -142,8 +141,7 @@ def test_ten_thousand_nodes_come_a_hundred_at_a_time(
     seen = evidence(found, truth, tree)
     big = fresh(tree)
     tensors = {
-        f"{EVIDENCE}probability": torch.from_numpy(seen.probability).float(),
-        f"{EVIDENCE}right": torch.from_numpy(seen.right).to(torch.int8),
+        **evidence_tensors(seen),
         **as_tensors(truth=truth, nodes=found.nodes, labels=chance.integers(0, 9, len(tree))),
     }
     version = parts.store.publish(big.key, manifest(tree, 1.0, "x"), tensors)

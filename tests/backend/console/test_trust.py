@@ -54,9 +54,9 @@ def test_levels_curves_and_thresholds_are_told(admin: FlaskClient, known: Projec
 def test_it_says_what_the_promise_rests_on(
     admin: FlaskClient, parts: Parts, known: Project
 ) -> None:
-    manifest = {**parts.store.manifest(known.key, "v1")}
+    manifest = parts.store.manifest(known.key, "v1")
     counts = {"standing": "certified", "checked": 80, "wrong": 4, "drawn": 6, "drawn_wrong": 1}
-    manifest["calibration"] = {**manifest["calibration"], **counts}
+    manifest = replace(manifest, calibration={**manifest.calibration, **counts})
     version = parts.store.publish(known.key, manifest, parts.store.weights(known.key, "v1"))
     trust = admin.get(address(known, f"?version={version}")).text
     assert "rests on 80 shown labels that were checked when held out (4 wrong)" in trust
@@ -77,7 +77,7 @@ def test_the_grounds_are_those_of_the_settings_in_force(
     parts.store.point(known.key, version, reason="test")
     modest = replace(known, target_accuracy=0.75)
     parts.store.save_project(modest)
-    published = parts.store.manifest(known.key, version)["calibration"]
+    published = parts.store.manifest(known.key, version).calibration
     in_force = parts.records.calibration(modest, version)
     assert in_force["checked"] > published["checked"] > 0
     assert in_force["drawn"] > 0
@@ -145,9 +145,9 @@ def test_a_root_above_everything_has_no_figures(
     assert "Level 1 names every image alike and is not counted." in page
     assert "A label without a sibling" in page
     manifest = parts.store.manifest(rooted.key, "v1")
-    by_level = {row["level"]: row for row in manifest["metrics"]["by_level"]}
+    by_level = {row["level"]: row for row in manifest.metrics["by_level"]}
     assert by_level.keys() == {2, 3}
-    assert manifest["metrics"]["held_out"] == 24  # every fifth says "Life" alone, no level's
+    assert manifest.metrics["held_out"] == 24  # every fifth says "Life" alone, no level's
     assert by_level[2]["checked"] == 20
     for row in rows:
         figures = by_level[int(row[0])]
@@ -191,7 +191,7 @@ def test_what_is_in_force_says_where_it_comes_from(
     admin: FlaskClient, parts: Parts, known: Project
 ) -> None:
     """Neither settings made by hand nor a version that certifies nothing are "as certified"."""
-    own = parts.store.manifest(known.key, "v1")["calibration"]["standing"]
+    own = parts.store.manifest(known.key, "v1").calibration["standing"]
     words = {
         "certified": "certified on held-out images",
         "estimated": "an estimate from held-out images",

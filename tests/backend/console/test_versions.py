@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 
 import pytest
@@ -48,7 +49,7 @@ def test_a_refused_version_says_why_and_a_damaged_one_what_is_wrong(
     admin: FlaskClient, parts: Parts, known: Project
 ) -> None:
     why = "worse than v3 on 40 pictures: <i>70 %</i>"
-    told = {**manifest(OTHER, 1.0, "x"), "gate": {"passed": False, "why": why}}
+    told = replace(manifest(OTHER, 1.0, "x"), gate={"passed": False, "why": why})
     parts.store.publish(known.key, told, {})
     broken = parts.store.root / "projects" / known.key / "versions/v1/manifest.json"
     broken.write_text("{", encoding="utf-8")
@@ -155,7 +156,7 @@ def test_what_was_promoted_without_redis_is_live(
 def test_many_versions_come_a_page_at_a_time(
     admin: FlaskClient, parts: Parts, known: Project
 ) -> None:
-    told = {**manifest(OTHER, 1.0, "x")}
+    told = manifest(OTHER, 1.0, "x")
     for _ in range(27):
         parts.store.publish(known.key, told, {})
     first, second = (admin.get(address(known, f"?page={n}")).text for n in (1, 2))

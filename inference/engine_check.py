@@ -1,11 +1,9 @@
-"""Is a fast engine also right? A comparison with PyTorch in float32, made once a machine."""
+"""The check that a fast engine is right: a comparison with PyTorch in float32, once per machine."""
 
 import hashlib
 import json
-import logging
-import os
-from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +13,6 @@ import torch
 from inference.backbone import Backbone
 from inference.openvino_engine import OUTPUT
 from inference.torch_engine import Engine, EngineVectors, Pixels, TorchEngine, cpu_name
-
-log = logging.getLogger(__name__)
 
 #: Largest error that an engine may make, as a share of the vector's own length (L2), for any image:
 #: it keeps the cosine at 0.99 or more, and unlike a cosine sees a wrong scale too.
@@ -28,7 +24,7 @@ def disagreement(engine: Engine, backbone: Backbone) -> float:
 
     Returns:
         The largest error of any image, as a share of the length (L2) of what PyTorch gives;
-        infinite if a number is not finite. Each image is looked at in a batch and alone.
+        infinite if a number is not finite. Each image is computed in a batch and alone.
     """
     images = _images(backbone.preparation.crop)
     right = TorchEngine(backbone).vectors(images)
@@ -60,47 +56,19 @@ def _images(side: int, count: int = 4) -> Pixels:
     return images
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether an engine agreed, kept by machine and versions, for any of them may change it."""
-
-    path: Path | None
-
-    @classmethod
-    def of(cls, label: str, backbone: Backbone, cache_dir: Path | None) -> "Verdict":
-        """Where the verdict on the engine called ``label`` is kept."""
-        if cache_dir is None:
-            return cls(None)
-        place = torch.cuda.get_device_name() if "cuda" in label else cpu_name()
-        versions = [str(torch.__version__), _openvino_version() if "openvino" in label else ""]
-        what = json.dumps([label, backbone.fingerprint, versions, OUTPUT, place, MAX_ERROR])
-        return cls(cache_dir / f"check-{hashlib.sha256(what.encode()).hexdigest()[:16]}.json")
-
-    def read(self) -> bool | None:
-        """What was found, ``None`` if nothing was or the file is damaged."""
-        if self.path is None:
-            return None
-        try:
-            found = json.loads(self.path.read_text())["agrees"]
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-        return found if isinstance(found, bool) else None
-
-    def write(self, *, agrees: bool, error: float) -> None:
-        """Keep the finding; a folder that cannot be written costs a log line and nothing else."""
-        if self.path is None:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps({"agrees": agrees, "error": error}))
-            part.replace(self.path)
-        except OSError as problem:
-            log.warning("cannot keep the engine's check: %s", problem)
+def check_file(label: str, backbone: Backbone, cache_dir: Path) -> Path:
+    """Name the file that keeps an engine's check, by all that may change its outcome."""
+    place = torch.cuda.get_device_name() if "cuda" in label else cpu_name()
+    openvino = find_spec("openvino") and metadata.version("openvino")
+    versions = [str(torch.__version__), openvino if "openvino" in label else ""]
+    what = json.dumps([label, backbone.fingerprint, versions, OUTPUT, place, MAX_ERROR])
+    return cache_dir / f"check-{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
 
 
-def _openvino_version() -> str:
+def agreed_before(file: Path) -> bool | None:
+    """Tell whether the engine agreed when it was checked; None where that is not known."""
     try:
-        return metadata.version("openvino")
-    except metadata.PackageNotFoundError:
-        return ""
+        found = json.loads(file.read_text())["agrees"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return found if isinstance(found, bool) else None
