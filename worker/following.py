@@ -29,7 +29,7 @@ from inference.store import Project
 from studio.errors import ImageError
 from studio.label_config import LabelConfig, parse_label_config
 from studio.predictions import LeftOut, Submission, submissions
-from worker.gathering import mark
+from worker.dataset import mark
 from worker.parts import Parts
 
 log = logging.getLogger(__name__)

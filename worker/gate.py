@@ -5,8 +5,8 @@ versions before on images that both held out, and on those among them drawn at r
 pre-label as many images as deep. Letters: n images.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -112,6 +112,47 @@ def read_held_out(tensors: Mapping[str, Tensor], tree: LabelTree) -> HeldOut | N
         return None
     marks, truth, right = (tensors[name].numpy() for name in names)
     return HeldOut(marks, truth.astype(np.int64), right, seen)
+
+
+def decide(  # noqa: PLR0913 - both versions, and on what grounds
+    new: HeldOut,
+    since: HeldOut,
+    live: str,
+    others: Mapping[str, HeldOut],
+    fit_rule: Callable[[Evidence], Fitted],
+    *,
+    force: bool,
+) -> Verdict:
+    """Decide whether a new version may go live.
+
+    Args:
+        new: what the new version held out.
+        since: the live version's answers on images that it has not learnt from, and the new one
+            held out.
+        live: the live version's name.
+        others: what each of the versions that were live last held out.
+        fit_rule: fits a depth rule under the settings of now.
+        force: a person asked, and takes fewer or shallower pre-labels.
+    """
+    if len(since) < LEAST and live in others:
+        verdict = compare_held_out(new, others[live], live)
+    else:
+        ours, theirs = new.shared_with(since)
+        verdict = compare(ours.right, theirs.right, live)
+    held = (compare_held_out(new, one, name) for name, one in others.items())
+    verdict = next((one for one in (verdict, *held) if not one.passed), verdict)
+    if not verdict.passed or live not in others:
+        return verdict
+    # By their answers alone: which images are unlike the labelled ones is not what they differ in.
+    ours, theirs = (
+        replace(one, seen=replace(one.seen, like=None))
+        for one in new.shared_with(others[live].joined(since))
+    )
+    shown = compare_shown(fit_rule(ours.seen), fit_rule(theirs.seen), len(ours), live)
+    if not shown.passed and not force:
+        return shown
+    by_hand = "" if shown.passed else "asked for by hand, so it goes live although "
+    return replace(verdict, why=f"{verdict.why}; {by_hand}{shown.why}".removesuffix("; "))
 
 
 def compare(new_right: Bools, live_right: Bools, live: str) -> Verdict:

@@ -12,6 +12,7 @@ from studio.label_config import LabelConfig, parse_label_config
 from studio.project_checks import Finding
 from worker.errors import MisconfiguredError
 from worker.identity import is_ours
+from worker.order import RunState
 from worker.parts import Parts
 from worker.queue import RedisError
 from worker.snapshot import counted
@@ -19,7 +20,9 @@ from worker.snapshot import counted
 #: Images of a project that are fetched and decoded.
 TRIED: Final = 3
 #: Ways in which a training ends that somebody should do something about.
-_ENDED_BADLY: Final = frozenset({"failed", "postponed", "misconfigured", "died"})
+_ENDED_BADLY: Final = frozenset(
+    {RunState.FAILED, RunState.POSTPONED, RunState.MISCONFIGURED, RunState.DIED}
+)
 
 
 def look(parts: Parts, number: int) -> Iterator[Finding]:

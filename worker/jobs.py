@@ -20,7 +20,7 @@ from studio.errors import (
 )
 from worker.errors import JobError
 from worker.following import follow_version
-from worker.order import Order
+from worker.order import Ended, Order, RunState
 from worker.parts import Parts
 from worker.presence import check_registered
 from worker.progress import Progress
@@ -28,7 +28,7 @@ from worker.queue import Board
 from worker.refreshing import NEEDS_TRAINING, refresh_predictions
 from worker.settings import Settings
 from worker.trainer import TooFewLabelsError
-from worker.training import Ended, run
+from worker.training import run
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def train_once(order: Order, parts: Parts, job_id: str) -> dict[str, Any]:
         return _record(board, order, job_id, started, ended)
     except Exception as error:  # a fault of ours: told to people, and its traceback to the log
         why = f"unexpected {type(error).__name__}: the worker's log has it under {job_id}"
-        _record(board, order, job_id, started, Ended("failed", why))
+        _record(board, order, job_id, started, Ended(RunState.FAILED, why))
         raise
     finally:
         board.finished(order.project, job_id)
@@ -125,19 +125,21 @@ def _guarded(order: Order, parts: Parts, progress: Progress) -> Ended:
             check_registered(parts, project)
         return run(order, parts, progress)
     except TooFewLabelsError as error:
-        return Ended("too few labels", str(error), figures={"passed_over": error.passed_over})
+        return Ended(
+            RunState.TOO_FEW_LABELS, str(error), figures={"passed_over": error.passed_over}
+        )
     except MAY_PASS as error:
         return _later(order, parts, str(error))
     except JobError as error:
-        return Ended(type(error).__name__.removesuffix("Error").lower(), str(error))
+        return Ended(error.state, str(error))
     except (StudioError, ModelError, FloatingPointError) as error:
         log.warning("training failed project=%s: %s", order.project, error)
-        return Ended("failed", str(error))
+        return Ended(RunState.FAILED, str(error))
 
 
 def _later(order: Order, parts: Parts, why: str) -> Ended:
     if order.attempt >= len(PAUSES):
-        return Ended("failed", f"{why} (tried {order.attempt + 1} times)")
+        return Ended(RunState.FAILED, f"{why} (tried {order.attempt + 1} times)")
     pause = PAUSES[order.attempt]
     parts.board.postpone(order, pause)
-    return Ended("postponed", f"{why}; tried again in {pause:.0f} s")
+    return Ended(RunState.POSTPONED, f"{why}; tried again in {pause:.0f} s")

@@ -16,6 +16,7 @@ from studio.errors import ProjectMissingError, StudioError
 from studio.project_setup import at_address
 from worker.errors import JobError, MisconfiguredError
 from worker.identity import OtherProjectError, check_same, is_ours
+from worker.order import RunState
 from worker.parts import Parts
 from worker.settings import Settings
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 class DisconnectedError(JobError):
     """The project has no use for this backend any more; the message says what brings it back."""
+
+    state = RunState.DISCONNECTED
 
 
 class StillConnectedError(JobError):

@@ -44,7 +44,7 @@ from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker
 
-from worker.order import Order
+from worker.order import Order, RunState
 from worker.reading import Read
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ REST: Final = 60.0
 LONGEST_REST: Final = 3600.0
 
 #: Ways of ending after which the same wish is tried again by itself.
-_ON_ITS_WAY: Final = frozenset({"died", "postponed"})
+_ON_ITS_WAY: Final = frozenset({RunState.DIED, RunState.POSTPONED})
 
 #: Where a worker says, in its own record, what it computes on.
 DEVICE_FIELD: Final = "hrn_device"
@@ -208,7 +208,9 @@ class Board:
             self.redis.delete(self._key(project, "again" if "id" in request else "later"))
         reason = (request.get("order") or {}).get("reason", "")
         why = "asked to stop before it began"
-        self.log_run(project, {"job": name, "reason": reason, "state": "cancelled", "why": why})
+        self.log_run(
+            project, {"job": name, "reason": reason, "state": RunState.CANCELLED, "why": why}
+        )
 
     def is_stopping(self, project: str) -> bool:
         """Was the training that runs asked to stop?"""
@@ -458,7 +460,7 @@ class Board:
         what fails before it has read the labels would else be wished for at every look.
         """
         ended = [run for run in self.runs(project) if run.get("state") not in _ON_ITS_WAY]
-        failures = list(takewhile(lambda run: run.get("state") == "failed", ended))
+        failures = list(takewhile(lambda run: run.get("state") == RunState.FAILED, ended))
         if not failures:
             return 0.0
         pause = min(REST * 2.0 ** (len(failures) - 1), LONGEST_REST)
@@ -589,12 +591,12 @@ class Board:
         ended = {"job": job.id, "reason": order.reason}
         if order.crashes > CRASHES_FORGIVEN:
             why = f"its process died {order.crashes} times: memory? the worker's log may say"
-            self.log_run(project, {**ended, "state": "failed", "why": why})
+            self.log_run(project, {**ended, "state": RunState.FAILED, "why": why})
             self._next(project)
             return f"{job.id} failed: {why}"
         again = self._enqueue(order, _new_id("train"))
         why = f"its process died: queued again as {again}"
-        self.log_run(project, {**ended, "state": "died", "why": why, "again": again})
+        self.log_run(project, {**ended, "state": RunState.DIED, "why": why, "again": again})
         return f"the worker of {job.id} died: its work was queued again"
 
     def _once(self, job_id: str, function: str, args: list[str], timeout: int) -> bool:

@@ -38,6 +38,11 @@ class Snapshot:
         return Read(self.trained_through, self.recent)
 
     @property
+    def named(self) -> set[int]:
+        """All nodes that some label names."""
+        return {node for label in self.labels for node in label.nodes}
+
+    @property
     def labels(self) -> tuple[Label, ...]:
         """All labels, task by task."""
         return tuple(label for task in self.tasks for label in task.labels)

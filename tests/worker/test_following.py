@@ -26,8 +26,8 @@ from tests.published import TREE
 from tests.studio.configs import taxonomy_xml
 from tests.worker.stand import LEGACY, Stand
 from worker import following
+from worker.dataset import mark
 from worker.following import follow_version, judge
-from worker.gathering import mark
 from worker.parts import Parts
 
 FRUIT, APPLE, PEAR, MILK = (

@@ -222,8 +222,8 @@ def test_pictures_that_annotators_disagree_on_judge_nothing(plain: Examples) -> 
     truth = plain.truth.copy()
     truth[:30] = -1
     log_p = np.log(np.full((120, len(TREE)), 0.5))
-    seen, metrics = judge(TREE, replace(plain, truth=truth), log_p)
-    assert len(seen) == metrics["held_out"] == 90
+    found = judge(TREE, replace(plain, truth=truth), log_p)
+    assert len(found.seen) == found.metrics["held_out"] == 90
 
 
 def test_limits_and_target_reach_the_rule(plain: Examples) -> None:
