@@ -34,7 +34,7 @@ class MisconfiguredError(JobError):
 
 
 def redis_in_words(error: Exception) -> str:
-    """What Redis refuses, for people: its own words on a password speak of its protocol."""
+    """Say in words what Redis refuses: its own on a password speak of its protocol."""
     text = str(error)
     if "HELLO must be called" in text or "Authentication required" in text:
         return "a password is needed: REDIS_URL=redis://:PASSWORD@host:6379/0"

@@ -1,6 +1,6 @@
 """Training the backbone too: one network and an HRN head on images, not on cached features.
 
-Some of the labelled pictures are held out, the rest is learnt from (`worker.tuning`), and what is
+Some of the labelled images are held out, the rest is learnt from (`worker.tuning`), and what is
 held out calibrates and judges. Meant for a GPU; on a CPU it works and takes long.
 """
 
@@ -44,12 +44,12 @@ from worker.tuning import (
 
 log = logging.getLogger(__name__)
 
-#: Pictures fetched and decoded at once, before training.
+#: Images fetched and decoded at once, before training.
 FETCHERS = 8
 
 
 def wanted(asked: bool | None, settings: Settings) -> bool:  # noqa: FBT001 - yes, no or not said
-    """What was asked for, else the server's setting: ``auto`` is yes where there is a GPU."""
+    """Return what was asked for, else the server's setting: ``auto`` is yes on a GPU."""
     if asked is not None:
         return asked
     if settings.fine_tune == "auto":
@@ -58,7 +58,7 @@ def wanted(asked: bool | None, settings: Settings) -> bool:  # noqa: FBT001 - ye
 
 
 def device_of(settings: Settings) -> str:
-    """``cuda`` where there is one and it is not forbidden, else ``cpu``."""
+    """Return ``cuda`` where there is one and it is not forbidden, else ``cpu``."""
     return "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -71,9 +71,9 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
     progress: Report,
     recipe: TuneRecipe | None = None,
 ) -> Candidate:
-    """Fine-tune on all pictures but one part, which calibrates and judges.
+    """Fine-tune on all images but one part, which calibrates and judges.
 
-    A run that was killed goes on where it was, if labels, pictures and settings are the same; see
+    A run that was killed goes on where it was, if labels, images and settings are the same; see
     `forget`.
 
     Args:
@@ -87,7 +87,7 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
         recipe: the settings; None for those that suit the device.
 
     Raises:
-        TooFewLabelsError: as for the head alone, or all pictures are one group.
+        TooFewLabelsError: as for the head alone, or all images are one group.
         FloatingPointError: the loss is not finite.
     """
     examples = dataset.examples
@@ -102,7 +102,7 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
         learn = (there & ~held)[examples.image]
         if learn.sum() < 2:
             raise trainer.TooFewLabelsError(
-                "all labelled pictures are one group, so none can be held out: label pictures of "
+                "all labelled images are one group, so none can be held out: label images of "
                 "another group, or choose another HRN_GROUP_FIELD"
             )
         head = tuned_head(tree, base.channels, recipe)
@@ -126,8 +126,8 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
             network.to(device)
         else:
 
-            def show(picture: int, draw: str) -> Pixels:
-                return varied(shelf[picture], base.preparation, draw)
+            def show(image: int, draw: str) -> Pixels:
+                return varied(shelf[image], base.preparation, draw)
 
             saved = Checkpoints(folder, name)
             lessons = Lessons(rows, show)
@@ -158,26 +158,26 @@ def forget(settings: Settings, key: str) -> None:
 
 
 def _folder(settings: Settings) -> Path:
-    """Checkpoints, one folder a project: not in the store, which may be a bucket, nor the cache."""
+    """Return the folder of checkpoints: not in the store, which may be a bucket, nor the cache."""
     return settings.home / "tuning"
 
 
 def _shelf(dataset: Dataset, held: NDArray[np.bool_], parts: Parts, base: Backbone) -> Shelf[int]:
-    """The labelled pictures: those held out as they are served, the others to be varied."""
+    """Open the labelled images: those held out as they are served, the others to be varied."""
 
     def make(at: int) -> bytes:
         ref, task = dataset.refs[at]
-        picture = parts.fetcher.fetch(ref, task_id=task)
+        file = parts.fetcher.fetch(ref, task_id=task)
         # Twice the size we need, as for features that are served.
         enough = 2 * base.preparation.resize
-        image = parts.decoders.decode(picture.data, limits=parts.limits, at_least=enough)
+        image = parts.decoders.decode(file.data, limits=parts.limits, at_least=enough)
         return (plain if held[at] else small)(image, base.preparation)
 
     return Shelf(parts.settings.cache / "tuning", make)
 
 
 def _filled(shelf: Shelf[int], dataset: Dataset, progress: Report) -> NDArray[np.bool_]:
-    """``(P,)`` which pictures are there: one whose features were cached may have vanished since."""
+    """Return ``(P,)`` which images are there: some may have vanished since they were cached."""
     count = len(dataset.refs)
 
     def fetch(at: int) -> str:
@@ -200,7 +200,7 @@ def _filled(shelf: Shelf[int], dataset: Dataset, progress: Report) -> NDArray[np
 def _facts(
     tree: LabelTree, dataset: Dataset, learn: NDArray[np.bool_], base: Backbone
 ) -> Mapping[str, Any]:
-    """What is learnt from, in plain data: the labels themselves, as training sees them."""
+    """Return what is learnt from, in plain data: the labels as training sees them."""
     examples, seen = dataset.examples, hashlib.sha256()
     for row in np.flatnonzero(learn).tolist():
         ref, target = dataset.refs[examples.image[row]][0], examples.target[row].tolist()
@@ -217,7 +217,7 @@ def _held_out(  # noqa: PLR0913 - the network, and what to show it
     nodes: int,
     device: str,
 ) -> NDArray[np.float64]:
-    """``(P, N)`` log-probabilities of the pictures held out, NaN rows for the others."""
+    """Return ``(P, N)`` log-probabilities of images held out, NaN rows for the others."""
     log_p = np.full((len(which), nodes), np.nan)
     if which.any():
 

@@ -44,7 +44,7 @@ FEW = 100
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the new version may go live, and why in words."""
+    """Decision whether the new version may go live, and why in words."""
 
     passed: bool
     why: str
@@ -76,21 +76,21 @@ class HeldOut:
         return none if self.seen.drawn is None else self.seen.drawn
 
     def drawn_figures(self) -> dict[str, int]:
-        """How many images were drawn at random, and how many of those were right as named."""
+        """Return how many images were drawn at random, and how many of those were right."""
         return {"checked": int(self.drawn.sum()), "right": int(self.right[self.drawn].sum())}
 
     def some(self, rows: Ints) -> "HeldOut":
-        """Some of the images."""
+        """Return some of the images."""
         return HeldOut(self.marks[rows], self.truth[rows], self.right[rows], self.seen.some(rows))
 
     def shared_with(self, other: "HeldOut") -> tuple["HeldOut", "HeldOut"]:
-        """The images, in one order, that both held out and that are labelled alike."""
+        """Return the images, in one order, that both held out and that are labelled alike."""
         _, ours, theirs = np.intersect1d(self.marks, other.marks, return_indices=True)
         alike = self.truth[ours] == other.truth[theirs]
         return self.some(ours[alike]), other.some(theirs[alike])
 
     def joined(self, other: "HeldOut") -> "HeldOut":
-        """These images and others."""
+        """Return these images and others."""
         return HeldOut(
             np.concatenate([self.marks, other.marks]),
             np.concatenate([self.truth, other.truth]),
@@ -99,13 +99,13 @@ class HeldOut:
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """How a version's file keeps what does not stand there already."""
-        kept = {"marks": self.marks, "right_as_named": self.right, "drawn": self.drawn}
-        return {f"{EVIDENCE}{name}": torch.from_numpy(one) for name, one in kept.items()}
+        """Return what a version's file holds beside the evidence."""
+        tensors = {"marks": self.marks, "right_as_named": self.right, "drawn": self.drawn}
+        return {f"{EVIDENCE}{name}": torch.from_numpy(one) for name, one in tensors.items()}
 
 
 def read_held_out(tensors: Mapping[str, Tensor], tree: LabelTree) -> HeldOut | None:
-    """What the file of a version of this tree keeps; None where an earlier release wrote it."""
+    """Read what the file of a version of this tree holds; None for an earlier release's."""
     seen = read_evidence(tensors, tree)
     names = [f"{EVIDENCE}{name}" for name in ("marks", "truth", "right_as_named")]
     if seen is None or any(name not in tensors for name in names):
@@ -156,7 +156,7 @@ def decide(  # noqa: PLR0913 - both versions, and on what grounds
 
 
 def compare(new_right: Bools, live_right: Bools, live: str) -> Verdict:
-    """McNemar's exact one-sided test on images labelled since the live version was trained.
+    """Compare by McNemar's exact one-sided test, on images labelled since the live version.
 
     The live version has not seen them, and the new version's answers come from cross-fitting. What
     remains in the live one's favour is that annotators saw its pre-labels.
@@ -173,7 +173,7 @@ def compare(new_right: Bools, live_right: Bools, live: str) -> Verdict:
 
 
 def compare_held_out(new: HeldOut, former: HeldOut, name: str) -> Verdict:
-    """The same test on images that both held out, and on those among them drawn at random.
+    """Compare by the same test on images that both held out, and on those drawn at random.
 
     Each version is compared with several before it, so a slide that is too slow for any one step
     shows. The former one had fewer labels to learn from, which is in the new one's favour.
@@ -204,7 +204,7 @@ def _held_against(new: Bools, former: Bools, whose: str) -> Verdict:
 
 
 def compare_shown(new: Fitted, former: Fitted, checked: int, name: str) -> Verdict:
-    """Would annotators get fewer or shallower pre-labels?
+    """Compare whether annotators would get fewer or shallower pre-labels.
 
     Args:
         new: the new version's depth rule, fitted on some images that it held out.

@@ -42,7 +42,7 @@ class Order:
 
 
 class RunState(StrEnum):
-    """How a training ended, as the list of runs has it."""
+    """Ways in which a training ends, as the list of runs has them."""
 
     PUBLISHED = "published"
     REFUSED = "refused"
@@ -60,7 +60,7 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a training ended.
+    """Outcome of a training.
 
     Attributes:
         state: a `RunState`, or a word of the adapter to label-studio-ml.

@@ -34,7 +34,7 @@ class StillConnectedError(JobError):
 
 
 def own_address(settings: Settings) -> str:
-    """Where Label Studio reaches this backend.
+    """Return where Label Studio reaches this backend.
 
     Raises:
         MisconfiguredError: it is not known.
@@ -48,7 +48,7 @@ def own_address(settings: Settings) -> str:
 
 
 def registered_at(parts: Parts, project: Project) -> str | None:
-    """Where this backend stands among the project's in Label Studio; None where it does not.
+    """Return where this backend stands among the project's; None where it does not.
 
     Empty where that is not known: we have no address, or were never seen at it, and the project's
     other backends may be this one under another address, which doctor tells of.
@@ -169,12 +169,12 @@ def forget(parts: Parts, key: str) -> None:
 
 
 def sentence(project: Project) -> str:
-    """`words` in one text, "" for a project that is connected."""
+    """Return `words` in one text, "" for a project that is connected."""
     return ". ".join(words(project) or ())
 
 
 def words(project: Project) -> tuple[str, str] | None:
-    """What is with a project that is not connected, and what to do; None for one that is."""
+    """Say what is with a project that is not connected, and what to do; None for others."""
     number, when = project.number, time.strftime("%Y-%m-%d %H:%M", time.localtime(project.since))
     since = f" (seen {when})" if project.since else ""
     forgets = f"`hrn forget --project {number}` removes its versions"

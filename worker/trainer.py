@@ -24,7 +24,7 @@ from hierarchy.heads import HRNHead
 from hierarchy.metrics import accuracy_by_level, expected_calibration_error
 from inference.feature_extractor import FeatureExtractor
 from inference.predictor import KIND
-from worker.fitting import Report, Rows, Tally, fit, side_by_side
+from worker.fitting import Report, Rows, fit, fit_side_by_side
 from worker.folds import assign_folds
 from worker.snapshot import counted
 from worker.training_config import TrainingConfig
@@ -38,7 +38,7 @@ WATCHED = 128
 
 @dataclass(frozen=True)
 class Examples:
-    """What to learn from.
+    """Labelled images' feature vectors, their labels, and how they may be held out.
 
     Attributes:
         vectors: ``(P, V, C)`` float16 of all images, the plain augmentation first.
@@ -76,7 +76,7 @@ class Examples:
         return set(np.unique(self.target).tolist()) - {-1}
 
     def rows(self, learn: NDArray[np.bool_]) -> Rows:
-        """The labels that ``(R,)`` ``learn`` keeps, for the training loop."""
+        """Return the labels that ``(R,)`` ``learn`` keeps, for the training loop."""
         return Rows(
             torch.from_numpy(self.image[learn]),
             torch.from_numpy(self.target[learn]),
@@ -85,7 +85,7 @@ class Examples:
 
 
 class RuleSettings(TypedDict, total=False):
-    """What a project chose of its depth rule, as `hierarchy.calibration.fit_rule` takes it."""
+    """A project's choices for its depth rule, as `hierarchy.calibration.fit_rule` takes them."""
 
     target: Required[float]
     minimum: int
@@ -121,7 +121,7 @@ class Trained:
 
     Attributes:
         head: trained on all examples, in eval mode.
-        fitted: the depth rule with its standing.
+        fitted: the depth rule with its grounds.
         judged: answers on held-out images, which the rule was fitted on.
         held_out: ``(P, N)`` their log-probabilities; NaN rows for images not held out.
         folds: ``(P,)`` the part that each image is in, whether or not that part was held out.
@@ -346,7 +346,7 @@ def _learnable(part: int, folds: NDArray[np.int64], examples: Examples) -> bool:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What one head learns from: all images' vectors, and some of the labels.
+    """Vectors of all images, and the labels that one head learns from.
 
     Attributes:
         tree: of the nodes.
@@ -366,14 +366,8 @@ def learn_all(
 ) -> list[HRNHead]:
     """Train one head per training set, side by side, and report the last one's curve."""
     heads = [new_head(one.tree, one.vectors, config, device) for one in sets]
-    tally = Tally(report, "fitting", len(sets))
-    side_by_side(
-        [
-            partial(learn, head, one, config, tally.voice(number))
-            for number, (head, one) in enumerate(zip(heads, sets, strict=True))
-        ],
-        device=device,
-    )
+    fits = [partial(learn, head, one, config) for head, one in zip(heads, sets, strict=True)]
+    fit_side_by_side(fits, report, "fitting", device=device)
     return heads
 
 
@@ -400,14 +394,14 @@ def learn(
     """Fit the head in place."""
     head.seed(config.seed)
 
-    def told(done: int, total: int, **figures: float) -> None:
+    def report_epoch(done: int, total: int, **figures: float) -> None:
         if learnt.judge is not None:
             figures["accuracy"] = learnt.judge(head)
             head.train()
         tell(done, total, **figures)
 
     device = head.mean.device.type
-    fit(head, head.objective, learnt.vectors, learnt.rows, config, told, device=device)
+    fit(head, head.objective, learnt.vectors, learnt.rows, config, report_epoch, device=device)
 
 
 def watching(

@@ -28,6 +28,8 @@ from worker.training import learn
 from worker.training_config import TrainingConfig
 from worker.tune_recipe import TuneRecipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG: LabelConfig = parse_label_config(
     taxonomy_xml(tree_of([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)]))
 )
@@ -39,15 +41,6 @@ TINY = TuneRecipe(hidden=8, epochs=2, batch=4, rate=0.3, folds=3, precision="f32
 RULE: trainer.RuleSettings = {"target": 0.9}
 
 ORDER = Order("somewhere-1-17", fine_tune=False)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small wait for each other's threads longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

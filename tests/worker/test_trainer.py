@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,8 @@ from hierarchy.choice import candidates
 from hierarchy.heads import HRNHead
 from worker.trainer import Examples, TooFewLabelsError, Trained, judge, train
 from worker.training_config import TrainingConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TREE = LabelTree.from_paths(
     [("Fruit", "Apple"), ("Fruit", "Pear"), ("Dairy", "Milk"), ("Dairy", "Cream")]
@@ -35,15 +37,6 @@ SMALL = TrainingConfig(
 )
 
 Vectors = NDArray[np.float16]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small wait for each other's threads longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def silent(stage: str, done: int, total: int, **figures: float) -> None:
