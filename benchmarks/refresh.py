@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from tests.studio.servers import serving
 from tests.worker.stand import LEGACY, Stand
 from worker.__main__ import load
 from worker.parts import Parts
-from worker.refreshing import refresh_predictions
+from worker.prelabel_sync import sync_prelabels
 from worker.settings import Secret, Settings
 
 
@@ -107,10 +107,10 @@ def measure(parts: Parts, known: Project, version: str) -> dict[str, Any]:
     for name in ("settings", "tasks", "import_predictions", "update_prediction"):
         clock.watch(fresh.studio, name)
     began = time.monotonic()
-    ended = refresh_predictions(known.key, version, fresh)
+    ended = sync_prelabels(known.key, version, fresh)
     whole = time.monotonic() - began
     theirs = sum(clock.seconds.values())
-    return {**ended, "whole": whole, "ours": whole - theirs, "label_studio": clock.seconds}
+    return {**asdict(ended), "whole": whole, "ours": whole - theirs, "label_studio": clock.seconds}
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from studio.annotations import Label, TaskLabels
 from studio.label_config import LabelConfig, parse_label_config
 from studio.label_config_writer import taxonomy_config
 from worker import training
-from worker.gathering import gather
+from worker.dataset import build_dataset
 from worker.order import Order
 from worker.parts import Parts
 from worker.settings import Settings
@@ -84,7 +84,7 @@ def measure(
     """Return wall and processor seconds of each stage, and of the whole to the first new answer."""
     extractor = parts.extractors.base()
     augmentations = TrainingConfig().augmentations
-    gather(snapshot, extractor, "", lambda *_, **__: None, augmentations)  # untimed
+    build_dataset(snapshot, extractor, "", lambda *_, **__: None, augmentations)  # untimed
     project = parts.store.register(Project(KEY, 1, "1.0", "http://localhost", ""))
     clock, started = Clock(), now()
     order = Order(KEY, force=True)

@@ -26,7 +26,7 @@ WORKER_LIFE: Final = 60
 
 
 def device_name(settings: Settings) -> str:
-    """What jobs will compute on, in words.
+    """Return what jobs will compute on, in words.
 
     Asked in a process of its own: one that has touched a GPU cannot fork jobs that use it.
     """
@@ -65,7 +65,7 @@ def load() -> None:
 
 
 def work(settings: Settings) -> None:
-    """Take jobs until told to stop; a job in hand is finished first."""
+    """Take jobs until asked to stop; a job in hand is finished first."""
     load()
     connection = Redis.from_url(settings.redis_url)
     ours = OurWorker(
@@ -88,10 +88,10 @@ def main(arguments: list[str]) -> int:
     if not settings.redis_url:
         raise MisconfiguredError("REDIS_URL is not set: `hrn up` starts a Redis and sets it")
     if arguments == ["reconcile"]:
-        told: list[int] = []  # no event: a second signal would wait for the first one's lock
+        signals: list[int] = []  # no event: a second signal would wait for the first one's lock
         for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, lambda number, _: told.append(number))
-        Reconciler(Parts(settings)).run(lambda: bool(told))
+            signal.signal(name, lambda number, _: signals.append(number))
+        Reconciler(Parts(settings)).run(lambda: bool(signals))
     else:
         work(settings)
     return 0

@@ -1,4 +1,4 @@
-"""Which pictures to ask about next, and the numbers by which Label Studio puts tasks in that order.
+"""Which images to ask about next, and the numbers by which Label Studio puts tasks in that order.
 
 Label Studio orders by one number, the ``score`` of a prediction, lowest first. Here that is a
 *place* and no confidence: below `FRONT` stand the tasks that are asked next, one after the other;
@@ -36,7 +36,7 @@ ASKED: Final = 100
 #: Share of them drawn by chance: the honest sample for evaluation and calibration.
 RANDOM_SHARE: Final = 0.05
 
-#: Pictures among which is chosen; of more, so many are drawn. Features of 5,000 are 26 MB.
+#: Images among which is chosen; of more, so many are drawn. Features of 5,000 are 26 MB.
 MOST: Final = 5000
 
 #: The place of a task that an annotator skipped: behind all others.
@@ -46,11 +46,11 @@ SKIPPED: Final = 1.0
 UNKNOWN: Final = (1 + FRONT) / 2
 
 #: Share of open tasks that may be new, and how many in any case, before what to ask next is chosen
-#: anew.
+#: again.
 NEW_SHARE: Final = 0.1
 NEW_LEAST: Final = 10
 
-#: Leads of which the distribution is kept.
+#: Leads of which the distribution is stored.
 QUANTILES: Final = 201
 
 
@@ -94,7 +94,7 @@ class Places:
     )
 
     def place(self, task: int, lead: float | None = None) -> float:
-        """A task's place in [0, 1], lowest first.
+        """Return a task's rank score in [0, 1], lowest first.
 
         Args:
             task: its id; one that is new is placed by its lead.
@@ -116,17 +116,17 @@ class Places:
         return round(place, 6)
 
     def used(self, still_open: set[int]) -> bool:
-        """Is half of the batch answered, so that it is time to choose others?"""
+        """Tell whether half of the batch is answered, so that it is time to choose others."""
         left = sum(task in still_open for task in self.batch)
         return 2 * left <= len(self.batch) and left < len(still_open)
 
     def outgrown(self, still_open: set[int]) -> bool:
-        """Are so many tasks new that the pictures to ask should be chosen anew?"""
+        """Tell whether so many tasks are new that a new batch should be chosen."""
         new = sum(task > self.newest for task in still_open)
         return new > max(NEW_LEAST, NEW_SHARE * self.pool)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for the store."""
+        """Return plain data for the store."""
         return {
             "version": self.version,
             "batch": [[task, why] for task, why in self.batch.items()],
@@ -140,7 +140,7 @@ class Places:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """What ``to_json`` wrote."""
+        """Read what ``to_json`` wrote."""
         return cls(
             version=str(data["version"]),
             batch={int(task): str(why) for task, why in data["batch"]},
@@ -165,8 +165,8 @@ class Pool:
         tasks: their ids.
         features: ``(B, C)`` pooled features.
         log_p: ``(B, N)`` what the version says; None before there is one.
-        taken: ``(T, C)`` pooled features of answered pictures.
-        answered: tasks that have an answer, those whose picture is gone as well.
+        taken: ``(T, C)`` pooled features of answered images.
+        answered: tasks that have an answer, those whose image is gone as well.
         still_open: all open tasks that nobody skipped, the B among them.
         whole: are the B all that can be chosen? Otherwise it is done again with the others.
     """
@@ -193,11 +193,13 @@ def choose(pool: Pool, tree: LabelTree, version: str, before: Places | None) -> 
         before: the order so far, of whichever version.
     """
     known = {} if before is None else before.random
-    kept = {task: by for task, by in known.items() if task not in pool.still_open}
+    drawn_before = {task: by for task, by in known.items() if task not in pool.still_open}
     newest = max(pool.still_open, default=0) if pool.whole else 0
-    told = Places(version, pool=len(pool.still_open), newest=newest, at=time.time(), random=kept)
+    places = Places(
+        version, pool=len(pool.still_open), newest=newest, at=time.time(), random=drawn_before
+    )
     if not pool.tasks:
-        return told
+        return places
     asked = ask(
         pool.features,
         pool.log_p,
@@ -216,47 +218,38 @@ def choose(pool: Pool, tree: LabelTree, version: str, before: Places | None) -> 
         shares = np.linspace(0, 1, QUANTILES)
         leads = tuple(round(float(lead), 6) for lead in np.quantile(asked.margin, shares))
     rest = () if leads else tuple(order[len(batch) :])
-    return replace(told, batch=dict(batch), leads=leads, rest=rest, random={**kept, **drawn})
+    return replace(
+        places, batch=dict(batch), leads=leads, rest=rest, random={**drawn_before, **drawn}
+    )
 
 
 def read_places(store: ModelStore, key: str) -> Places | None:
-    """The project's order, None where there is none that can be read."""
+    """Read the project's order; None where there is none that can be read."""
     try:
         data = store.read_order(key)
         return None if data is None else Places.from_json(data)
     except (ModelStoreError, KeyError, TypeError, ValueError) as error:
-        log.warning("the order of work is made anew project=%s: %s", key, error)
+        log.warning("the order of work is made again project=%s: %s", key, error)
         return None
 
 
 def places_of(store: ModelStore, key: str, version: str) -> Places:
-    """The version's order; where it has none yet, one that knows of no task."""
+    """Return the version's order; where it has none yet, one that knows of no task."""
     found = read_places(store, key)
     return found if found is not None and found.version == version else Places(version)
 
 
 def asked_at_random(store: ModelStore, key: str) -> Mapping[int, str]:
-    """Tasks that chance chose to be asked, and the version in whose name.
+    """Return the tasks that chance chose to be asked about, and the version that did.
 
-    Their answers are a fair sample of the project's pictures, as no other answers are.
+    Their answers are a fair sample of the project's images, as no other answers are.
     """
     found = read_places(store, key)
     return {} if found is None else found.random
 
 
 def entry_of(answer: Answer, config: LabelConfig, version: str, place: float) -> dict[str, Any]:
-    """A prediction: the answer, how sure of it the version is, and the task's place."""
+    """Build a prediction: the answer, how sure of it the version is, and the rank score."""
     return prediction(
         config, answer.path, score=place, version=version, confidence=answer.probability
     )
-
-
-__all__ = [
-    "Places",
-    "Pool",
-    "asked_at_random",
-    "choose",
-    "entry_of",
-    "places_of",
-    "read_places",
-]

@@ -35,7 +35,7 @@ _STATE: Final = "state"
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds.
+    """A checkpoint, as it was read.
 
     Attributes:
         tensors: by name, on the CPU.
@@ -47,7 +47,7 @@ class Saved:
 
 
 def digest(facts: Mapping[str, Any]) -> str:
-    """16 hex digits over plain data: equal facts, equal trainings.
+    """Return 16 hex digits over plain data: equal facts, equal trainings.
 
     Example:
         >>> digest({"seed": 0, "epochs": 3}) == digest({"epochs": 3, "seed": 0})
@@ -63,7 +63,7 @@ class Checkpoints:
     """The checkpoint of one training. One process at a time writes it."""
 
     def __init__(self, folder: Path, identity: str, *, every_s: float = 600.0) -> None:
-        """Nothing is read or written yet.
+        """Read and write nothing yet.
 
         Args:
             folder: for the trainings of one project, of which one runs at a time.
@@ -81,7 +81,7 @@ class Checkpoints:
         return time.monotonic() - self._last >= self._every_s
 
     def load(self) -> Saved | None:
-        """What was saved last by a training of this identity; None if there is nothing to be had.
+        """Return what a training of this identity saved last; None if nothing can be read.
 
         Other trainings' checkpoints in the folder are removed: theirs were other labels.
         """
@@ -106,12 +106,12 @@ class Checkpoints:
             tensors: by name, on any device.
             state: plain data.
         """
-        told = {**state, "form": FORM, "identity": self._identity}
+        header = {**state, "form": FORM, "identity": self._identity}
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         work = self.path.parent / f".new-{secrets.token_hex(8)}"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            safetensors.torch.save_file(whole, work, metadata={_STATE: json.dumps(told)})
+            safetensors.torch.save_file(whole, work, metadata={_STATE: json.dumps(header)})
             with work.open("rb") as file:
                 os.fsync(file.fileno())
             work.replace(self.path)

@@ -1,4 +1,4 @@
-"""What a person decides about a project: which version is live, and how deep answers may go.
+"""Release of a version: which one is live, how deep its pre-labels go, and which ones stay.
 
 Here, below the command and the console, so that both do the same; loads no training loop.
 """
@@ -7,8 +7,9 @@ import logging
 from dataclasses import replace
 
 from hierarchy.calibration import Preview, preview
+from inference.errors import ModelStoreError
 from inference.predictor import check_runs, read_evidence
-from inference.store import DISCONNECTED, GONE, Project
+from inference.store import DISCONNECTED, GONE, ModelStore, Project
 from studio.errors import StudioError
 from studio.project_setup import announce
 from worker.errors import JobError, MisconfiguredError
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class ChoiceError(JobError):
-    """What was chosen cannot be; the message says what can."""
+    """A choice that cannot be; the message says what can."""
 
 
 def go_live(parts: Parts, project: Project, version: str) -> None:
@@ -48,7 +49,7 @@ def promote(parts: Parts, project: Project, version: str, *, pin: bool) -> None:
     """Make a version live.
 
     Args:
-        parts: the parts.
+        parts: the container.
         project: whose.
         version: its name.
         pin: keep it live whatever is trained next.
@@ -67,7 +68,7 @@ def promote(parts: Parts, project: Project, version: str, *, pin: bool) -> None:
 
 
 def rollback(parts: Parts, project: Project) -> str:
-    """Go back to the version that was live before, and stay there; its name.
+    """Go back to the version that was live before, and stay there; return its name.
 
     Raises:
         ChoiceError: there is none.
@@ -97,11 +98,11 @@ def check_depth(target: float | None, minimum: int, maximum: int | None) -> None
 
 
 def set_depth(parts: Parts, asked: Project) -> None:
-    """Keep what is asked of a project's answers; open tasks get answers by the new rule.
+    """Store what is asked of a project's pre-labels; open tasks get those by the new rule.
 
     Raises:
         ChoiceError: see `check_depth`.
-        RedisError: what is asked for is kept; open tasks change with the next version.
+        RedisError: what is asked for is stored; open tasks change with the next version.
     """
     check_depth(asked.target_accuracy, asked.minimum_depth, asked.maximum_depth)
     if asked == parts.store.project(asked.key):
@@ -112,7 +113,7 @@ def set_depth(parts: Parts, asked: Project) -> None:
 
 
 def depth_preview(parts: Parts, asked: Project) -> tuple[str, Preview] | None:
-    """What the live version would show of the pictures that it was checked on, and its name.
+    """Return what the live version would show of the images that it was checked on, and its name.
 
     None without a live version that keeps its evidence.
     """
@@ -129,3 +130,39 @@ def depth_preview(parts: Parts, asked: Project) -> tuple[str, Preview] | None:
         maximum=asked.maximum_depth,
         strict=asked.strict,
     )
+
+
+def prune_versions(store: ModelStore, key: str, keep: int) -> list[str]:
+    """Delete a project's oldest versions beyond the newest ``keep``.
+
+    Never the live one, its parent and the one that was live before, which are the ways back, or one
+    that a person wrote a note on; none at all while it is not known which one is live.
+
+    Args:
+        store: with the versions.
+        key: of the project.
+        keep: versions; 0 keeps all.
+
+    Returns:
+        Those that were deleted, oldest first.
+
+    Raises:
+        ModelStoreError: the store cannot be read.
+    """
+    if not keep or store.current(key) is None:
+        return []
+    old = store.versions(key)[:-keep]
+    needed = {*store.needed(key), store.previous(key)} if old else set()
+    deleted = []
+    for version in old:
+        if version in needed or store.note(key, version):
+            continue
+        try:
+            store.delete(key, version)
+        except ModelStoreError as error:  # it went live just now, or the disk is full: next time
+            log.warning("old version not deleted project=%s version=%s: %s", key, version, error)
+            continue
+        deleted.append(version)
+    if deleted:
+        log.info("project=%s: of more than %d versions deleted %s", key, keep, ", ".join(deleted))
+    return deleted

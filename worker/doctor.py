@@ -7,26 +7,40 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
+from typing import Any, Final
 
 from requests.utils import get_environ_proxies, select_proxy
 
-from inference.errors import ModelError, ModelStoreError
+from inference.errors import EarlierReleaseError, ModelError, ModelStoreError
+from inference.predictor import check_runs
 from inference.store import CONNECTED, GONE, UNCONFIRMED, Project
 from studio.client import BasicAuth
-from studio.errors import StudioError
+from studio.errors import ImageError, StudioError
+from studio.label_config import LabelConfig, parse_label_config
 from studio.project_checks import Finding, checks
 from studio.tls import CERTIFICATE_HELP
-from worker import image_check
 from worker.errors import MisconfiguredError, redis_in_words
 from worker.identity import is_ours
+from worker.order import RunState
 from worker.parts import Parts
 from worker.presence import sentence
 from worker.queue import RedisError
+from worker.snapshot import counted
 
 #: Free bytes below which a training may fail to publish.
 LITTLE_SPACE = 1e9
+
+#: Images of a project that are fetched and decoded.
+TRIED: Final = 3
+
+#: Ways in which a training ends that somebody should do something about.
+_ENDED_BADLY: Final = frozenset(
+    {RunState.FAILED, RunState.POSTPONED, RunState.MISCONFIGURED, RunState.DIED}
+)
 
 
 def examine(parts: Parts, only: int | None = None) -> list[Finding]:
@@ -38,13 +52,13 @@ def examine(parts: Parts, only: int | None = None) -> list[Finding]:
     """
     found = examine_projects(parts, only)
     known = [number for number, one in found if number and one.code == "project" and one.ok]
-    found += [(number, one) for number in known for one in image_check.look(parts, number)]
+    found += [(number, one) for number in known for one in examine_data(parts, number)]
     several = len({number for number, _ in found} - {None}) > 1
-    told = [
+    findings = [
         replace(one, what=f"project {number}: {one.what}") if several and number else one
         for number, one in found
     ]
-    return [*examine_machine(parts), *told]
+    return [*examine_machine(parts), *findings]
 
 
 def examine_machine(parts: Parts) -> list[Finding]:
@@ -54,7 +68,7 @@ def examine_machine(parts: Parts) -> list[Finding]:
 
 
 def examine_projects(parts: Parts, only: int | None = None) -> list[tuple[int | None, Finding]]:
-    """What is found in Label Studio, with the project's number where it is about one.
+    """Look at Label Studio; return findings, with the project's number if about one.
 
     Args:
         parts: built from the settings in question.
@@ -124,7 +138,7 @@ def _backbone(parts: Parts) -> Finding:
 
 
 def _address(parts: Parts) -> Finding:
-    """Does our own address, as Label Studio is given it, lead to us with our password?"""
+    """Check that our own address, as Label Studio is given it, leads to us."""
     settings = parts.settings
     if not settings.backend_url:
         fix = "set HRN_BACKEND_URL to the address at which Label Studio reaches this backend"
@@ -154,7 +168,7 @@ def _address(parts: Parts) -> Finding:
 
 
 def _proxies(parts: Parts) -> Iterator[Finding]:
-    """Which way requests go, where variables name proxies."""
+    """Tell which way requests go, where variables name proxies."""
     known = urllib.request.getproxies_environment()
     names = [f"{name.upper()}_PROXY" for name in ("http", "https", "all") if name in known]
     if not names:
@@ -205,7 +219,7 @@ def _label_studio(parts: Parts, only: int | None) -> Iterator[tuple[int | None, 
 
 
 def _left(parts: Parts, records: Sequence[Project]) -> str:
-    """What is with a project that an admin took away, which is nothing wrong; "" for others."""
+    """Describe a project that an admin took away, which is nothing wrong; "" for others."""
     if any(project.state in (CONNECTED, UNCONFIRMED) for project in records):
         return ""
     for project in records:
@@ -224,3 +238,89 @@ def _reachable(parts: Parts) -> Finding:
         return Finding("label-studio", ok=False, what=str(error), fix=fix)
     what = f"Label Studio {parts.studio.version()} answers, signed in as {who.get('email')}"
     return Finding("label-studio", ok=True, what=what)
+
+
+# Images, trainings and labels of a project
+
+
+def examine_data(parts: Parts, number: int) -> Iterator[Finding]:
+    """Fetch three images of a project and repeat what is known of its labels and trainings.
+
+    Args:
+        parts: built from the settings in question.
+        number: the project's, which Label Studio knows.
+    """
+    try:
+        yield from _images(parts, number)
+    except StudioError as error:
+        fix = "see to it that Label Studio answers, then run `hrn doctor` again"
+        yield Finding("images", ok=False, what=f"No image could be tried: {error}", fix=fix)
+    url = parts.settings.label_studio_url
+    for project in parts.store.projects():
+        if project.number == number and is_ours(project, url):
+            yield from _last_run(parts, project.key)
+            yield from _learnt_labels(parts, project.key)
+
+
+def _images(parts: Parts, number: int) -> Iterator[Finding]:
+    config = parse_label_config(str(parts.studio.settings(number)["label_config"]))
+    tasks = list(islice(parts.studio.tasks(number, page_size=TRIED), TRIED))
+    if not tasks:
+        return
+    with ThreadPoolExecutor(TRIED) as pool:
+        reasons = list(pool.map(lambda task: _refusal(parts, config, task), tasks))
+    bad = [f"task {task['id']}: {why}" for task, why in zip(tasks, reasons, strict=True) if why]
+    if not bad:
+        yield Finding("images", ok=True, what=f"{len(tasks)} images of its tasks can be read")
+        return
+    what = f"{len(bad)} of {len(tasks)} images that were tried cannot be read. {'. '.join(bad)}"
+    fix = "do what the reason says; nothing is learnt from such an image, nor pre-labelled"
+    yield Finding("images", ok=False, what=what, fix=fix)
+
+
+def _refusal(parts: Parts, config: LabelConfig, task: dict[str, Any]) -> str:
+    """Return why the task's image cannot be read, "" if it can."""
+    ref = config.image_address(task.get("data") or {})
+    if ref is None:
+        return f"its data has no image address in {config.image_key!r}"
+    try:
+        file = parts.fetcher.fetch(ref, task_id=int(task["id"]))
+        parts.decoders.decode(file.data, limits=parts.limits, at_least=1)
+    except ImageError as error:
+        return error.reason
+    return ""
+
+
+def _last_run(parts: Parts, key: str) -> Iterator[Finding]:
+    try:
+        runs = parts.board.runs(key)
+    except (RedisError, MisconfiguredError):  # another finding says so
+        return
+    if not runs:
+        return
+    state, why, figures = runs[0]["state"], runs[0]["why"], runs[0].get("figures") or {}
+    # A project that has too few labels yet is as it should be, unless there are some that do not
+    # count.
+    ok = state not in _ENDED_BADLY and not figures.get("passed_over")
+    fix = "" if ok else "do what the reason says, then run `hrn train`"
+    yield Finding("training", ok=ok, what=f"The last training: {state} ({why})", fix=fix)
+
+
+def _learnt_labels(parts: Parts, key: str) -> Iterator[Finding]:
+    version = parts.store.current(key)
+    if version is None:
+        return
+    try:
+        manifest = parts.store.manifest(key, version)
+        labels = manifest.labels
+        check_runs(manifest, version)
+    except EarlierReleaseError as error:
+        fix = "wait for the training that the worker was asked for, or run `hrn train`"
+        yield Finding("version", ok=False, what=str(error), fix=fix)
+        return
+    except ModelError:  # routes and `/ready` say so
+        return
+    what = f"{version} learnt from {labels['labels']} labels"
+    if passed := {**labels.get("ignored", {}), **labels.get("skipped", {})}:
+        what += f"; passed over: {counted(passed)}"
+    yield Finding("labels", ok=True, what=what)

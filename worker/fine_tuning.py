@@ -1,6 +1,6 @@
 """Training the backbone too: one network and an HRN head on images, not on cached features.
 
-Some of the labelled pictures are held out, the rest is learnt from (`worker.tuning`), and what is
+Some of the labelled images are held out, the rest is learnt from (`worker.tuning`), and what is
 held out calibrates and judges. Meant for a GPU; on a CPU it works and takes long.
 """
 
@@ -8,7 +8,6 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,19 @@ from numpy.typing import NDArray
 
 from hierarchy import LabelTree
 from hierarchy.calibration import fit_rule
-from hierarchy.depth_selection import DepthRule
-from hierarchy.heads import HRNHead
 from inference.backbone import Backbone
 from inference.extractors import tuned_fingerprint
 from inference.manifest import KIND
-from inference.store import Project
 from studio.errors import ImageError
 from worker import checkpoints, trainer
 from worker.checkpoints import Checkpoints
+from worker.dataset import Dataset
 from worker.fitting import Report
-from worker.gathering import Gathered
-from worker.making import Made
 from worker.parts import Parts
 from worker.photos import Pixels, Shelf, from_plain, plain, prefetched, small, varied
 from worker.settings import Settings
 from worker.together import Task, processes_for, train_together
+from worker.trainer import Candidate, RuleSettings
 from worker.tune_recipe import TuneRecipe
 from worker.tuning import (
     Aim,
@@ -48,12 +44,12 @@ from worker.tuning import (
 
 log = logging.getLogger(__name__)
 
-#: Pictures fetched and decoded at once, before training.
+#: Images fetched and decoded at once, before training.
 FETCHERS = 8
 
 
 def wanted(asked: bool | None, settings: Settings) -> bool:  # noqa: FBT001 - yes, no or not said
-    """What was asked for, else the server's setting: ``auto`` is yes where there is a GPU."""
+    """Return what was asked for, else the server's setting: ``auto`` is yes on a GPU."""
     if asked is not None:
         return asked
     if settings.fine_tune == "auto":
@@ -62,66 +58,51 @@ def wanted(asked: bool | None, settings: Settings) -> bool:  # noqa: FBT001 - ye
 
 
 def device_of(settings: Settings) -> str:
-    """``cuda`` where there is one and it is not forbidden, else ``cpu``."""
+    """Return ``cuda`` where there is one and it is not forbidden, else ``cpu``."""
     return "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What the depth rule is fitted from.
-
-    Attributes:
-        log_p: ``(P, N)`` log-probabilities of the images held out, NaN rows for the others.
-        folds: ``(P,)`` the part that each image is in; the first is held out.
-        former: the version before's depth rule.
-    """
-
-    log_p: NDArray[np.float64]
-    folds: NDArray[np.int64]
-    former: DepthRule | None
 
 
 def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
     tree: LabelTree,
-    gathered: Gathered,
+    dataset: Dataset,
     parts: Parts,
-    project: Project,
+    key: str,
+    rule: RuleSettings,
     progress: Report,
     recipe: TuneRecipe | None = None,
-    former: DepthRule | None = None,
-) -> Made:
-    """Fine-tune on all pictures but one part, which calibrates and judges.
+) -> Candidate:
+    """Fine-tune on all images but one part, which calibrates and judges.
 
-    A run that was killed goes on where it was, if labels, pictures and settings are the same; see
+    A run that was killed goes on where it was, if labels, images and settings are the same; see
     `forget`.
 
     Args:
         tree: of the labels' nodes.
-        gathered: labelled images; their vectors decide which are held out together and how the head
+        dataset: labelled images; their vectors decide which are held out together and how the head
             standardises what it reads.
-        parts: backbone and pictures come from here.
-        project: its target accuracy and depth limits are obeyed.
-        progress: told of every step; may raise to stop.
+        parts: backbone and images come from here.
+        key: the project's, for its checkpoints.
+        rule: what the project chose of its depth rule.
+        progress: called at every step; may raise to stop.
         recipe: the settings; None for those that suit the device.
-        former: the version before's depth rule.
 
     Raises:
-        TooFewLabelsError: as for the head alone, or all pictures are one group.
+        TooFewLabelsError: as for the head alone, or all images are one group.
         FloatingPointError: the loss is not finite.
     """
-    examples = gathered.examples
+    examples = dataset.examples
     trainer.check_enough(examples.images, examples.named)
     device = device_of(parts.settings)
     recipe = recipe or TuneRecipe.for_device(device)
     base = parts.extractors.backbone()
     folds = trainer.deal(examples, recipe)
     held = folds == 0
-    with _shelf(gathered, held, parts, base) as shelf:
-        there = _filled(shelf, gathered, progress)
+    with _shelf(dataset, held, parts, base) as shelf:
+        there = _filled(shelf, dataset, progress)
         learn = (there & ~held)[examples.image]
         if learn.sum() < 2:
             raise trainer.TooFewLabelsError(
-                "all labelled pictures are one group, so none can be held out: label pictures of "
+                "all labelled images are one group, so none can be held out: label images of "
                 "another group, or choose another HRN_GROUP_FIELD"
             )
         head = tuned_head(tree, base.channels, recipe)
@@ -129,8 +110,8 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
         vectors = torch.from_numpy(examples.plain[:, -base.channels :]).float()
         head.set_standardisation(vectors.mean(dim=0), vectors.std(dim=0, correction=0))
         network, aim = Network(base, head), tree_aim(tree)
-        facts = _facts(tree, gathered, learn, base)
-        folder = _folder(parts.settings) / project.key
+        facts = _facts(tree, dataset, learn, base)
+        folder = _folder(parts.settings) / key
         name, rows = identity(network, recipe, device, facts), examples.rows(learn)
         count = processes_for(device, len(rows), recipe)
         if count > 1:
@@ -145,16 +126,24 @@ def fit(  # noqa: PLR0913 - the head alone takes the same, but for the recipe
             network.to(device)
         else:
 
-            def show(picture: int, draw: str) -> Pixels:
-                return varied(shelf[picture], base.preparation, draw)
+            def show(image: int, draw: str) -> Pixels:
+                return varied(shelf[image], base.preparation, draw)
 
             saved = Checkpoints(folder, name)
             lessons = Lessons(rows, show)
             tuner = Tuner(network, aim, lessons, recipe, device=device, checkpoints=saved)
             tuner.run(progress)
-        log_p = _judged(network, aim, shelf, held & there, base, len(tree), device)
-    judged = Judged(log_p, folds, former)
-    return _made(tree, gathered, parts, project, recipe, (network.cpu(), head.eval()), judged)
+        held_out = _held_out(network, aim, shelf, held & there, base, len(tree), device)
+    judged = trainer.judge(tree, examples, held_out)
+    fitted = fit_rule(judged.seen, **rule)
+    module = network.cpu().backbone.module
+    return Candidate(
+        trainer.Trained(head.eval(), fitted, judged, held_out, folds),
+        {"kind": KIND, "channels": base.channels, **recipe.sizes()},
+        {"name": base.name, "fingerprint": tuned_fingerprint(base, module)},
+        recipe.to_json(),
+        dict(module.state_dict()),
+    )
 
 
 def forget(settings: Settings, key: str) -> None:
@@ -169,27 +158,27 @@ def forget(settings: Settings, key: str) -> None:
 
 
 def _folder(settings: Settings) -> Path:
-    """Checkpoints, one folder a project: not in the store, which may be a bucket, nor the cache."""
+    """Return the folder of checkpoints: not in the store, which may be a bucket, nor the cache."""
     return settings.home / "tuning"
 
 
-def _shelf(gathered: Gathered, held: NDArray[np.bool_], parts: Parts, base: Backbone) -> Shelf[int]:
-    """The labelled pictures: those held out as they are served, the others to be varied."""
+def _shelf(dataset: Dataset, held: NDArray[np.bool_], parts: Parts, base: Backbone) -> Shelf[int]:
+    """Open the labelled images: those held out as they are served, the others to be varied."""
 
     def make(at: int) -> bytes:
-        ref, task = gathered.refs[at]
-        picture = parts.fetcher.fetch(ref, task_id=task)
+        ref, task = dataset.refs[at]
+        file = parts.fetcher.fetch(ref, task_id=task)
         # Twice the size we need, as for features that are served.
         enough = 2 * base.preparation.resize
-        image = parts.decoders.decode(picture.data, limits=parts.limits, at_least=enough)
+        image = parts.decoders.decode(file.data, limits=parts.limits, at_least=enough)
         return (plain if held[at] else small)(image, base.preparation)
 
     return Shelf(parts.settings.cache / "tuning", make)
 
 
-def _filled(shelf: Shelf[int], gathered: Gathered, progress: Report) -> NDArray[np.bool_]:
-    """``(P,)`` which pictures are there: one whose features were cached may have vanished since."""
-    count = len(gathered.refs)
+def _filled(shelf: Shelf[int], dataset: Dataset, progress: Report) -> NDArray[np.bool_]:
+    """Return ``(P,)`` which images are there: some may have vanished since they were cached."""
+    count = len(dataset.refs)
 
     def fetch(at: int) -> str:
         try:
@@ -202,24 +191,24 @@ def _filled(shelf: Shelf[int], gathered: Gathered, progress: Report) -> NDArray[
     with closing(prefetched(range(count), fetch, threads=FETCHERS, ahead=64)) as found:
         for at, reason in enumerate(found):
             if reason:
-                log.warning("left out task=%d: %s", gathered.refs[at][1], reason)
+                log.warning("left out task=%d: %s", dataset.refs[at][1], reason)
                 there[at] = False
             progress("decoding", at + 1, count)
     return there
 
 
 def _facts(
-    tree: LabelTree, gathered: Gathered, learn: NDArray[np.bool_], base: Backbone
+    tree: LabelTree, dataset: Dataset, learn: NDArray[np.bool_], base: Backbone
 ) -> Mapping[str, Any]:
-    """What is learnt from, in plain data: the labels themselves, as training sees them."""
-    examples, seen = gathered.examples, hashlib.sha256()
+    """Return what is learnt from, in plain data: the labels as training sees them."""
+    examples, seen = dataset.examples, hashlib.sha256()
     for row in np.flatnonzero(learn).tolist():
-        ref, target = gathered.refs[examples.image[row]][0], examples.target[row].tolist()
+        ref, target = dataset.refs[examples.image[row]][0], examples.target[row].tolist()
         seen.update(repr((ref, target, float(examples.weight[row]))).encode())
     return {"tree": tree.to_json(), "backbone": base.fingerprint, "labels": seen.hexdigest()}
 
 
-def _judged(  # noqa: PLR0913 - the network, and what to show it
+def _held_out(  # noqa: PLR0913 - the network, and what to show it
     network: Network,
     aim: Aim,
     shelf: Shelf[int],
@@ -228,7 +217,7 @@ def _judged(  # noqa: PLR0913 - the network, and what to show it
     nodes: int,
     device: str,
 ) -> NDArray[np.float64]:
-    """``(P, N)`` log-probabilities of the pictures held out, NaN rows for the others."""
+    """Return ``(P, N)`` log-probabilities of images held out, NaN rows for the others."""
     log_p = np.full((len(which), nodes), np.nan)
     if which.any():
 
@@ -237,32 +226,3 @@ def _judged(  # noqa: PLR0913 - the network, and what to show it
 
         log_p[which] = predict(network, aim, show, np.flatnonzero(which).tolist(), device=device)
     return log_p
-
-
-def _made(  # noqa: PLR0913 - everything that a version is made of
-    tree: LabelTree,
-    gathered: Gathered,
-    parts: Parts,
-    project: Project,
-    recipe: TuneRecipe,
-    trained: tuple[Network, HRNHead],
-    judged: Judged,
-) -> Made:
-    seen, metrics = trainer.judge(tree, gathered.examples, judged.log_p)
-    fitted = fit_rule(
-        seen,
-        target=project.target_accuracy or parts.settings.target_accuracy,
-        minimum=project.minimum_depth,
-        maximum=project.maximum_depth,
-        strict=project.strict,
-        former=judged.former,
-    )
-    base, (network, head) = parts.extractors.backbone(), trained
-    module = network.backbone.module
-    return Made(
-        trainer.Trained(head, fitted, seen, metrics, judged.log_p, judged.folds),
-        {"kind": KIND, "channels": base.channels, **recipe.sizes()},
-        {"name": base.name, "fingerprint": tuned_fingerprint(base, module)},
-        recipe.to_json(),
-        dict(module.state_dict()),
-    )

@@ -1,4 +1,4 @@
-"""The training loop, and several of them side by side.
+"""The training loop, and several of them at once.
 
 Knows nothing of what is trained but how to ask for its loss, so that every method in a comparison
 goes through the same steps. R labels (rows), P images, V augmentations each, C channels.
@@ -7,7 +7,7 @@ goes through the same steps. R labels (rows), P images, V augmentations each, C 
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,7 +26,7 @@ class Report(Protocol):
     """Told of progress; may raise to stop the run (a cancelled job)."""
 
     def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
-        """``done`` of ``total`` in ``stage``, with figures such as ``loss`` in nats."""
+        """Report ``done`` of ``total`` in ``stage``, with figures such as ``loss`` in nats."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Rows:
         return Rows(self.image[chosen], self.target[chosen], self.weight[chosen])
 
     def single(self) -> Tensor:
-        """``(R,)`` the node of each label that names one only, -1 for the others."""
+        """Return ``(R,)`` the node of each label that names one only, -1 for the others."""
         if self.target.ndim == 1:
             return self.target
         one = (self.target >= 0).sum(dim=1) == 1
@@ -127,69 +127,62 @@ def _optimiser(
     return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
 
 
-def without(figures: Mapping[str, float], name: str) -> dict[str, float]:
-    """All figures but one."""
-    return {one: value for one, value in figures.items() if one != name}
-
-
 class StoppedError(Exception):
-    """Another run of the same training failed or was stopped."""
+    """Another fit of the same training failed or was stopped."""
 
 
-class Tally:
-    """Several runs side by side, told as one; the loss is that of the last run.
+def fit_side_by_side(
+    fits: Sequence[Callable[[Callable[..., None]], None]],
+    report: Report,
+    stage: str,
+    *,
+    device: str,
+) -> None:
+    """Run several fits, the last first, as many at a time as there are cores; report them as one.
 
-    Each figure is told with ``at``, the share that its own run has done.
+    One fit on all cores gains little, as its steps are small, and loses eightfold when something
+    else wants a core. When one fails, or reporting raises, which is how a job is cancelled, the
+    others stop.
 
-    When telling raises, which is how a job is cancelled, or a run fails, the others stop.
-    """
-
-    def __init__(self, report: Report, stage: str, runs: int) -> None:
-        self._report = report
-        self._stage = stage
-        self._share = [0.0] * runs
-        self._lock = threading.Lock()
-        self.stop = threading.Event()
-
-    def voice(self, number: int) -> Callable[..., None]:
-        """What run ``number`` calls with what it has done, of how much, and its figures."""
-
-        def tell(done: int, total: int, **figures: float) -> None:
-            last = number == len(self._share) - 1
-            with self._lock:
-                if self.stop.is_set():
-                    raise StoppedError
-                self._share[number] = done / total
-                percent = math.floor(100 * sum(self._share) / len(self._share) + 1e-9)
-                try:
-                    told = figures if last else without(figures, "loss")
-                    at = {"at": done / total} if told else {}
-                    self._report(self._stage, percent, 100, **told, **at)
-                except BaseException:
-                    self.stop.set()
-                    raise
-
-        return tell
-
-
-def _cores() -> int:
-    """How many things may run at a time, each on PyTorch's number of threads."""
-    return max(1, (os.cpu_count() or 1) // torch.get_num_threads())
-
-
-def side_by_side(runs: Sequence[Callable[[], None]], *, device: str) -> None:
-    """Run them all, the last first, as many at a time as there are cores.
-
-    One run on all cores gains little, as its steps are small, and loses eightfold when something
-    else wants a core.
+    Args:
+        fits: each calls what it is given after each epoch with what is done, of how much, and its
+            figures.
+        report: called with per cent over all fits, the last one's loss, and ``at``, the share that
+            the fit whose figures these are has done.
+        stage: its name.
+        device: a GPU runs one at a time.
 
     Raises:
-        Exception: the first that a run raised, other than being stopped because of it.
+        Exception: the first that a fit raised, other than being stopped because of it.
     """
-    at_once = 1 if device != "cpu" else _cores()
+    shares, lock, failed = [0.0] * len(fits), threading.Lock(), threading.Event()
+
+    def run(number: int) -> None:
+        def tell(done: int, total: int, **figures: float) -> None:
+            with lock:
+                if failed.is_set():
+                    raise StoppedError
+                shares[number] = done / total
+                percent = math.floor(100 * sum(shares) / len(shares) + 1e-9)
+                if number < len(fits) - 1:
+                    figures.pop("loss", None)
+                at = {"at": done / total} if figures else {}
+                try:
+                    report(stage, percent, 100, **figures, **at)
+                except BaseException:
+                    failed.set()
+                    raise
+
+        try:
+            fits[number](tell)
+        except BaseException:
+            failed.set()
+            raise
+
+    at_once = max(1, (os.cpu_count() or 1) // torch.get_num_threads()) if device == "cpu" else 1
     with ThreadPoolExecutor(at_once, thread_name_prefix="fit") as pool:
-        under_way = [pool.submit(run) for run in reversed(runs)]
-    wrong = [error for run in under_way if (error := run.exception()) is not None]
-    for error in wrong:
+        futures = [pool.submit(run, number) for number in reversed(range(len(fits)))]
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in errors:
         if not isinstance(error, StoppedError):
             raise error

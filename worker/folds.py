@@ -16,7 +16,7 @@ def assign_folds(  # noqa: PLR0913 - what is split, how, and how it was split be
     seed: int,
     before: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Fold of each image: whole groups, else clusters of look-alikes within a label.
+    """Assign each image to a fold: whole groups, else clusters of look-alikes within a label.
 
     Random folds put near-duplicates on both sides: on Grocery they promised 97 % where other
     stores' photos gave 72 %. Clusters within a label are about as far from the rest as those
@@ -47,17 +47,17 @@ def assign_folds(  # noqa: PLR0913 - what is split, how, and how it was split be
     named = np.array([group is not None for group in groups], dtype=bool)
     for group in dict.fromkeys(group for group in groups if group is not None):
         members = np.flatnonzero([one == group for one in groups])
-        kept = known[members][known[members] >= 0]
-        place(members, int(np.bincount(kept).argmax() if len(kept) else sizes.argmin()))
+        taken = known[members][known[members] >= 0]
+        place(members, int(np.bincount(taken).argmax() if len(taken) else sizes.argmin()))
     for label in np.unique(target[~named]).tolist():
         members = np.flatnonzero((target == label) & ~named)
-        found, kept = _clusters(unit[members], known[members], folds, seed)
+        found, taken = _clusters(unit[members], known[members], folds, seed)
         for cluster in sorted(set(found.tolist()), key=lambda c: -int((found == c).sum())):
-            if cluster < len(kept):
-                fold = int(kept[cluster])
+            if cluster < len(taken):
+                fold = int(taken[cluster])
             else:
                 open_to_it = sizes.astype(float)
-                open_to_it[kept] = np.inf  # another cluster of this label is there
+                open_to_it[taken] = np.inf  # another cluster of this label is there
                 fold = int(open_to_it.argmin())
             place(members[found == cluster], fold)
     return result
@@ -66,16 +66,16 @@ def assign_folds(  # noqa: PLR0913 - what is split, how, and how it was split be
 def _clusters(
     unit: NDArray[np.float32], known: NDArray[np.int64], folds: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cluster of each image of a label, and the folds that the first clusters have already."""
+    """Return the cluster of each image of a label, and the folds of the first clusters."""
     # Distinct points only: k-means warns when asked for more clusters than there are.
     clusters = min(folds, len({row.tobytes() for row in unit.round(6) + 0.0}))
-    kept = np.unique(known[known >= 0])[:clusters]
+    taken = np.unique(known[known >= 0])[:clusters]
     if clusters == 1:
-        return np.zeros(len(unit), dtype=np.int64), kept
-    if not len(kept):
-        return KMeans(clusters, n_init=2, random_state=seed).fit_predict(unit), kept
-    centres = [unit[known == fold].mean(axis=0) for fold in kept]
+        return np.zeros(len(unit), dtype=np.int64), taken
+    if not len(taken):
+        return KMeans(clusters, n_init=2, random_state=seed).fit_predict(unit), taken
+    centres = [unit[known == fold].mean(axis=0) for fold in taken]
     while len(centres) < clusters:  # the others start from what is farthest from these
         away = np.min([((unit - centre) ** 2).sum(axis=1) for centre in centres], axis=0)
         centres.append(unit[away.argmax()])
-    return KMeans(clusters, init=np.stack(centres), n_init=1).fit_predict(unit), kept
+    return KMeans(clusters, init=np.stack(centres), n_init=1).fit_predict(unit), taken

@@ -5,8 +5,8 @@ versions before on images that both held out, and on those among them drawn at r
 pre-label as many images as deep. Letters: n images.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ FEW = 100
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the new version may go live, and why in words."""
+    """Decision whether the new version may go live, and why in words."""
 
     passed: bool
     why: str
@@ -75,21 +75,21 @@ class HeldOut:
         return none if self.seen.drawn is None else self.seen.drawn
 
     def drawn_figures(self) -> dict[str, int]:
-        """How many images were drawn at random, and how many of those were right as named."""
+        """Return how many images were drawn at random, and how many of those were right."""
         return {"checked": int(self.drawn.sum()), "right": int(self.right[self.drawn].sum())}
 
     def some(self, rows: Ints) -> "HeldOut":
-        """Some of the images."""
+        """Return some of the images."""
         return HeldOut(self.marks[rows], self.truth[rows], self.right[rows], self.seen.some(rows))
 
     def shared_with(self, other: "HeldOut") -> tuple["HeldOut", "HeldOut"]:
-        """The images, in one order, that both held out and that are labelled alike."""
+        """Return the images, in one order, that both held out and that are labelled alike."""
         _, ours, theirs = np.intersect1d(self.marks, other.marks, return_indices=True)
         alike = self.truth[ours] == other.truth[theirs]
         return self.some(ours[alike]), other.some(theirs[alike])
 
     def joined(self, other: "HeldOut") -> "HeldOut":
-        """These images and others."""
+        """Return these images and others."""
         return HeldOut(
             np.concatenate([self.marks, other.marks]),
             np.concatenate([self.truth, other.truth]),
@@ -98,13 +98,13 @@ class HeldOut:
         )
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """How a version's file keeps what does not stand there already."""
-        kept = {"marks": self.marks, "right_as_named": self.right, "drawn": self.drawn}
-        return {f"{EVIDENCE}{name}": torch.from_numpy(one) for name, one in kept.items()}
+        """Return what a version's file holds beside the evidence."""
+        tensors = {"marks": self.marks, "right_as_named": self.right, "drawn": self.drawn}
+        return {f"{EVIDENCE}{name}": torch.from_numpy(one) for name, one in tensors.items()}
 
 
 def read_held_out(tensors: Mapping[str, Tensor]) -> HeldOut | None:
-    """What the file of a version of this tree keeps; None where an earlier release wrote it."""
+    """Read what a version's file holds; None for an earlier release's."""
     seen = read_evidence(tensors)
     names = [f"{EVIDENCE}{name}" for name in ("marks", "truth", "right_as_named")]
     if seen is None or any(name not in tensors for name in names):
@@ -113,8 +113,49 @@ def read_held_out(tensors: Mapping[str, Tensor]) -> HeldOut | None:
     return HeldOut(marks, truth.astype(np.int64), right, seen)
 
 
+def decide(  # noqa: PLR0913 - both versions, and on what grounds
+    new: HeldOut,
+    since: HeldOut,
+    live: str,
+    others: Mapping[str, HeldOut],
+    fit_rule: Callable[[Evidence], Fitted],
+    *,
+    force: bool,
+) -> Verdict:
+    """Decide whether a new version may go live.
+
+    Args:
+        new: what the new version held out.
+        since: the live version's answers on images that it has not learnt from, and the new one
+            held out.
+        live: the live version's name.
+        others: what each of the versions that were live last held out.
+        fit_rule: fits a depth rule under the settings of now.
+        force: a person asked, and takes fewer or shallower pre-labels.
+    """
+    if len(since) < LEAST and live in others:
+        verdict = compare_held_out(new, others[live], live)
+    else:
+        ours, theirs = new.shared_with(since)
+        verdict = compare(ours.right, theirs.right, live)
+    held = (compare_held_out(new, one, name) for name, one in others.items())
+    verdict = next((one for one in (verdict, *held) if not one.passed), verdict)
+    if not verdict.passed or live not in others:
+        return verdict
+    # By their answers alone: which images are unlike the labelled ones is not what they differ in.
+    ours, theirs = (
+        replace(one, seen=replace(one.seen, like=None))
+        for one in new.shared_with(others[live].joined(since))
+    )
+    shown = compare_shown(fit_rule(ours.seen), fit_rule(theirs.seen), len(ours), live)
+    if not shown.passed and not force:
+        return shown
+    by_hand = "" if shown.passed else "asked for by hand, so it goes live although "
+    return replace(verdict, why=f"{verdict.why}; {by_hand}{shown.why}".removesuffix("; "))
+
+
 def compare(new_right: Bools, live_right: Bools, live: str) -> Verdict:
-    """McNemar's exact one-sided test on images labelled since the live version was trained.
+    """Compare by McNemar's exact one-sided test, on images labelled since the live version.
 
     The live version has not seen them, and the new version's answers come from cross-fitting. What
     remains in the live one's favour is that annotators saw its pre-labels.
@@ -131,7 +172,7 @@ def compare(new_right: Bools, live_right: Bools, live: str) -> Verdict:
 
 
 def compare_held_out(new: HeldOut, former: HeldOut, name: str) -> Verdict:
-    """The same test on images that both held out, and on those among them drawn at random.
+    """Compare by the same test on images that both held out, and on those drawn at random.
 
     Each version is compared with several before it, so a slide that is too slow for any one step
     shows. The former one had fewer labels to learn from, which is in the new one's favour.
@@ -162,7 +203,7 @@ def _held_against(new: Bools, former: Bools, whose: str) -> Verdict:
 
 
 def compare_shown(new: Fitted, former: Fitted, checked: int, name: str) -> Verdict:
-    """Would annotators get fewer or shallower pre-labels?
+    """Compare whether annotators would get fewer or shallower pre-labels.
 
     Args:
         new: the new version's depth rule, fitted on some images that it held out.

@@ -13,7 +13,7 @@ class OtherProjectError(MisconfiguredError):
 
 
 def check_same(project: Project, settings: Mapping[str, Any]) -> None:
-    """Numbers repeat between installations and after a reset; creation times do not.
+    """Refuse another project of that number: creation times do not repeat, numbers do.
 
     Raises:
         OtherProjectError: the project of that number is another one.
@@ -27,5 +27,5 @@ def check_same(project: Project, settings: Mapping[str, Any]) -> None:
 
 
 def is_ours(project: Project, label_studio_url: str) -> bool:
-    """Does the record belong to the Label Studio that this server is set up for?"""
+    """Tell whether the record belongs to the Label Studio that this server is set up for."""
     return project.label_studio.rstrip("/") == label_studio_url.rstrip("/")

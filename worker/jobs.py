@@ -7,6 +7,7 @@ changes anything.
 import logging
 import os
 import time
+from dataclasses import asdict
 from typing import Any
 
 from rq import get_current_job
@@ -18,17 +19,17 @@ from studio.errors import (
     StudioRefusedError,
     StudioUnavailableError,
 )
+from worker.drift_monitor import monitor_drift
 from worker.errors import JobError
-from worker.following import follow_version
-from worker.order import Order
+from worker.order import Ended, Order, RunState
 from worker.parts import Parts
+from worker.prelabel_sync import SyncState, sync_prelabels
 from worker.presence import check_registered
 from worker.progress import Progress
-from worker.queue import Board
-from worker.refreshing import NEEDS_TRAINING, refresh_predictions
+from worker.queue import Board, backoff
 from worker.settings import Settings
 from worker.trainer import TooFewLabelsError
-from worker.training import Ended, run
+from worker.training import run
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,9 @@ MAY_PASS = (
     ModelStoreError,
 )
 
-#: Seconds before such a training is tried again, time after time.
-PAUSES = (30.0, 60.0, 120.0, 300.0, 600.0)
+#: Times that such a training is tried again, and seconds before the first.
+MOST_ATTEMPTS = 5
+FIRST_PAUSE = 30.0
 
 
 def fine_tune(order: dict[str, Any]) -> dict[str, Any]:
@@ -56,24 +58,24 @@ def refresh(project: str, version: str) -> dict[str, Any]:
     """Queue entry: give a project's open tasks the pre-labels of a version, and their order."""
     parts = Parts(Settings.from_environ(os.environ))
     try:
-        ended = refresh_predictions(project, version, parts)
+        ended = sync_prelabels(project, version, parts)
     except (StudioError, ModelError) as error:  # the reconciler asks again until it is done
-        return _stopped("refresh", project, version, error)
-    if ended["state"] in ("done", NEEDS_TRAINING):
+        return _stopped("pre-label sync", project, version, error)
+    if ended.state in (SyncState.DONE, SyncState.NEEDS_TRAINING):
         parts.board.note_refreshed(project, version)
-    return ended
+    return asdict(ended)
 
 
 def follow(project: str, version: str) -> dict[str, Any]:
     """Queue entry: hold annotators' answers against what a version showed them."""
     parts = Parts(Settings.from_environ(os.environ))
     try:
-        return follow_version(project, version, parts)
+        return asdict(monitor_drift(project, version, parts))
     except StudioUnavailableError as error:
         parts.board.note_heard(project)  # the reconciler asks again
-        return _stopped("following", project, version, error)
+        return _stopped("drift monitor", project, version, error)
     except (StudioError, ModelError) as error:  # and here after a while
-        return _stopped("following", project, version, error)
+        return _stopped("drift monitor", project, version, error)
 
 
 def _stopped(what: str, project: str, version: str, error: Exception) -> dict[str, Any]:
@@ -89,9 +91,9 @@ def train_once(order: Order, parts: Parts, job_id: str) -> dict[str, Any]:
         with progress.heartbeat():
             ended = _guarded(order, parts, progress)
         return _record(board, order, job_id, started, ended)
-    except Exception as error:  # a fault of ours: told to people, and its traceback to the log
+    except Exception as error:  # a fault of ours: people see its name, the log its traceback
         why = f"unexpected {type(error).__name__}: the worker's log has it under {job_id}"
-        _record(board, order, job_id, started, Ended("failed", why))
+        _record(board, order, job_id, started, Ended(RunState.FAILED, why))
         raise
     finally:
         board.finished(order.project, job_id)
@@ -119,25 +121,27 @@ def _record(
 
 
 def _guarded(order: Order, parts: Parts, progress: Progress) -> Ended:
-    """Every way a training can end, in words for people."""
+    """Run a training; return every way it can end, in words for people."""
     try:
         if (project := parts.store.project(order.project)) is not None:
             check_registered(parts, project)
         return run(order, parts, progress)
     except TooFewLabelsError as error:
-        return Ended("too few labels", str(error), figures={"passed_over": error.passed_over})
+        return Ended(
+            RunState.TOO_FEW_LABELS, str(error), figures={"passed_over": error.passed_over}
+        )
     except MAY_PASS as error:
         return _later(order, parts, str(error))
     except JobError as error:
-        return Ended(type(error).__name__.removesuffix("Error").lower(), str(error))
+        return Ended(error.state, str(error))
     except (StudioError, ModelError, FloatingPointError) as error:
         log.warning("training failed project=%s: %s", order.project, error)
-        return Ended("failed", str(error))
+        return Ended(RunState.FAILED, str(error))
 
 
 def _later(order: Order, parts: Parts, why: str) -> Ended:
-    if order.attempt >= len(PAUSES):
-        return Ended("failed", f"{why} (tried {order.attempt + 1} times)")
-    pause = PAUSES[order.attempt]
+    if order.attempt >= MOST_ATTEMPTS:
+        return Ended(RunState.FAILED, f"{why} (tried {order.attempt + 1} times)")
+    pause = backoff(order.attempt + 1, FIRST_PAUSE)
     parts.board.postpone(order, pause)
-    return Ended("postponed", f"{why}; tried again in {pause:.0f} s")
+    return Ended(RunState.POSTPONED, f"{why}; tried again in {pause:.0f} s")

@@ -1,13 +1,14 @@
-"""What a job is asked to do: plain data, as it waits in Redis through deploys."""
+"""Training requests and how they ended: plain data, as it waits in Redis through deploys."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from typing import Any, Self
 
 
 @dataclass(frozen=True)
 class Order:
-    """A wish for a training of one project.
+    """A request for a training of one project.
 
     Attributes:
         project: key of the project in the model store.
@@ -31,10 +32,53 @@ class Order:
         return replace(self, force=self.force or other.force, fine_tune=tune)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for the queue."""
+        """Return plain data for the queue."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read the order; fields that another release added are passed over."""
+        """Read a request; fields that another release added are passed over."""
         return cls(**{name: data[name] for name in cls.__dataclass_fields__ if name in data})
+
+
+class RunState(StrEnum):
+    """Ways in which a training ends, as the list of runs has them."""
+
+    PUBLISHED = "published"
+    REFUSED = "refused"
+    KEPT_BACK = "kept back"
+    NOTHING_NEW = "nothing new"
+    TOO_FEW_LABELS = "too few labels"
+    POSTPONED = "postponed"
+    CANCELLED = "cancelled"
+    REPLACED = "replaced"
+    DIED = "died"
+    DISCONNECTED = "disconnected"
+    MISCONFIGURED = "misconfigured"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Outcome of a training.
+
+    Attributes:
+        state: a `RunState`, or a word of the adapter to label-studio-ml.
+        why: the reason, for people.
+        version: what was published.
+        figures: its metrics.
+    """
+
+    state: str
+    why: str
+    version: str | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for the project's list of runs."""
+        return {
+            "state": str(self.state),
+            "why": self.why,
+            "version": self.version,
+            "figures": dict(self.figures),
+        }

@@ -50,7 +50,7 @@ def _check_address(url: str, ours: Settings) -> None:
 
 
 class Parts:
-    """What servers and jobs work with."""
+    """Container of what servers and jobs work with; each part is opened when first used."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -65,7 +65,7 @@ class Parts:
 
     @contextmanager
     def _store_lock(self, name: str) -> Iterator[None]:
-        """A lock for all who share a bucket, in the Redis that they share.
+        """Hold a lock among all who share a bucket, in the Redis that they share.
 
         Raises:
             OSError: it cannot be had.
@@ -133,7 +133,7 @@ class Parts:
         return ImageLimits.of(self.settings.max_megabytes, self.settings.max_megapixels)
 
     def other_addresses(self) -> tuple[str, ...]:
-        """What Label Studio is called by browsers, and by itself; looked up once a minute."""
+        """Return what browsers and Label Studio itself call it; looked up once per minute."""
         return self._other_addresses(int(time.monotonic() // 60))
 
     @cached_property
@@ -150,7 +150,7 @@ class Parts:
 
     @cached_property
     def fetcher(self) -> ImageFetcher:
-        """Pictures, from wherever tasks point to and is allowed."""
+        """Images, from wherever tasks point to and is allowed."""
         ours = self.settings
         known = bool(ours.label_studio_url and ours.label_studio_token)
         return ImageFetcher(
@@ -166,7 +166,7 @@ class Parts:
 
     @cached_property
     def decoders(self) -> SandboxedDecoder:
-        """Files to pictures, in processes apart."""
+        """Files to images, in processes apart."""
         return SandboxedDecoder(max_pixels=self.limits.max_pixels)
 
     @cached_property

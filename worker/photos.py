@@ -1,6 +1,6 @@
-"""Pictures for training a backbone: fetched and decoded once, then varied anew each time.
+"""Images for training a backbone: fetched and decoded once, then varied each time they are shown.
 
-What is fetched is kept in a file without a name, so that an epoch costs no network and little
+What is fetched is stored in a file without a name, so that an epoch costs no network and little
 decoding, memory holds what is in use, and nothing is left behind. H, W pixels.
 """
 
@@ -27,10 +27,10 @@ from inference.backbone import Preparation
 #: ``(3, H, W)`` red, green, blue, 0 to 255.
 Pixels = NDArray[np.uint8]
 
-#: Short side of a kept picture over that of the plain view: a crop of 0.64 of its area still has as
+#: Short side of a stored image over that of the plain view: a crop of 0.64 of its area still has as
 #: many pixels as the network is shown.
 _ROOM: Final = 1.25
-#: Kept pictures are JPEGs a fifth as large as their pixels; what this loses is less than the change
+#: Stored images are JPEGs a fifth as large as their pixels; what this loses is less than the change
 #: of light that is drawn.
 _QUALITY: Final = 95
 #: A JPEG has at most 65,535 pixels a side.
@@ -42,7 +42,7 @@ FoundT = TypeVar("FoundT")
 
 
 class Shelf(Generic[KeyT]):
-    """Bytes by key, each made when first asked for and kept on disk. Thread-safe.
+    """Bytes by key, each made when first asked for and stored on disk. Thread-safe.
 
     Use it in a ``with``: the space is given back at its end, and when the process dies.
     """
@@ -52,7 +52,7 @@ class Shelf(Generic[KeyT]):
 
         Args:
             folder: where there is room; made if it is not there.
-            make: what to keep for a key; what it raises is raised to whoever asked.
+            make: makes the bytes of a key; what it raises is raised to whoever asked.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
@@ -88,7 +88,7 @@ class Shelf(Generic[KeyT]):
 
 
 def small(image: Image.Image, preparation: Preparation) -> bytes:
-    """A picture as it is kept to be varied: a JPEG, the whole of it, no larger than is needed.
+    """Return an image as a JPEG to be varied: the whole of it, no larger than is needed.
 
     Args:
         image: RGB, upright.
@@ -104,34 +104,34 @@ def small(image: Image.Image, preparation: Preparation) -> bytes:
     return buffer.getvalue()
 
 
-def varied(kept: bytes, preparation: Preparation, draw: str) -> Pixels:
-    """A crop of what `small` kept, at times mirrored, its light changed.
+def varied(data: bytes, preparation: Preparation, draw: str) -> Pixels:
+    """Return a crop of what `small` stored, at times mirrored, its light changed.
 
     Args:
-        kept: what `small` made.
+        data: what `small` made.
         preparation: gives the side and the filter.
         draw: equal texts draw alike, so that a training goes on as it began on any number of
             threads, and after any interruption.
     """
-    with Image.open(io.BytesIO(kept)) as image:
+    with Image.open(io.BytesIO(data)) as image:
         return crop(image.convert("RGB"), preparation, MIRRORED + 1, draw)
 
 
 def plain(image: Image.Image, preparation: Preparation) -> bytes:
-    """A picture as it is kept to be judged on: exactly what is served, see `from_plain`."""
+    """Return an image as it is judged on: exactly what is served, see `from_plain`."""
     return prepare(image, preparation).tobytes()
 
 
-def from_plain(kept: bytes, preparation: Preparation) -> Pixels:
-    """What `plain` kept."""
+def from_plain(data: bytes, preparation: Preparation) -> Pixels:
+    """Read what `plain` returned."""
     side = preparation.crop
-    return np.frombuffer(kept, np.uint8).reshape(3, side, side)
+    return np.frombuffer(data, np.uint8).reshape(3, side, side)
 
 
 def prefetched(
     items: Iterable[ItemT], work: Callable[[ItemT], FoundT], *, threads: int, ahead: int
 ) -> Generator[FoundT, None, None]:
-    """``work`` of each item, in order, done by threads before it is asked for.
+    """Yield ``work`` of each item, in order, done by threads before it is asked for.
 
     Args:
         items: what to work on; read as it is needed.
@@ -162,6 +162,6 @@ def prefetched(
 
 
 def stacked(pixels: Iterator[Pixels], sizes: Iterable[int]) -> Iterator[NDArray[np.uint8]]:
-    """The next so many pictures together, ``(size, 3, H, W)``, for each size."""
+    """Yield the next images stacked, ``(size, 3, H, W)``, for each size."""
     for size in sizes:
         yield np.stack(list(islice(pixels, size)))

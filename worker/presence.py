@@ -16,6 +16,7 @@ from studio.errors import ProjectMissingError, StudioError
 from studio.project_setup import at_address
 from worker.errors import JobError, MisconfiguredError
 from worker.identity import OtherProjectError, check_same, is_ours
+from worker.order import RunState
 from worker.parts import Parts
 from worker.settings import Settings
 
@@ -25,13 +26,15 @@ log = logging.getLogger(__name__)
 class DisconnectedError(JobError):
     """The project has no use for this backend any more; the message says what brings it back."""
 
+    state = RunState.DISCONNECTED
+
 
 class StillConnectedError(JobError):
     """The project is connected, or may be, so nothing of it is removed; the message says why."""
 
 
 def own_address(settings: Settings) -> str:
-    """Where Label Studio reaches this backend.
+    """Return where Label Studio reaches this backend.
 
     Raises:
         MisconfiguredError: it is not known.
@@ -45,7 +48,7 @@ def own_address(settings: Settings) -> str:
 
 
 def registered_at(parts: Parts, project: Project) -> str | None:
-    """Where this backend stands among the project's in Label Studio; None where it does not.
+    """Return where this backend stands among the project's; None where it does not.
 
     Empty where that is not known: we have no address, or were never seen at it, and the project's
     other backends may be this one under another address, which doctor tells of.
@@ -166,12 +169,12 @@ def forget(parts: Parts, key: str) -> None:
 
 
 def sentence(project: Project) -> str:
-    """`words` in one text, "" for a project that is connected."""
+    """Return `words` in one text, "" for a project that is connected."""
     return ". ".join(words(project) or ())
 
 
 def words(project: Project) -> tuple[str, str] | None:
-    """What is with a project that is not connected, and what to do; None for one that is."""
+    """Say what is with a project that is not connected, and what to do; None for others."""
     number, when = project.number, time.strftime("%Y-%m-%d %H:%M", time.localtime(project.since))
     since = f" (seen {when})" if project.since else ""
     forgets = f"`hrn forget --project {number}` removes its versions"

@@ -1,4 +1,4 @@
-"""One training on several devices: a process each, which share every step's pictures.
+"""One training on several devices: a process each, which share every step's images.
 
 A process trains on its share of each batch, and gradients are added up before the step, so that
 all hold the same weights: those of one process with the same batch, but for batch norms, which
@@ -33,7 +33,7 @@ class Ranks:
         return self.rank == 0
 
     def share(self, rows: Tensor) -> Tensor:
-        """This process's part of a step's rows, ``(B,)`` -> about ``(B / size,)``."""
+        """Return this process's part of a step's rows, ``(B,)`` -> about ``(B / size,)``."""
         return rows.tensor_split(self.size)[self.rank]
 
     def total(self, value: Tensor) -> Tensor:
@@ -45,15 +45,15 @@ class Ranks:
         return summed
 
     def agreed(self, flag: bool, device: torch.device) -> bool:  # noqa: FBT001 - it is all there is to say
-        """What the leading process says; each has to ask."""
+        """Return what the leading process says; each has to ask."""
         if self.size == 1:
             return flag
-        told = torch.tensor(int(flag), device=device)
-        torch.distributed.broadcast(told, 0)
-        return bool(told.item())
+        value = torch.tensor(int(flag), device=device)
+        torch.distributed.broadcast(value, 0)
+        return bool(value.item())
 
     def joined(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network, its gradients averaged over all processes as they are worked out."""
+        """Return the network with its gradients averaged over all processes."""
         if self.size == 1:
             return network
         on = [device.index or 0] if device.type == "cuda" else None
@@ -62,7 +62,7 @@ class Ranks:
         )
 
     def waiting(self, joined: nn.Module, last: bool) -> AbstractContextManager[Any]:  # noqa: FBT001
-        """Around a part of a batch: gradients are averaged with its last part only."""
+        """Average gradients with the last part of a batch only."""
         if self.size == 1 or last:
             return nullcontext()
         assert isinstance(joined, nn.parallel.DistributedDataParallel)  # noqa: S101 - from `joined`
@@ -71,7 +71,7 @@ class Ranks:
 
 @contextmanager
 def gathered() -> Iterator[tuple[Ranks, torch.device]]:
-    """This process's place and device, among those that torchrun started.
+    """Join the process group that torchrun started; yield this process's place and device.
 
     On GPUs they speak by NCCL, elsewhere by Gloo.
     """

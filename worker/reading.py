@@ -1,4 +1,4 @@
-"""Which labels have been read: by the newest one's time, and by name where that is not enough.
+"""Watermark: which labels have been read, by the newest one's time, and by name at its edge.
 
 Label Studio may list an annotation later than one that was made after it (seen: half a second
 apart, while it was busy). So for the last minute before the newest label it is not the time that
@@ -18,12 +18,12 @@ LATE: Final = timedelta(seconds=60)
 
 @dataclass(frozen=True)
 class Read:
-    """What of a project's labels has been read.
+    """Watermark of what has been read of a project's labels.
 
     Attributes:
         through: the newest label's ``updated_at``, "" if there was none.
         recent: ``updated_at`` of each label that was newer than ``since``, by its annotation; None
-            where nobody kept them, and the time alone must do.
+            where they are not known, and the time alone must do.
     """
 
     through: str = ""
@@ -31,7 +31,7 @@ class Read:
 
     @property
     def since(self) -> str:
-        """Labels up to this time have been read, whatever they are called.
+        """Time up to which all labels have been read.
 
         Example:
             >>> Read("2026-11-26T13:30:39.028347Z", {}).since
@@ -39,15 +39,13 @@ class Read:
         """
         if self.recent is None:
             return self.through
-        try:
-            when = datetime.fromisoformat(self.through)
-        except ValueError:
+        when = parse_time(self.through)
+        if when is None:
             return self.through
-        when = when if when.tzinfo else when.replace(tzinfo=UTC)
         return (when - LATE).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
     def lacks(self, annotation: int, updated_at: str) -> bool:
-        """Is this label one that has not been read?
+        """Tell whether this label has not been read.
 
         Example:
             >>> read = Read("2026-11-26T13:30:39.028347Z", {"7": "2026-11-26T13:30:39.028347Z"})
@@ -59,21 +57,30 @@ class Read:
         return updated_at > self.since and self.recent.get(str(annotation)) != updated_at
 
     def newer(self, other: "Read") -> "Read":
-        """The one that has read more; of two as new the one that knows more names."""
+        """Return the one that has read more; of two as new, the one that knows more annotations."""
         return max(self, other, key=lambda one: (one.through, len(one.recent or ())))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for Redis."""
+        """Return plain data for Redis."""
         return {"through": self.through, "recent": self.recent and dict(self.recent)}
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Self:
-        """What ``to_json`` wrote."""
-        recent = told["recent"]
-        return cls(str(told["through"]), None if recent is None else dict(recent))
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what ``to_json`` wrote."""
+        recent = data["recent"]
+        return cls(str(data["through"]), None if recent is None else dict(recent))
 
     @classmethod
     def of_version(cls, manifest: Manifest) -> Self:
-        """What a version has learnt from; of one that an earlier release wrote, by time alone."""
+        """Return what a version has learnt from; of an earlier release's, by time alone."""
         recent = manifest.labels.get("recent")
         return cls(manifest.trained_through, dict(recent) if isinstance(recent, Mapping) else None)
+
+
+def parse_time(stamp: str) -> datetime | None:
+    """Read a time as Label Studio writes it; None for what is none."""
+    try:
+        when = datetime.fromisoformat(stamp)
+    except ValueError:
+        return None
+    return when if when.tzinfo else when.replace(tzinfo=UTC)

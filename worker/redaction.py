@@ -55,7 +55,7 @@ class Redacting(logging.Formatter):
         self._known = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         line = super().format(record) if self._inner is None else self._inner.format(record)
         line = self._known.sub(HIDDEN, line)
         for shape, shown in _SHAPES:
@@ -64,7 +64,7 @@ class Redacting(logging.Formatter):
 
 
 def secrets_of(settings: Settings) -> tuple[str, ...]:
-    """Every text among the settings that must not be seen."""
+    """Return every text among the settings that must not be seen."""
     redis = urlsplit(settings.redis_url)
     # Given before the host, or among the options behind a "?".
     password = redis.password or parse_qs(redis.query).get("password", [""])[0]
@@ -81,14 +81,14 @@ def start_logging(settings: Settings) -> None:
 
 
 def cover(logger: str, settings: Settings) -> None:
-    """The same for a library's logger that has handlers of its own."""
+    """Hide secrets in a library's logger that has handlers of its own."""
     for handler in logging.getLogger(logger).handlers:
         if not isinstance(handler.formatter, Redacting):
             handler.setFormatter(Redacting(secrets_of(settings), handler.formatter))
 
 
 def _forms(text: str) -> Iterable[str]:
-    """As it is, as in an address, as in a repr; none of a text too short to look for."""
+    """Return a secret as it is, as in an address and as in a repr; none if too short."""
     if len(text) < SHORTEST:
         return ()
     coded = base64.b64encode(text.encode()).decode().rstrip("=")

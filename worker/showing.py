@@ -6,7 +6,7 @@ from worker.parts import Parts
 
 
 def nothing_shown(parts: Parts, project: Project, version: str) -> Missing | None:
-    """What a version still needs before it shows a label; None where it shows some.
+    """Return what a version still needs before it shows a label; None where it shows some.
 
     Raises:
         UnknownVersionError, ModelStoreError: it is not there, or not whole.

@@ -14,11 +14,11 @@ from worker.reading import Read
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Labelled pictures, each with its labels.
+    """Labelled images, each with its labels.
 
     Attributes:
         tree: what the labels' targets are nodes of.
-        tasks: those with at least one label and a picture.
+        tasks: those with at least one label and a image.
         trained_through: the newest ``updated_at`` among the labels.
         digest: of what the labels say: two snapshots with one digest teach the same.
         ignored: reasons for which annotations teach nothing, counted.
@@ -38,12 +38,17 @@ class Snapshot:
         return Read(self.trained_through, self.recent)
 
     @property
+    def named(self) -> set[int]:
+        """All nodes that some label names."""
+        return {node for label in self.labels for node in label.nodes}
+
+    @property
     def labels(self) -> tuple[Label, ...]:
         """All labels, task by task."""
         return tuple(label for task in self.tasks for label in task.labels)
 
     def summary(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Return what the manifest says of the labels."""
         by_level = Counter(
             0 if label.target is None else self.tree.levels[label.target] + 1
             for label in self.labels
@@ -66,7 +71,7 @@ class Snapshot:
 
 
 def left_out(labels: Mapping[str, Any]) -> list[str]:
-    """What an admin should know of answers that are not learnt as they were given, in sentences.
+    """Say in sentences which answers are not learnt as they were given, for an admin.
 
     Args:
         labels: what :meth:`Snapshot.summary` gave, perhaps in an earlier release.
@@ -88,37 +93,37 @@ def left_out(labels: Mapping[str, Any]) -> list[str]:
 
 
 def passed_over(labels: Mapping[str, Any]) -> dict[str, int]:
-    """Reasons for labels and images that did not count, beside those that `left_out` tells."""
+    """Return reasons for what did not count, beside those that `left_out` tells."""
     reasons = {**labels.get("ignored", {}), **labels.get("skipped", {})}
     return {why: count for why, count in reasons.items() if why not in (EMPTY, NOTHING_THERE)}
 
 
 def take(tasks: Iterable[TaskLabels], tree: LabelTree) -> Snapshot:
     """Keep what teaches, count what does not and why."""
-    kept, through, ignored = [], "", Counter[str]()
+    learnt, through, ignored = [], "", Counter[str]()
     digest = hashlib.sha256(repr(tree.paths).encode())
     for task in sorted(tasks, key=lambda task: task.task_id):
         ignored.update(note.reason for note in task.ignored)
         through = max([through, *(label.updated_at for label in task.labels)])
         if task.labels and task.image is None:
-            ignored["the task has no picture"] += len(task.labels)
+            ignored["the task has no image"] += len(task.labels)
         if not task.labels or task.image is None:
             continue
-        kept.append(task)
+        learnt.append(task)
         for label in sorted(task.labels, key=lambda label: label.annotation_id):
             digest.update(repr((task.image, label.annotation_id, label.nodes)).encode())
     since = Read(through, {}).since
     recent = {
         str(label.annotation_id): label.updated_at
-        for task in kept
+        for task in learnt
         for label in task.labels
         if label.updated_at > since
     }
-    return Snapshot(tree, tuple(kept), through, digest.hexdigest()[:16], dict(ignored), recent)
+    return Snapshot(tree, tuple(learnt), through, digest.hexdigest()[:16], dict(ignored), recent)
 
 
 def counted(reasons: Mapping[str, int], most: int = 3) -> str:
-    """Reasons with their counts, the most frequent ones first.
+    """Return reasons with their counts, the most frequent ones first.
 
     Example:
         >>> counted({"skipped by the annotator": 2, "deleted": 5})
@@ -132,7 +137,7 @@ def counted(reasons: Mapping[str, int], most: int = 3) -> str:
 
 
 def agreed(task: TaskLabels, tree: LabelTree) -> int:
-    """The node that a task's annotators agree on, -1 if there is none.
+    """Return the node that a task's annotators agree on, -1 if there is none.
 
     Answers on one path: the deepest, which the coarser ones do not contradict; neither does "one of
     these" where it is one of them. Otherwise what all of them have in common.
@@ -148,5 +153,5 @@ def agreed(task: TaskLabels, tree: LabelTree) -> int:
 
 
 def _leaves_room(nodes: Sequence[int], answer: int, tree: LabelTree) -> bool:
-    """Whether one of these nodes lies on a path with the answer."""
+    """Tell whether one of these nodes lies on a path with the answer."""
     return any(tree.covers(node, answer) or tree.covers(answer, node) for node in nodes)

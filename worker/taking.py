@@ -75,10 +75,10 @@ class OurJob(Job):
             NoSuchJobError: it cannot be read; RQ passes over a job that is not there.
         """
         try:
-            told = {_plain(name): value for name, value in dict(raw_data).items()}
-            kept = {name: value for name, value in told.items() if name in FIELDS}
-            kept["data"] = _unpacked(kept.get("data", b""))
-            super().restore({name.encode(): value for name, value in kept.items()})
+            record = {_plain(name): value for name, value in dict(raw_data).items()}
+            allowed = {name: value for name, value in record.items() if name in FIELDS}
+            allowed["data"] = _unpacked(allowed.get("data", b""))
+            super().restore({name.encode(): value for name, value in allowed.items()})
         except _NO_FAULT:
             raise
         except Exception as error:
@@ -99,18 +99,6 @@ class OurJob(Job):
         function: Callable[..., Any] | None = super().func
         return function
 
-    @property
-    def success_callback(self) -> None:
-        """None, whatever the queue says: RQ would import and call it."""
-
-    @property
-    def failure_callback(self) -> None:
-        """None, for the same reason."""
-
-    @property
-    def stopped_callback(self) -> None:
-        """None, for the same reason."""
-
 
 class OurWorker(Worker):
     """A worker whose record says what it computes on, and that nothing in Redis ends."""
@@ -125,7 +113,7 @@ class OurWorker(Worker):
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[Job, Queue] | None:
-        """The next job that can be read; those that cannot are dropped and logged."""
+        """Return the next job that can be read; drop and log those that cannot."""
         while True:
             try:
                 return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
@@ -137,7 +125,7 @@ class OurWorker(Worker):
                 time.sleep(_PAUSE)
 
     def run_maintenance_tasks(self) -> None:
-        """RQ's housekeeping; what it cannot read there costs that round alone."""
+        """Do RQ's housekeeping; what it cannot read there costs that round alone."""
         try:
             super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
         except _NO_FAULT:
@@ -166,7 +154,7 @@ class OurWorker(Worker):
             OurJob.fetch(as_text(entry), connection=self.connection, serializer=self.serializer)
         except _NO_FAULT:
             raise
-        except Exception:  # noqa: BLE001 - told by the caller
+        except Exception:  # noqa: BLE001 - the caller logs it
             return False
         return True
 
@@ -176,7 +164,7 @@ def _plain(name: bytes | str) -> str:
 
 
 def _unpacked(data: bytes) -> bytes:
-    """The function and its arguments, never more than ``MOST_BYTES``."""
+    """Return the function and its arguments, never more than ``MOST_BYTES``."""
     unpack = zlib.decompressobj()
     try:
         plain = unpack.decompress(data, MOST_BYTES)

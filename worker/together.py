@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-import numpy as np
-import safetensors.numpy
 import safetensors.torch
 import torch
 
@@ -39,7 +37,7 @@ from worker.tuning import Lessons, Network, Tuner, tree_aim, tuned_head
 log = logging.getLogger(__name__)
 
 _TASK, _START, _ROWS, _END = "task.json", "start.safetensors", "rows.safetensors", "end.safetensors"
-_PICTURES, _PLACES, _REPORTS, _HELD = "pictures", "places.safetensors", "reports.jsonl", "held"
+_IMAGES, _REPORTS, _HELD = "images", "reports.jsonl", "held"
 
 #: Seconds between two looks at what was reported.
 _PAUSE: Final = 0.2
@@ -75,7 +73,7 @@ class Task:
 
 
 def processes_for(device: str, labels: int, recipe: TuneRecipe) -> int:
-    """How many processes to train with: one a GPU, as long as each has enough of every step."""
+    """Return how many processes to train with: one per GPU, if each has enough of a step."""
     there = torch.cuda.device_count() if device == "cuda" else 1
     smallest = labels // max(1, -(-labels // recipe.batch))
     return max(1, min(there, smallest // _LEAST))
@@ -85,7 +83,7 @@ def train_together(  # noqa: PLR0913 - what a training is made of, and where
     task: Task,
     network: Network,
     rows: Rows,
-    picture: Callable[[int], bytes],
+    image: Callable[[int], bytes],
     report: Report,
     *,
     processes: int,
@@ -97,10 +95,10 @@ def train_together(  # noqa: PLR0913 - what a training is made of, and where
         task: what they need to know.
         network: as it begins; changed in place.
         rows: the labels.
-        picture: position -> what `worker.photos.small` kept of it.
-        report: told of what the leading process reports; may raise to stop.
+        image: position -> what `worker.photos.small` stored of it.
+        report: called with what the leading process reports; may raise to stop.
         processes: how many.
-        room: a folder on a disk with room for the pictures.
+        room: a folder on a disk with room for the images.
 
     Raises:
         TogetherError: they ended without a result.
@@ -109,7 +107,7 @@ def train_together(  # noqa: PLR0913 - what a training is made of, and where
     room.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=room, prefix="together-") as made:
         folder = Path(made)
-        _write(folder, task, network, rows, picture)
+        _write(folder, task, network, rows, image)
         with (folder / _HELD).open("w") as held:  # let go when this process dies
             fcntl.flock(held, fcntl.LOCK_EX)
             _run(folder, processes, report)
@@ -118,7 +116,7 @@ def train_together(  # noqa: PLR0913 - what a training is made of, and where
 
 
 def _write(
-    folder: Path, task: Task, network: Network, rows: Rows, picture: Callable[[int], bytes]
+    folder: Path, task: Task, network: Network, rows: Rows, image: Callable[[int], bytes]
 ) -> None:
     (folder / _TASK).write_text(json.dumps(vars(task)), encoding="utf-8")
     start = {name: value.contiguous() for name, value in network.state_dict().items()}
@@ -127,14 +125,9 @@ def _write(
     safetensors.torch.save_file(
         {name: value.contiguous() for name, value in labels.items()}, folder / _ROWS
     )
-    needed = sorted(set(rows.image.tolist()))
-    places = np.zeros((max(needed) + 1, 2), np.int64)  # offset and length of each picture
-    with (folder / _PICTURES).open("wb") as file:
-        for at in needed:
-            data = picture(at)
-            places[at] = file.tell(), len(data)
-            file.write(data)
-    safetensors.numpy.save_file({"places": places}, folder / _PLACES)
+    (folder / _IMAGES).mkdir()
+    for at in set(rows.image.tolist()):
+        (folder / _IMAGES / str(at)).write_bytes(image(at))
     (folder / _REPORTS).touch()
 
 
@@ -166,10 +159,10 @@ def _run(folder: Path, processes: int, report: Report) -> None:
 
 def _hand_on(reports: IO[str], report: Report) -> None:
     while (line := reports.readline()).endswith("\n"):
-        told = json.loads(line)
-        if "failed" in told:
-            raise FloatingPointError(told["failed"])
-        report(told["stage"], told["done"], told["total"], **told["figures"])
+        entry = json.loads(line)
+        if "failed" in entry:
+            raise FloatingPointError(entry["failed"])
+        report(entry["stage"], entry["done"], entry["total"], **entry["figures"])
     if line:  # half of one
         reports.seek(reports.tell() - len(line.encode()))
 
@@ -203,24 +196,22 @@ def main(folder: Path) -> None:
     network = Network(base, head)
     network.load_state_dict(safetensors.torch.load_file(folder / _START))
     rows = Rows(**safetensors.torch.load_file(folder / _ROWS))
-    places = safetensors.numpy.load_file(folder / _PLACES)["places"]
     with (
         gathered() as (ranks, device),
-        (folder / _PICTURES).open("rb") as pictures,
         (folder / _HELD).open() as held,
         (folder / _REPORTS).open("a", encoding="utf-8", buffering=1) as reports,
     ):
 
-        def show(picture: int, draw: str) -> Pixels:
-            start, length = places[picture].tolist()
-            return varied(os.pread(pictures.fileno(), length, start), base.preparation, draw)
+        def show(image: int, draw: str) -> Pixels:
+            data = (folder / _IMAGES / str(image)).read_bytes()
+            return varied(data, base.preparation, draw)
 
         def report(stage: str, done: int, total: int, **figures: float) -> None:
             if _is_free(held):
                 sys.exit("the job that this training belongs to has died")
             if ranks.leads:
-                told = {"stage": stage, "done": done, "total": total, "figures": figures}
-                reports.write(json.dumps(told) + "\n")
+                entry = {"stage": stage, "done": done, "total": total, "figures": figures}
+                reports.write(json.dumps(entry) + "\n")
 
         saved = Checkpoints(Path(task.checkpoints), task.identity)
         tuner = Tuner(
@@ -243,7 +234,7 @@ def main(folder: Path) -> None:
 
 
 def _is_free(held: IO[str]) -> bool:
-    """Has whoever held the lock let go? It is only looked at."""
+    """Tell whether whoever held the lock has let go, without taking it."""
     try:
         fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -6,13 +6,14 @@ N nodes, C channels.
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence, Fitted, evidence, fit_rule
@@ -21,7 +22,9 @@ from hierarchy.depth_selection import DepthRule, candidates
 from hierarchy.familiarity import Familiarity, fit_familiarity
 from hierarchy.heads import HRNHead
 from hierarchy.metrics import accuracy_by_level, expected_calibration_error
-from worker.fitting import Report, Rows, Tally, fit, side_by_side
+from inference.feature_extractor import FeatureExtractor
+from inference.manifest import KIND
+from worker.fitting import Report, Rows, fit, fit_side_by_side
 from worker.folds import assign_folds
 from worker.snapshot import counted
 from worker.training_config import TrainingConfig
@@ -35,7 +38,7 @@ WATCHED = 128
 
 @dataclass(frozen=True)
 class Examples:
-    """What to learn from.
+    """Labelled images' feature vectors, their labels, and how they may be held out.
 
     Attributes:
         vectors: ``(P, V, C)`` float16 of all images, the plain augmentation first.
@@ -73,12 +76,43 @@ class Examples:
         return set(np.unique(self.target).tolist()) - {-1}
 
     def rows(self, learn: NDArray[np.bool_]) -> Rows:
-        """The labels that ``(R,)`` ``learn`` keeps, for the training loop."""
+        """Return the labels that ``(R,)`` ``learn`` keeps, for the training loop."""
         return Rows(
             torch.from_numpy(self.image[learn]),
             torch.from_numpy(self.target[learn]),
             torch.from_numpy(self.weight[learn]),
         )
+
+
+class RuleSettings(TypedDict, total=False):
+    """A project's choices for its depth rule, as `hierarchy.calibration.fit_rule` takes them."""
+
+    target: Required[float]
+    minimum: int
+    maximum: int | None
+    strict: bool
+    former: DepthRule | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Answers on held-out images whose annotators agree, each by a head that had not seen it.
+
+    Attributes:
+        images: ``(n,)`` positions of the images.
+        truth: ``(n,)`` the node that the annotators named.
+        nodes: ``(n, L)`` the best node of each level of the tree.
+        right: ``(n,)`` whether the best node of the truth's level is the truth.
+        seen: the evidence for the depth rule.
+        metrics: figures for people and the manifest.
+    """
+
+    images: NDArray[np.int64]
+    truth: NDArray[np.int64]
+    nodes: NDArray[np.int64]
+    right: NDArray[np.bool_]
+    seen: Evidence
+    metrics: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -87,9 +121,8 @@ class Trained:
 
     Attributes:
         head: trained on all examples, in eval mode.
-        fitted: the depth rule with its standing.
-        seen: the evidence it was fitted on.
-        metrics: from images each judged by a head that had not seen it.
+        fitted: the depth rule with its grounds.
+        judged: answers on held-out images, which the rule was fitted on.
         held_out: ``(P, N)`` their log-probabilities; NaN rows for images not held out.
         folds: ``(P,)`` the part that each image is in, whether or not that part was held out.
         familiarity: what the labelled images look like; None where none could be held out.
@@ -97,11 +130,39 @@ class Trained:
 
     head: HRNHead
     fitted: Fitted
-    seen: Evidence
-    metrics: dict[str, Any]
+    judged: Judged
     held_out: NDArray[np.float64]
     folds: NDArray[np.int64]
     familiarity: Familiarity | None = None
+
+    @property
+    def seen(self) -> Evidence:
+        """The evidence that the depth rule was fitted on."""
+        return self.judged.seen
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Figures from held-out images."""
+        return self.judged.metrics
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained network as it will be published.
+
+    Attributes:
+        trained: head, rule and figures.
+        network: the manifest's description of the head.
+        backbone: name and fingerprint.
+        config: its settings.
+        backbone_weights: of a fine-tuned backbone, else empty.
+    """
+
+    trained: Trained
+    network: dict[str, Any]
+    backbone: dict[str, str]
+    config: dict[str, Any]
+    backbone_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class TooFewLabelsError(Exception):
@@ -117,18 +178,31 @@ class TooFewLabelsError(Exception):
         self.passed_over = dict(passed_over or {})
 
 
-def train(  # noqa: PLR0913 - the examples, and each choice that a project may make
+def fit_head(  # noqa: PLR0913 - examples, network, settings
+    tree: LabelTree,
+    examples: Examples,
+    extractor: FeatureExtractor,
+    config: TrainingConfig,
+    rule: RuleSettings,
+    report: Report,
+) -> Candidate:
+    """Train a head on the extractor's features; on the CPU, where they are and it takes seconds."""
+    return Candidate(
+        train(tree, examples, config, report=report, **rule),
+        {"kind": KIND, "channels": examples.vectors.shape[2], **config.sizes(tree)},
+        {"name": extractor.name, "fingerprint": extractor.fingerprint},
+        config.to_json(),
+    )
+
+
+def train(
     tree: LabelTree,
     examples: Examples,
     config: TrainingConfig,
     *,
-    target: float,
-    minimum: int = 1,
-    maximum: int | None = None,
-    strict: bool = False,
-    former: DepthRule | None = None,
     report: Report,
     device: str = "cpu",
+    **rule: Unpack[RuleSettings],
 ) -> Trained:
     """Cross-fit for honest figures and the depth rule, then fit on everything.
 
@@ -159,15 +233,13 @@ def train(  # noqa: PLR0913 - the examples, and each choice that a project may m
         held_out[left] = checked.log_probabilities(examples.plain[left])
     head = heads[-1]
     report("calibrating", 0, 1)
-    seen, metrics = judge(tree, examples, held_out)
+    found = judge(tree, examples, held_out)
     familiarity, likeness = fit_familiarity(examples.plain, folds, seed=config.seed)
-    seen = replace(seen, like=likeness[judged(examples, held_out)])
-    fitted = fit_rule(
-        seen, target=target, minimum=minimum, maximum=maximum, strict=strict, former=former
-    )
+    found = replace(found, seen=replace(found.seen, like=likeness[found.images]))
+    fitted = fit_rule(found.seen, **rule)
     report("calibrating", 1, 1)
     known = familiarity if len(familiarity.distances) else None
-    return Trained(head.cpu(), fitted, seen, metrics, held_out, dealt, known)
+    return Trained(head.cpu(), fitted, found, held_out, dealt, known)
 
 
 def check_enough(
@@ -211,9 +283,7 @@ def judged(examples: Examples, held_out: NDArray[np.float64]) -> NDArray[np.int6
     return np.flatnonzero(~np.isnan(held_out[:, 0]) & (examples.truth >= 0))
 
 
-def judge(
-    tree: LabelTree, examples: Examples, held_out: NDArray[np.float64]
-) -> tuple[Evidence, dict[str, Any]]:
+def judge(tree: LabelTree, examples: Examples, held_out: NDArray[np.float64]) -> Judged:
     """Return evidence and figures from each image that was held out and whose annotators agree.
 
     Args:
@@ -222,22 +292,32 @@ def judge(
         held_out: ``(P, N)`` log-probabilities, NaN rows for images that were not held out.
     """
     images = judged(examples, held_out)
-    targets, log_p = examples.truth[images], held_out[images]
+    truth, log_p = examples.truth[images], held_out[images]
     found = candidates(log_p, tree)
-    seen = evidence(candidates(log_p, tree, Decisions.of(tree).levels), targets, tree)
+    seen = evidence(candidates(log_p, tree, Decisions.of(tree).levels), truth, tree)
     if examples.drawn is not None:
         seen = replace(seen, drawn=examples.drawn[images])
-    deepest = np.isin(targets, tree.leaves)
-    leaf_right = (found.leaf == targets)[deepest]
+    deepest = np.isin(truth, tree.leaves)
+    leaf_right = (found.leaf == truth)[deepest]
     metrics: dict[str, Any] = {
         "held_out": len(images),
-        "by_level": accuracy_by_level(found.nodes, targets, tree),
+        "by_level": accuracy_by_level(found.nodes, truth, tree),
         "leaf_checked": int(deepest.sum()),
         "leaf_accuracy": _mean(leaf_right),
         "leaf_ece": expected_calibration_error(found.confidence[deepest], leaf_right),
-        "log_loss": _mean(-held_out[images, targets]),  # nats
+        "log_loss": _mean(-held_out[images, truth]),  # nats
     }
-    return seen, metrics
+    right = right_at_level(found.nodes, truth, tree)
+    return Judged(images, truth, found.nodes, right, seen, metrics)
+
+
+def right_at_level(
+    nodes: NDArray[np.int64], truth: NDArray[np.int64], tree: LabelTree
+) -> NDArray[np.bool_]:
+    """Return ``(n,)`` whether the best node of the truth's level, of ``(n, L)``, is the truth."""
+    levels = np.array([tree.levels[node] for node in truth.tolist()], dtype=np.int64)
+    right: NDArray[np.bool_] = nodes[np.arange(len(truth)), levels] == truth
+    return right
 
 
 def _mean(values: NDArray[Any]) -> float | None:
@@ -266,7 +346,7 @@ def _learnable(part: int, folds: NDArray[np.int64], examples: Examples) -> bool:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What one head learns from: all images' vectors, and some of the labels.
+    """Vectors of all images, and the labels that one head learns from.
 
     Attributes:
         tree: of the nodes.
@@ -286,14 +366,8 @@ def learn_all(
 ) -> list[HRNHead]:
     """Train one head per training set, side by side, and report the last one's curve."""
     heads = [new_head(one.tree, one.vectors, config, device) for one in sets]
-    tally = Tally(report, "fitting", len(sets))
-    side_by_side(
-        [
-            partial(learn, head, one, config, tally.voice(number))
-            for number, (head, one) in enumerate(zip(heads, sets, strict=True))
-        ],
-        device=device,
-    )
+    fits = [partial(learn, head, one, config) for head, one in zip(heads, sets, strict=True)]
+    fit_side_by_side(fits, report, "fitting", device=device)
     return heads
 
 
@@ -320,14 +394,14 @@ def learn(
     """Fit the head in place."""
     head.seed(config.seed)
 
-    def told(done: int, total: int, **figures: float) -> None:
+    def report_epoch(done: int, total: int, **figures: float) -> None:
         if learnt.judge is not None:
             figures["accuracy"] = learnt.judge(head)
             head.train()
         tell(done, total, **figures)
 
     device = head.mean.device.type
-    fit(head, head.objective, learnt.vectors, learnt.rows, config, told, device=device)
+    fit(head, head.objective, learnt.vectors, learnt.rows, config, report_epoch, device=device)
 
 
 def watching(
@@ -343,12 +417,10 @@ def watching(
     some = left[examples.truth[left] >= 0][:WATCHED]
     if not len(some):
         return None
-    truth = examples.truth[some]
-    level = np.array([tree.levels[node] for node in truth.tolist()], dtype=np.int64)
-    seen = examples.plain[some]
+    truth, seen = examples.truth[some], examples.plain[some]
 
     def share_right(head: HRNHead) -> float:
         nodes = candidates(head.eval().log_probabilities(seen), tree).nodes
-        return float((nodes[np.arange(len(some)), level] == truth).mean())
+        return float(right_at_level(nodes, truth, tree).mean())
 
     return share_right

@@ -73,7 +73,7 @@ class TuneRecipe:
 
     @classmethod
     def adamw(cls) -> Self:
-        """Reaches far in few epochs, which EfficientNets do badly by SGD."""
+        """Return settings that reach far in few epochs, which EfficientNets do badly by SGD."""
         return cls(
             optimiser="adamw",
             rate=1e-3,
@@ -86,7 +86,7 @@ class TuneRecipe:
 
     @classmethod
     def for_device(cls, device: str) -> Self:
-        """AdamW on a GPU; on a CPU narrower blocks and few epochs, since hours help nobody."""
+        """Return AdamW's on a GPU; on a CPU narrower blocks and few epochs."""
         precision: Precision = "bf16" if has_bf16(device) else "f32"
         if device == "cuda":
             return replace(cls.adamw(), precision=precision)
@@ -97,5 +97,5 @@ class TuneRecipe:
         return {"hidden": self.hidden, "members": 1}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for a manifest."""
+        """Return plain data for a manifest."""
         return {"kind": "fine-tune", **asdict(self)}

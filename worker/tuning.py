@@ -3,7 +3,7 @@
 What is drawn at random follows from the seed and the step alone (the order of an epoch, each crop),
 so a training that goes on from a checkpoint ends with the weights of one that was left in peace.
 
-Letters: B pictures, R labels (rows), N nodes, C channels, H x W pixels, h x w the grid.
+Letters: B images, R labels (rows), N nodes, C channels, H x W pixels, h x w the grid.
 """
 
 import copy
@@ -33,19 +33,19 @@ from worker.tune_recipe import TuneRecipe
 
 log = logging.getLogger(__name__)
 
-#: Batches from which the batch norms' statistics are taken anew at the end.
+#: Batches from which the batch norms' statistics are taken again at the end.
 SETTLED_ON: Final = 32
 
 #: Steps between two looks at whether the loss is finite: each makes a GPU wait.
 LOOK_EVERY: Final = 20
 
-#: Pictures judged at once.
+#: Images judged at once.
 JUDGED_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What a network's outputs are for.
+    """Objective: the loss of a network's outputs, and how they are read.
 
     Attributes:
         loss: float32 outputs, ``(B,)`` or ``(B, K)`` targets, ``(B,)`` weights -> scalar in nats, a
@@ -61,7 +61,7 @@ class Aim:
 
 
 def tree_aim(tree: LabelTree) -> Aim:
-    """The tree loss of raw scores, and the answers that follow from them."""
+    """Build the objective of the tree loss on raw scores."""
     levels = torch.tensor(tree.levels)
 
     def right(scores: Tensor, targets: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Network(nn.Module):
         self.head = head
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` uint8 -> the head's outputs, ``(B, N)`` for most."""
+        """Compute the head's outputs of ``(B, 3, H, W)`` uint8, ``(B, N)`` for most."""
         outputs: Tensor = self.head(self.backbone(pixels))
         return outputs
 
@@ -109,11 +109,11 @@ def tuned_head(tree: LabelTree, channels: int, recipe: TuneRecipe) -> HRNHead:
 
 @dataclass(frozen=True)
 class Lessons:
-    """What is learnt from.
+    """Labels, and the images to learn them from.
 
     Attributes:
         rows: the labels.
-        show: position of a picture and a text that decides what is drawn -> the picture, varied.
+        show: position of a image and a text that decides what is drawn -> the image, varied.
             Called from several threads.
     """
 
@@ -123,7 +123,7 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Tuned:
-    """How a training went.
+    """Outcome of a fine-tuning.
 
     Attributes:
         steps: optimiser steps that are done, those before an interruption included.
@@ -150,7 +150,7 @@ class Tuner:
         checkpoints: where it goes on from; None to begin and end at one go. Processes that train
             together share it.
         ranks: this process among those; alone if not given. Going on from a checkpoint then draws
-            dropout anew.
+            dropout again.
     """
 
     def __init__(  # noqa: PLR0913 - what a training is made of
@@ -183,7 +183,7 @@ class Tuner:
         """Train to the end, or so many steps; leaves the network in eval mode.
 
         Args:
-            report: told of every step, and of the mean loss after each epoch; may raise to stop.
+            report: called at every step, and of the mean loss after each epoch; may raise to stop.
             limit: steps after which to stop, of a run that only tries things out.
 
         Raises:
@@ -206,7 +206,7 @@ class Tuner:
         return Tuned(self._step, self.all_steps, seconds, shown / max(seconds, 1e-9))
 
     def _epoch(self, last: int, report: Report) -> None:
-        """What is left of the epoch that the step is in, up to step ``last``."""
+        """Train what is left of the epoch that the step is in, up to step ``last``."""
         epoch, done = divmod(self._step, self._per_epoch)
         chosen = self._order(epoch)[done : done + last - self._step]
         with closing(self._shown(chosen, epoch)) as shown:
@@ -226,13 +226,13 @@ class Tuner:
             report("fine-tuning", self._step, self.all_steps, loss=loss, **self._accuracy())
 
     def _due(self) -> bool:
-        """Should a checkpoint be written now? Several processes agree on it, now and then."""
+        """Tell whether to write a checkpoint now; several processes agree on it, now and then."""
         if self._checkpoints is None or (self._ranks.size > 1 and self._step % LOOK_EVERY):
             return False
         return self._ranks.agreed(self._checkpoints.due, self._device)
 
     def _accuracy(self) -> dict[str, float]:
-        """Share of the epoch's pictures, as varied, that were right before each was learnt."""
+        """Return the share of the epoch's images that were right before each was learnt."""
         if self._aim.right is None:
             return {}
         right = torch.cat([torch.zeros(0, device=self._device), *self._right]).double()
@@ -242,7 +242,7 @@ class Tuner:
         return {"accuracy": found / count} if count else {}
 
     def _order(self, epoch: int) -> Sequence[Tensor]:
-        """The rows of each step, ``(B,)``; sizes differ by one at most, so that none is alone."""
+        """Return the rows of each step, ``(B,)``; sizes differ by one at most."""
         draw = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self._lessons.rows), generator=draw)
         return order.tensor_split(self._per_epoch)
@@ -250,7 +250,7 @@ class Tuner:
     def _shown(
         self, chosen: Sequence[Tensor], epoch: int
     ) -> Generator[NDArray[np.uint8], None, None]:
-        """The pictures of each step, ``(B, 3, H, W)``, made ready while the device is busy."""
+        """Yield the images of each step, ``(B, 3, H, W)``, loaded while the device is busy."""
         seed, image = self._recipe.seed, self._lessons.rows.image
         if epoch >= 0:  # else the leading process looks at all of them
             chosen = [self._ranks.share(rows) for rows in chosen]
@@ -264,7 +264,7 @@ class Tuner:
             yield from stacked(ready, map(len, chosen))
 
     def _learn(self, chosen: Tensor, pixels: NDArray[np.uint8]) -> None:
-        """One step of the optimiser, in as many parts as the device needs."""
+        """Do one step of the optimiser, in as many parts as the device needs."""
         self.network.train()
         if self._recipe.frozen_statistics:
             for norm in norms(self.network.backbone):
@@ -288,7 +288,7 @@ class Tuner:
             follow(self._average, self.network, average_decay(self._recipe.average, self._step))
 
     def _loss_of(self, rows: Rows, pixels: Tensor) -> Tensor:
-        """Mean loss of these labels and their pictures."""
+        """Return the mean loss of these labels and their images."""
         with torch.autocast(
             self._device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"
         ):
@@ -309,7 +309,7 @@ class Tuner:
             raise FloatingPointError(f"the loss became {self._loss.item()} in epoch {epoch + 1}")
 
     def _settle(self, batches: int) -> None:
-        """Take the batch norms' statistics anew from training pictures, at the weights of now.
+        """Take the batch norms' statistics again from training images, at the weights of now.
 
         Running ones lag behind the weights. See Wu and Johnson, "Rethinking Batch in BatchNorm"
         (2021), section 3.
@@ -368,13 +368,13 @@ class Tuner:
 
 
 def identity(network: nn.Module, recipe: TuneRecipe, device: str, facts: Mapping[str, Any]) -> str:
-    """What tells a training from others: equal ones end with the same weights.
+    """Return what tells a training from others: equal ones end with the same weights.
 
     Args:
         network: its tensors' names and shapes count.
         recipe: all of it counts.
         device: ``cpu`` or ``cuda``.
-        facts: plain data: where the weights come from, the labels, the pictures.
+        facts: plain data: where the weights come from, the labels, the images.
     """
     shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
     known = {"shapes": shapes, "recipe": asdict(recipe), "device": device, "facts": dict(facts)}
@@ -382,7 +382,7 @@ def identity(network: nn.Module, recipe: TuneRecipe, device: str, facts: Mapping
 
 
 def make_optimiser(network: Network, recipe: TuneRecipe) -> torch.optim.Optimizer:
-    """SGD or AdamW with a rate of its own for the backbone."""
+    """Build SGD or AdamW with a rate of its own for the backbone."""
     groups = []
     for part, rate in (
         (network.head, recipe.rate),
@@ -402,7 +402,7 @@ def make_optimiser(network: Network, recipe: TuneRecipe) -> torch.optim.Optimize
 
 
 def rate_factor(recipe: TuneRecipe, step: int, steps: int, per_epoch: int) -> float:
-    """What the rates are multiplied by in a step, counted from 0.
+    """Return what the rates are multiplied by in a step, counted from 0.
 
     Example:
         >>> published = TuneRecipe(epochs=4)
@@ -418,7 +418,7 @@ def rate_factor(recipe: TuneRecipe, step: int, steps: int, per_epoch: int) -> fl
 
 
 def average_decay(most: float, step: int) -> float:
-    """Of the running average after so many steps: less at first, so that it forgets the start."""
+    """Return the running average's decay after ``step`` steps: less at first."""
     return min(most, (1 + step) / (10 + step))
 
 
@@ -434,7 +434,7 @@ def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 def in_parts(count: int, most: int) -> Sequence[Tensor]:
-    """0 to ``count`` in parts of at most ``most``, alike in size, so that none is one alone.
+    """Split 0 to ``count`` in parts of at most ``most``, alike in size, none of one alone.
 
     Example:
         >>> [part.tolist() for part in in_parts(5, 4)]
@@ -444,7 +444,7 @@ def in_parts(count: int, most: int) -> Sequence[Tensor]:
 
 
 def norms(module: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
-    """The batch norms that keep statistics, timm's own kinds included."""
+    """Return the batch norms that keep statistics, timm's own kinds included."""
     return [
         part
         for part in module.modules()
@@ -453,7 +453,7 @@ def norms(module: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
-    """What it remembers of each weight, by ``<weight>.<what>``."""
+    """Return what the optimiser knows of each weight, by ``<weight>.<what>``."""
     names = {id(value): name for name, value in network.named_parameters()}
     return {
         f"{names[id(weight)]}.{what}": value
@@ -482,21 +482,21 @@ def predict(
     network: Network,
     aim: Aim,
     show: Callable[[int], Pixels],
-    pictures: Iterable[int],
+    images: Iterable[int],
     *,
     device: str = "cpu",
 ) -> NDArray[np.float64]:
-    """``(n, ...)`` log-probabilities of pictures, in order; in float32, as they are served.
+    """Predict ``(n, ...)`` log-probabilities of images, in order, in float32 as served.
 
     Args:
         network: on the device.
         aim: how its outputs are read.
-        show: position of a picture -> the plain picture; called from several threads.
-        pictures: n positions, at least one.
+        show: position of a image -> the plain image; called from several threads.
+        images: n positions, at least one.
         device: ``cpu`` or ``cuda``.
     """
     network.eval()
-    positions = list(pictures)
+    positions = list(images)
     sizes = [len(part) for part in torch.arange(len(positions)).split(JUDGED_AT_ONCE)]
     ready = prefetched(positions, show, threads=threads_for(device), ahead=4 * JUDGED_AT_ONCE)
     with torch.inference_mode(), closing(ready):
@@ -508,7 +508,7 @@ def predict(
 
 
 def threads_for(device: str) -> int:
-    """Threads that make pictures ready; none on a CPU, whose cores are busy with the network."""
+    """Return how many threads load images; none on a CPU, which the network keeps busy."""
     return 0 if device == "cpu" else min(16, os.cpu_count() or 1)
 
 

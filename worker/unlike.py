@@ -24,7 +24,7 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Looked:
-    """What a version takes each open image for, and whether it looks unlike the labelled ones.
+    """Each open image's best leaf, and whether it looks unlike the labelled ones.
 
     Attributes:
         leaf: by task, the best leaf.
@@ -64,7 +64,7 @@ class Looked:
 
 @dataclass(frozen=True)
 class Share:
-    """How many open images taken for a node look unlike the labelled ones.
+    """Count of open images taken for a node, and of those unlike the labelled ones.
 
     Attributes:
         path: the node; empty for the whole tree.
@@ -79,7 +79,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Unlike:
-    """How far open images look unlike those that were labelled.
+    """Comparison of open images with those that were labelled.
 
     Attributes:
         open: images that were looked at.
@@ -161,5 +161,5 @@ def unlike(parts: Parts, key: str, version: str | None) -> dict[str, Any] | None
         RedisError: it is away.
     """
     noted = None if version is None else parts.board.unlike(key, version)
-    told: dict[str, Any] | None = None if noted is None else noted["told"]
-    return told
+    said: dict[str, Any] | None = None if noted is None else noted["told"]
+    return said

@@ -22,7 +22,7 @@ from inference.store import ModelStore
 from studio import image_sandbox
 from studio.client import LabelStudio
 from worker import __main__ as program
-from worker import jobs, progress, queue, reconcile, refreshing, trainer, training
+from worker import jobs, prelabel_sync, progress, queue, reconcile, trainer, training
 from worker.progress import Progress
 from worker.training_config import TrainingConfig
 
@@ -111,7 +111,7 @@ def _hurt_refreshing() -> None:
         die("refreshing")
         return stored
 
-    vars(refreshing)["SLICE"] = 5
+    vars(prelabel_sync)["SLICE"] = 5
     setattr(LabelStudio, "import_predictions", outside)  # noqa: B010 - as above
 
 
@@ -156,7 +156,6 @@ def main(role: str) -> int:
         return hrn(["serve"])
     vars(queue)["HEARTBEAT_LIFE"] = LIFE
     vars(progress).update(HEARTBEAT=BEAT, INTERVAL=0.05)
-    vars(refreshing)["BEAT"] = BEAT
     vars(reconcile).update(LOOK=LOOK, GLANCE=0.2)
     TrainingConfig.for_networks = lambda *_, **__: tiny()  # type: ignore[method-assign]
     before(jobs, "fine_tune", "taken")

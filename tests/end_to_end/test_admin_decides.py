@@ -34,9 +34,9 @@ from worker.errors import MisconfiguredError
 from worker.jobs import train_once
 from worker.order import Order
 from worker.parts import Parts
+from worker.prelabel_sync import Synced, SyncState, sync_prelabels
 from worker.presence import DisconnectedError
 from worker.reconcile import Reconciler
-from worker.refreshing import refresh_predictions
 from worker.settings import Secret, Settings
 
 __all__ = ["redis_url"]
@@ -116,7 +116,7 @@ def number(label_studio: RunningLabelStudio, parts: Parts, shared: Path) -> int:
     files = [photo.file for photo in photos(shared / "data" / "grocery" / "train")[:3]]
     label_studio.upload(made, files)
     key = record(parts, made).key
-    assert refresh_predictions(key, "untrained", parts) == {"state": "done", "stored": 3}
+    assert sync_prelabels(key, "untrained", parts) == Synced(SyncState.DONE, 3)
     return made
 
 
@@ -131,7 +131,7 @@ def test_a_removed_backend_ends_trainings_and_pre_labels(parts: Parts, number: i
     client.create_annotation(task, taxonomy(("Milk",)))
     assert parts.board.events(known.key)[0] == before + 1
     version = publish(parts.store, known, fingerprint=parts.extractors.base().fingerprint)
-    assert refresh_predictions(known.key, version, parts) == {"state": "disconnected", "stored": 0}
+    assert sync_prelabels(known.key, version, parts) == Synced(SyncState.DISCONNECTED, 0)
     ended = train_once(Order(known.key, "many new labels"), parts, "train-1")
     assert ended["state"] == "disconnected"
     assert "hrn connect" in ended["why"]

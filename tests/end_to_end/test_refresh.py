@@ -14,9 +14,9 @@ from tests.end_to_end.campaign import taxonomy
 from tests.end_to_end.label_studio import RunningLabelStudio
 from tests.end_to_end.shop import Shop, open_shop
 from tests.published import publish
-from worker import refreshing
+from worker import prelabel_sync
 from worker.asking import FRONT
-from worker.refreshing import refresh_predictions
+from worker.prelabel_sync import Synced, SyncState, sync_prelabels
 
 pytestmark = [pytest.mark.slow, pytest.mark.label_studio]
 
@@ -102,8 +102,8 @@ def test_rows_of_earlier_versions_go_and_the_project_keeps_its_setting(
     crowd: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts, key = crowd.parts, crowd.key
-    monkeypatch.setattr(refreshing, "GRACE", 0.0)
-    assert refresh_predictions(key, "v1", parts) == {"state": "done", "stored": 0}
+    monkeypatch.setattr(prelabel_sync, "GRACE", 0.0)
+    assert sync_prelabels(key, "v1", parts) == Synced(SyncState.DONE, 0)
     left = rows_of(crowd, "untrained")
     open_now = set(crowd.listed())
     assert not any(left[task] for task in open_now)

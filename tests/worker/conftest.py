@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from inference.extractors import FeatureExtractors
 from inference.store import Project
+from tests.inference import small
 from tests.published import TREE, project
 from tests.redis import board, redis_url
 from tests.studio.configs import taxonomy_xml
@@ -45,3 +48,26 @@ def parts(tmp_path: Path, redis_url: str, stand: Stand, board: Board) -> Parts:
 def known(parts: Parts, stand: Stand) -> Project:
     """The stand's project, which has called."""
     return parts.store.register(project(stand.url, xml=taxonomy_xml(TREE)))
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> FeatureExtractors:
+    """One small backbone for all tests, which takes a while to check; images `<number>.png`."""
+    weights = small.weights_file(tmp_path_factory.mktemp("weights"))
+    return small.extractors(tmp_path_factory.mktemp("cache"), weights)
+
+
+@pytest.fixture
+def served(parts: Parts, shared: FeatureExtractors) -> Parts:
+    """Parts that can serve versions on that backbone."""
+    vars(parts)["extractors"] = shared
+    return parts
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small wait for each other's threads longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

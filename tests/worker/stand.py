@@ -4,11 +4,21 @@ import json
 import threading
 from typing import Any, Final
 
+import numpy as np
+
+from hierarchy.calibration import Evidence
+from hierarchy.familiarity import Familiarity
+from inference.store import Project
+from tests.inference import small
 from tests.published import TREE
 from tests.studio.configs import taxonomy_xml
 from tests.studio.servers import Reply, Request, Server
+from worker.parts import Parts
 
 LEGACY: Final = "0123456789abcdef0123456789abcdef01234567"
+
+#: Held-out images on which everything came true: the deepest node is shown of each image.
+BOLD = Evidence(np.full((300, 2), 0.6), np.ones((300, 2), dtype=np.int64))
 
 #: What Label Studio makes `1.1795440233` of.
 CREATED: Final = "2026-11-23T13:23:53.513743Z"
@@ -158,3 +168,37 @@ class Stand:
             since = next(item["value"] for item in items if item["filter"].endswith("updated_at"))
             rows = [task for task in rows if task.get("updated_at", "9") > since]
         return Reply({"total": len(rows), "tasks": rows})
+
+
+def publish(
+    parts: Parts,
+    known: Project,
+    *,
+    seed: int = 0,
+    seen: Evidence = BOLD,
+    familiarity: Familiarity | None = None,
+) -> str:
+    """A live version that this server can serve."""
+    backbone = parts.extractors.backbone()
+    head = small.head_of(TREE, small.HEAD, seed)
+    named = (backbone.name, backbone.fingerprint)
+    version = small.publish(
+        parts.store, known, TREE, head, backbone=named, known=seen, familiarity=familiarity
+    )
+    parts.store.point(known.key, version, reason="test")
+    return version
+
+
+def open_tasks(stand: Stand, count: int, first: int = 1) -> None:
+    for number in range(first, first + count):
+        row = {"id": number, "data": {"image": f"{number}.png"}, "annotations": []}
+        stand.tasks.append({**row, "predictions": []})
+
+
+def shown(stand: Stand) -> list[list[dict[str, Any]]]:
+    """The one prediction's result of each task."""
+    rows = []
+    for task in stand.tasks:
+        (row,) = task["predictions"]
+        rows.append(row["result"])
+    return rows

@@ -182,4 +182,4 @@ def test_a_damaged_file_is_as_none(
     store.write_order(known.key, {})
     (store.root / "projects" / known.key / "order.json").write_text(text)
     assert read_places(store, known.key) is None
-    assert "made anew" in caplog.text
+    assert "made again" in caplog.text

@@ -19,8 +19,8 @@ from tests.inference.small import NAME, png, weights_file
 from tests.studio.configs import taxonomy_xml, tree_of
 from worker import fine_tuning, gate, trainer, training
 from worker.asking import Places
+from worker.dataset import Dataset, build_dataset, mark
 from worker.fine_tuning import forget, wanted
-from worker.gathering import Gathered, gather, mark
 from worker.order import Order
 from worker.parts import Parts
 from worker.settings import Settings
@@ -28,6 +28,8 @@ from worker.snapshot import Snapshot, take
 from worker.training import learn
 from worker.training_config import TrainingConfig
 from worker.tune_recipe import TuneRecipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONFIG: LabelConfig = parse_label_config(
     taxonomy_xml(tree_of([("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",)]))
@@ -37,16 +39,9 @@ TREE = CONFIG.tree
 #: The rate is high, so that two epochs of three steps make a difference.
 TINY = TuneRecipe(hidden=8, epochs=2, batch=4, rate=0.3, folds=3, precision="f32")
 
+RULE: trainer.RuleSettings = {"target": 0.9}
+
 ORDER = Order("somewhere-1-17", fine_tune=False)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small wait for each other's threads longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +83,8 @@ def labelled(count: int, start: int = 0) -> Snapshot:
 
 
 @pytest.fixture(scope="module")
-def twelve(parts: Parts) -> Gathered:
-    return gather(labelled(12), parts.extractors.base(), "", silent, (0, 1))
+def twelve(parts: Parts) -> Dataset:
+    return build_dataset(labelled(12), parts.extractors.base(), "", silent, (0, 1))
 
 
 @pytest.fixture
@@ -103,16 +98,15 @@ def afresh(parts: Parts) -> Iterator[None]:
 # Features
 
 
-def test_every_label_is_gathered_with_its_picture(twelve: Gathered) -> None:
+def test_every_label_is_gathered_with_its_picture(twelve: Dataset) -> None:
     examples = twelve.examples
     assert (examples.images, len(twelve.refs), twelve.skipped) == (12, 12, {})
     assert examples.image.tolist() == list(range(12))
     assert examples.truth.tolist() == examples.target[:, 0].tolist()
     assert len(set(twelve.marks.tolist())) == 12
-    assert twelve.newest[3] == "2026-01-04"
 
 
-def test_vectors_of_every_augmentation_are_read_in_order(twelve: Gathered, parts: Parts) -> None:
+def test_vectors_of_every_augmentation_are_read_in_order(twelve: Dataset, parts: Parts) -> None:
     extractor = parts.extractors.base()
     assert twelve.examples.vectors.shape == (12, 2, extractor.channels)
     for number, augmentation in enumerate((0, 1)):
@@ -123,7 +117,7 @@ def test_vectors_of_every_augmentation_are_read_in_order(twelve: Gathered, parts
 
 def test_pictures_that_cannot_be_had_are_counted_and_left_out(parts: Parts) -> None:
     tasks = [task(0, 1), task(1, 2, picture="/data/local-files/?d=gone.png"), task(2, 3)]
-    found = gather(take(tasks, TREE), parts.extractors.base(), "", silent, (0,))
+    found = build_dataset(take(tasks, TREE), parts.extractors.base(), "", silent, (0,))
     assert found.examples.images == 2
     assert found.examples.image.tolist() == [0, 1]
     assert found.examples.target.tolist() == [[1], [3]]
@@ -131,7 +125,7 @@ def test_pictures_that_cannot_be_had_are_counted_and_left_out(parts: Parts) -> N
 
 
 def test_nothing_to_be_had_is_too_little_to_train(parts: Parts) -> None:
-    found = gather(take([], TREE), parts.extractors.base(), "", silent)
+    found = build_dataset(take([], TREE), parts.extractors.base(), "", silent)
     assert found.examples.images == 0
     with pytest.raises(trainer.TooFewLabelsError, match="got 0 images"):
         trainer.check_enough(found.examples.images, found.examples.named)
@@ -141,12 +135,12 @@ def test_annotators_share_a_picture_and_groups_come_from_the_task(parts: Parts) 
     both = task(0, 1, session="monday")
     both = replace(both, labels=(*both.labels, replace(both.labels[0], annotation_id=9, target=2)))
     tasks = [both, task(1, 2)]
-    found = gather(take(tasks, TREE), parts.extractors.base(), "session", silent, (0,))
+    found = build_dataset(take(tasks, TREE), parts.extractors.base(), "session", silent, (0,))
     assert found.examples.image.tolist() == [0, 0, 1]
     assert found.examples.weight.tolist() == [0.5, 0.5, 1]
     assert list(found.examples.groups) == ["monday", None]
     nested = take([replace(task(0, 1), data={"visit": {"day": "tuesday"}})], TREE)
-    found = gather(nested, parts.extractors.base(), "visit.day", silent, (0,))
+    found = build_dataset(nested, parts.extractors.base(), "visit.day", silent, (0,))
     assert list(found.examples.groups) == ["tuesday"]
 
 
@@ -154,10 +148,10 @@ def test_annotators_share_a_picture_and_groups_come_from_the_task(parts: Parts) 
 
 
 @pytest.mark.usefixtures("afresh")
-def test_what_was_fine_tuned_comes_back_from_the_store(parts: Parts, twelve: Gathered) -> None:
+def test_what_was_fine_tuned_comes_back_from_the_store(parts: Parts, twelve: Dataset) -> None:
     """Two epochs on twelve pictures: the served log-probabilities are those of training."""
     project = owner(parts)
-    made = fine_tuning.fit(TREE, twelve, parts, project, silent, TINY)
+    made = fine_tuning.fit(TREE, twelve, parts, project.key, RULE, silent, TINY)
     base = parts.extractors.backbone()
     assert any(
         not torch.equal(made.backbone_weights[name], value)
@@ -173,7 +167,7 @@ def test_what_was_fine_tuned_comes_back_from_the_store(parts: Parts, twelve: Gat
             backbone=made.backbone,
             calibration=made.trained.fitted.to_json(),
         ),
-        training._tensors(TREE, twelve, made),
+        training.tensors_of(TREE, twelve, made),
     )
     predictor = load_predictor(parts.store, project, version)
     extractor = parts.extractors.of(predictor)
@@ -207,17 +201,17 @@ class Heard(Stopped):
 
 @pytest.mark.usefixtures("afresh")
 def test_a_stopped_fine_tuning_goes_on_and_ends_as_if_it_had_not_been(
-    parts: Parts, twelve: Gathered
+    parts: Parts, twelve: Dataset
 ) -> None:
     project = owner(parts)
-    whole = fine_tuning.fit(TREE, twelve, parts, project, silent, TINY)
+    whole = fine_tuning.fit(TREE, twelve, parts, project.key, RULE, silent, TINY)
     forget(parts.settings, project.key)
     first, second = Stopped(), Heard()
     with pytest.raises(InterruptedError):
-        fine_tuning.fit(TREE, twelve, parts, project, first, TINY)
+        fine_tuning.fit(TREE, twelve, parts, project.key, RULE, first, TINY)
     assert first.shares == sorted(first.shares)
     assert first.shares[-1] == 0.5  # one epoch of two
-    resumed = fine_tuning.fit(TREE, twelve, parts, project, second, TINY)
+    resumed = fine_tuning.fit(TREE, twelve, parts, project.key, RULE, second, TINY)
     assert second.shares[0] > 0.5
     assert second.shares[-1] == 1
     assert resumed.backbone["fingerprint"] == whole.backbone["fingerprint"]
@@ -228,14 +222,14 @@ def test_a_stopped_fine_tuning_goes_on_and_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.usefixtures("afresh")
-def test_other_labels_start_afresh(parts: Parts, twelve: Gathered) -> None:
+def test_other_labels_start_afresh(parts: Parts, twelve: Dataset) -> None:
     project, others = owner(parts), Heard()
     with pytest.raises(InterruptedError):
-        fine_tuning.fit(TREE, twelve, parts, project, Stopped(), TINY)
+        fine_tuning.fit(TREE, twelve, parts, project.key, RULE, Stopped(), TINY)
     changed = twelve.examples.target.copy()
     changed[0], changed[1] = twelve.examples.target[1], twelve.examples.target[0]
     other = replace(twelve, examples=replace(twelve.examples, target=changed))
-    fine_tuning.fit(TREE, other, parts, project, others, TINY)
+    fine_tuning.fit(TREE, other, parts, project.key, RULE, others, TINY)
     assert others.shares[0] < 0.5
     files = [file.name for file in (parts.settings.home / "tuning" / project.key).iterdir()]
     assert len(files) == 1  # the other labels' is gone
@@ -243,20 +237,26 @@ def test_other_labels_start_afresh(parts: Parts, twelve: Gathered) -> None:
 
 @pytest.mark.usefixtures("afresh")
 def test_a_picture_that_vanished_since_its_features_were_made_is_left_out(
-    parts: Parts, twelve: Gathered
+    parts: Parts, twelve: Dataset
 ) -> None:
     refs = [("/data/local-files/?d=gone.png", 0), *twelve.refs[1:]]
     made = fine_tuning.fit(
-        TREE, replace(twelve, refs=refs), parts, owner(parts), silent, replace(TINY, epochs=1)
+        TREE,
+        replace(twelve, refs=refs),
+        parts,
+        owner(parts).key,
+        RULE,
+        silent,
+        replace(TINY, epochs=1),
     )
     assert np.isnan(made.trained.held_out[0]).all()
     assert not np.isnan(made.trained.held_out).all()
 
 
-def test_one_group_cannot_be_fine_tuned(parts: Parts, twelve: Gathered) -> None:
+def test_one_group_cannot_be_fine_tuned(parts: Parts, twelve: Dataset) -> None:
     grouped = replace(twelve, examples=replace(twelve.examples, groups=["a"] * 12))
     with pytest.raises(trainer.TooFewLabelsError, match="one group"):
-        fine_tuning.fit(TREE, grouped, parts, owner(parts), silent, TINY)
+        fine_tuning.fit(TREE, grouped, parts, owner(parts).key, RULE, silent, TINY)
 
 
 def test_what_is_published_leaves_no_checkpoint(

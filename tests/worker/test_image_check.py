@@ -9,7 +9,7 @@ from inference.store import Project
 from studio.project_checks import Finding
 from tests.published import publish, publish_earlier
 from tests.worker.stand import Stand
-from worker import image_check, jobs
+from worker import doctor, jobs
 from worker.order import Order
 from worker.parts import Parts
 from worker.queue import Board
@@ -17,7 +17,7 @@ from worker.queue import Board
 
 def found(parts: Parts, number: int = 1) -> dict[str, Finding]:
     """Findings by what they are about; each that is wrong says what to do."""
-    findings = list(image_check.look(parts, number))
+    findings = list(doctor.examine_data(parts, number))
     assert all(one.ok or one.fix for one in findings)
     return {one.code: one for one in findings}
 

@@ -31,26 +31,20 @@ def away(parts: Parts, stand: Stand) -> Parts:
 def test_label_studio_down_puts_a_training_off_for_growing_times_then_fails_it(
     away: Parts, known: Project, board: Board
 ) -> None:
-    pauses = []
-    order = Order(known.key, "asked")
-    for attempt, pause in enumerate(jobs.PAUSES):
-        outcome = jobs.train_once(order, away, f"train-{attempt}")
+    for attempt in range(jobs.MOST_ATTEMPTS):
+        outcome = jobs.train_once(Order(known.key, attempt=attempt), away, f"train-{attempt}")
+        pause = 30 * 2**attempt
         assert outcome["state"] == "postponed"
-        assert outcome["why"].endswith(f"tried again in {pause:.0f} s")
-        later = board._get(known.key, "later")
-        assert later is not None
-        pauses.append(later["not_before"])
-        board._set(known.key, "later", later | {"not_before": 0})
-        taken = board.due(known.key)
+        assert outcome["why"].endswith(f"tried again in {pause} s")
+        (request,) = board.wishes(known.key)
+        assert request["order"]["attempt"] == attempt + 1
+        assert request["not_before"] == pytest.approx(time.time() + pause, abs=20)
         board.drop_due(known.key)
-        assert taken is not None
-        order = taken
-    assert pauses == sorted(pauses)
-    outcome = jobs.train_once(order, away, "train-last")
+    outcome = jobs.train_once(Order(known.key, attempt=jobs.MOST_ATTEMPTS), away, "train-last")
     assert outcome["state"] == "failed"
     assert "503" in outcome["why"]
     assert "tried 6 times" in outcome["why"]
-    assert board.due(known.key) is None
+    assert board.wishes(known.key) == []
     assert board.runs(known.key)[0]["why"] == outcome["why"]
 
 
@@ -143,7 +137,7 @@ def test_following_where_nothing_was_answered_loads_nothing(
     environment(parts.settings, monkeypatch)
     ended = jobs.follow(known.key, "v1")
     assert (ended["state"], ended["answers"]) == ("done", 0)
-    assert jobs.follow(known.key, "v2") == {"state": "outdated"}
+    assert jobs.follow(known.key, "v2")["state"] == "outdated"
 
 
 def test_following_goes_on_when_label_studio_is_back(

@@ -6,7 +6,7 @@ import pytest
 
 from inference.store import ModelStore, Project
 from tests.published import project, publish
-from worker.keeping import prune_versions
+from worker.choosing import prune_versions
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from worker.doctor import examine
 from worker.jobs import train_once
 from worker.order import Order
 from worker.parts import Parts
+from worker.prelabel_sync import Synced, SyncState, sync_prelabels
 from worker.presence import sentence, words
 from worker.queue import Board
 from worker.reconcile import LOOKS_UNTIL_GONE, Reconciler
-from worker.refreshing import refresh_predictions
 
 OURS = "http://backend.example:9090"
 
@@ -93,7 +93,7 @@ def test_what_stands_in_the_queue_ends_before_it_has_read_a_label(
     assert ended["state"] == "disconnected"
     assert f"`hrn connect --project {known.number}`" in ended["why"]
     assert state(parts, known).state == DISCONNECTED
-    assert refresh_predictions(known.key, "v1", parts) == {"state": "disconnected", "stored": 0}
+    assert sync_prelabels(known.key, "v1", parts) == Synced(SyncState.DISCONNECTED)
     assert stand.stored == []
 
 

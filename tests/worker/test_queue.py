@@ -501,7 +501,7 @@ def test_the_rule_that_open_tasks_were_answered_by_is_known_for_its_version(boar
 def test_a_rule_that_moved_waits_for_its_time(board: Board) -> None:
     assert not board.moved(KEY, "v1", 0)
     board.note_moved(KEY, "v1")
-    assert board.moved(KEY, "v1", 600)  # nothing was refreshed yet
+    assert board.moved(KEY, "v1", 600)  # nothing was synced yet
     board.note_shown(KEY, "v1", {})
     assert not board.moved(KEY, "v1", 600)
     assert board.moved(KEY, "v1", 0)

@@ -9,7 +9,7 @@ from inference.store import Project
 from tests.published import publish
 from tests.worker.stand import Stand, annotation
 from worker.parts import Parts
-from worker.reading import Read
+from worker.reading import Read, parse_time
 from worker.reconcile import Reconciler
 from worker.training import read_labels
 
@@ -77,3 +77,12 @@ def test_an_annotation_that_label_studio_lists_late_is_learnt(
     assert last is not None
     reconciler.look(known)
     assert parts.board.state(known.key)[0] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("stamp", "seconds"),
+    [("1970-01-01T00:01:00", 60), ("1970-01-01T01:01:00+01:00", 60), ("yesterday", None)],
+)
+def test_a_stamp_without_an_offset_is_utc(stamp: str, seconds: float | None) -> None:
+    when = parse_time(stamp)
+    assert (when and when.timestamp()) == seconds

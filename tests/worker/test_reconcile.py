@@ -208,11 +208,11 @@ def test_tasks_whose_event_was_lost_get_pre_labels(
     ours.look(known)
     board.queue.empty()
     ours.look(known)
-    ours._order(known, "v1")
+    ours.sync_if_due(known, "v1")
     assert board.queue.job_ids == []
     stand.tasks.append({"id": 1, "data": {}, "annotations": [], "predictions": []})
     ours.look(known)
-    ours._order(known, "v1")
+    ours.sync_if_due(known, "v1")
     assert board.queue.job_ids == [f"refresh-{known.key}-v1"]
 
 
@@ -235,13 +235,13 @@ def test_many_answers_ask_for_others_to_be_chosen(
     ours = Reconciler(parts)
     for _ in range(reconcile.LOOK_AGAIN - 1):
         board.note_event(known.key)
-    ours._order(known, "v1")
+    ours.sync_if_due(known, "v1")
     assert board.queue.job_ids == []
     board.note_event(known.key)
-    ours._order(known, "v1")
+    ours.sync_if_due(known, "v1")
     assert board.queue.job_ids == [f"refresh-{known.key}-v1"]
     board.queue.empty()
-    ours._order(known, "v1")
+    ours.sync_if_due(known, "v1")
     assert board.queue.job_ids == []
 
 
@@ -305,12 +305,12 @@ def test_rows_of_earlier_versions_are_removed_once_their_time_has_come(
     publish(parts.store, known)
     ours = Reconciler(parts)
     board.note_untidy(known.key, 4e9)
-    ours._order(known, "v1")
+    ours.sync_if_due(known, "v1")
     assert board.queue.job_ids == []
     board.note_untidy(known.key, 1.0)
-    ours._order(known, "v1")
+    ours.sync_if_due(known, "v1")
     assert board.queue.job_ids == [f"refresh-{known.key}-v1"]
-    assert not board.untidy(known.key)
+    assert not board.take_untidy(known.key)
 
 
 def test_answers_that_were_heard_of_are_followed_once_in_a_while(
@@ -319,23 +319,23 @@ def test_answers_that_were_heard_of_are_followed_once_in_a_while(
     publish(parts.store, known)
     job = f"follow-{known.key}-v1"
     ours = Reconciler(parts)
-    ours._hints(known)
+    ours.take_hints(known)
     assert board.queue.job_ids == []
     board.note_event(known.key)
-    ours._hints(known)
+    ours.take_hints(known)
     assert board.queue.job_ids == [job]
     board.queue.empty()
     for _ in range(3):
         board.note_event(known.key)
-        ours._hints(known)
+        ours.take_hints(known)
     assert board.queue.job_ids == []
     monkeypatch.setattr(reconcile, "FOLLOW_PAUSE", 0.0)
-    ours._hints(known)
-    ours._hints(known)
+    ours.take_hints(known)
+    ours.take_hints(known)
     assert board.queue.job_ids == [job]
     board.queue.empty()
     monkeypatch.setattr(reconcile, "FOLLOW_ANYWAY", 0.0)  # an hour has passed without a hint
-    ours._hints(known)
+    ours.take_hints(known)
     assert board.queue.job_ids == [job]
 
 
@@ -349,7 +349,7 @@ def test_a_hint_is_kept_while_the_job_that_may_have_missed_it_runs(
     job.save()
     job.set_status(JobStatus.STARTED)
     board.note_event(known.key)
-    Reconciler(parts)._hints(known)
+    Reconciler(parts).take_hints(known)
     assert board.queue.job_ids == []
     assert board.take_heard(known.key)
 
@@ -383,10 +383,10 @@ def test_a_rule_that_moved_is_told_once_its_time_has_come(
     board.note_shown(known.key, "v1", {})
     board.note_moved(known.key, "v1")
     job = f"refresh-{known.key}-v1"
-    Reconciler(parts)._hints(known)
+    Reconciler(parts).take_hints(known)
     assert job not in board.queue.job_ids
     soon = Parts(replace(parts.settings, follow_minutes=0.0))
-    Reconciler(soon)._hints(known)
+    Reconciler(soon).take_hints(known)
     assert job in board.queue.job_ids
     assert not board.moved(known.key, "v1", 0)
 
@@ -448,9 +448,3 @@ def test_it_goes_on_while_redis_is_away(
     vars(lame)["board"] = Board(connect("redis://127.0.0.1:1/0"))
     Reconciler(lame).glance()
     assert "redis is away" in caplog.text
-
-
-def test_a_stamp_without_an_offset_is_utc() -> None:
-    assert reconcile._seconds("1970-01-01T00:01:00") == 60
-    assert reconcile._seconds("1970-01-01T01:01:00+01:00") == 60
-    assert reconcile._seconds("yesterday") is None

@@ -38,7 +38,7 @@ def test_what_teaches_nothing_is_counted_by_reason() -> None:
         task(3, label(MILK), label(MILK, annotation=2), picture=None),
     ]
     found = take(tasks, TREE)
-    assert found.ignored == {"skipped by the annotator": 3, "the task has no picture": 2}
+    assert found.ignored == {"skipped by the annotator": 3, "the task has no image": 2}
     assert len(found.labels) == 1
 
 

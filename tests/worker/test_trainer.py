@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,8 @@ from hierarchy.depth_selection import candidates
 from hierarchy.heads import HRNHead
 from worker.trainer import Examples, TooFewLabelsError, Trained, judge, train
 from worker.training_config import TrainingConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TREE = LabelTree.from_paths(
     [("Fruit", "Apple"), ("Fruit", "Pear"), ("Dairy", "Milk"), ("Dairy", "Cream")]
@@ -35,15 +37,6 @@ SMALL = TrainingConfig(
 )
 
 Vectors = NDArray[np.float16]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small wait for each other's threads longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def silent(stage: str, done: int, total: int, **figures: float) -> None:
@@ -228,8 +221,8 @@ def test_pictures_that_annotators_disagree_on_judge_nothing(plain: Examples) -> 
     truth = plain.truth.copy()
     truth[:30] = -1
     log_p = np.log(np.full((120, len(TREE)), 0.5))
-    seen, metrics = judge(TREE, replace(plain, truth=truth), log_p)
-    assert len(seen) == metrics["held_out"] == 90
+    found = judge(TREE, replace(plain, truth=truth), log_p)
+    assert len(found.seen) == found.metrics["held_out"] == 90
 
 
 def test_limits_and_target_reach_the_rule(plain: Examples) -> None:

@@ -1,6 +1,4 @@
-"""A training that meets unreadable pictures, other leaves, or somebody else's project."""
-
-from dataclasses import replace
+"""A training that meets unreadable images, other leaves, or somebody else's project."""
 
 import numpy as np
 import pytest
@@ -8,11 +6,11 @@ import pytest
 from hierarchy import LabelTree
 from inference.store import Project
 from studio.errors import ImageError, ImageUnavailableError
-from worker import training
+from worker.dataset import Dataset
 from worker.errors import MisconfiguredError
-from worker.gathering import Gathered
 from worker.identity import check_same, is_ours
 from worker.trainer import Examples
+from worker.training import labels_by_node
 
 EXAMPLES = Examples(
     vectors=np.empty((0, 1, 1), dtype=np.float16),
@@ -25,26 +23,22 @@ EXAMPLES = Examples(
 PROJECT = Project("ls-1-1795440233", 1, "1.1795440233", "http://ls:8080", "<View/>")
 
 
-def gathered(**skipped: int) -> Gathered:
-    return Gathered(EXAMPLES, [], np.empty(0, dtype=np.int64), [], skipped)
+def dataset(passing: int = 0, **skipped: int) -> Dataset:
+    return Dataset(EXAMPLES, [], np.empty(0, dtype=np.int64), skipped, passing)
 
 
-def test_an_outage_puts_the_training_off() -> None:
-    found = replace(gathered(timeout=28, truncated=2), passing=28)
+def test_an_outage_postpones_the_training() -> None:
     with pytest.raises(
         ImageUnavailableError, match="30 of 100 images could not be read, mostly: timeout"
     ):
-        training._check_pictures(found, 100)
+        dataset(28, timeout=28, truncated=2).check_images(100)
 
 
-def test_images_that_never_can_be_read_end_it() -> None:
+def test_images_that_never_can_be_read_end_it_and_a_few_do_not() -> None:
     with pytest.raises(ImageError, match="mostly: truncated") as raised:
-        training._check_pictures(gathered(truncated=30), 100)
+        dataset(truncated=30).check_images(100)
     assert not isinstance(raised.value, ImageUnavailableError)
-
-
-def test_a_few_bad_pictures_do_not() -> None:
-    training._check_pictures(gathered(truncated=25), 100)
+    dataset(truncated=25).check_images(100)
 
 
 def test_a_project_is_known_by_its_creation() -> None:
@@ -65,6 +59,6 @@ def test_labels_are_counted_at_the_node_they_name() -> None:
         tree.index(path) for path in (("Fruit",), ("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",))
     )
     rows = [[apple, -1], [apple, -1], [fruit, -1], [apple, pear], [pear, milk]]
-    counts = training._labels_by_node(tree, np.array(rows))
+    counts = labels_by_node(tree, np.array(rows))
     assert [counts[node] for node in (fruit, apple, pear, milk)] == [2, 2, 0, 0]
-    assert training._labels_by_node(tree, np.array([apple, milk])).sum() == 2
+    assert labels_by_node(tree, np.array([apple, milk])).sum() == 2

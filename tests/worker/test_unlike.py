@@ -7,20 +7,15 @@ import pytest
 
 from hierarchy.depth_selection import Reason
 from hierarchy.familiarity import USUAL, Familiarity
-from inference.extractors import FeatureExtractors
 from inference.predictor import Answer, Predictor
 from inference.store import Project
 from tests.published import TREE as SMALL_TREE
-from tests.worker.stand import Stand, annotation
-from tests.worker.test_following import publish, served, shared
-from tests.worker.test_refreshing import open_tasks, shown
+from tests.worker.stand import Stand, annotation, open_tasks, publish, shown
 from tests.worker.test_trainer import SMALL, TREE, examples, leaves_of, silent, vectors
 from worker.parts import Parts
-from worker.refreshing import refresh_predictions
+from worker.prelabel_sync import sync_prelabels
 from worker.trainer import train
 from worker.unlike import Looked, count_unlike, unlike
-
-__all__ = ["FeatureExtractors", "served", "shared"]
 
 APPLE, PEAR, MILK = ("Fruit", "Apple"), ("Fruit", "Pear"), ("Dairy", "Milk")
 
@@ -129,7 +124,7 @@ def test_the_sync_notes_how_many_open_images_are_unlike(
     publish(served, known, familiarity=familiar(served, usual=1e-6))
     open_tasks(stand, 24)
     assert unlike(served, known.key, "v1") is None
-    refresh_predictions(known.key, "v1", served)
+    sync_prelabels(known.key, "v1", served)
     assert shown(stand) == [[]] * 24  # bold as it is, it shows nothing of them
     told = unlike(served, known.key, "v1")
     assert told is not None
@@ -137,7 +132,7 @@ def test_the_sync_notes_how_many_open_images_are_unlike(
     assert told["words"].startswith("100% of the open images look unlike those that were labelled")
     open_tasks(stand, 3, first=25)  # looks at the new ones, and keeps what it knew of the others
     stand.tasks[0]["annotations"] = [annotation(900, ["Milk"], "2026-11-23T15:00:00.000001Z")]
-    refresh_predictions(known.key, "v1", served)
+    sync_prelabels(known.key, "v1", served)
     told = unlike(served, known.key, "v1")
     assert told is not None
     assert (told["open"], told["unlike"]) == (26, 26)
@@ -149,7 +144,7 @@ def test_open_images_like_the_labelled_ones_are_shown_and_nothing_is_said(
 ) -> None:
     publish(served, known, familiarity=familiar(served, usual=1.5))
     open_tasks(stand, 24)
-    refresh_predictions(known.key, "v1", served)
+    sync_prelabels(known.key, "v1", served)
     assert all(shown(stand))
     told = unlike(served, known.key, "v1")
     assert told is not None
@@ -161,7 +156,7 @@ def test_a_version_that_does_not_know_says_nothing(
 ) -> None:
     publish(served, known)
     open_tasks(stand, 24)
-    refresh_predictions(known.key, "v1", served)
+    sync_prelabels(known.key, "v1", served)
     assert all(shown(stand))
     assert unlike(served, known.key, "v1") is None
     assert unlike(served, known.key, None) is None

@@ -195,12 +195,12 @@ def test_an_idle_project_is_asked_about_slowly(admin: FlaskClient, known: Projec
 
 
 def test_what_a_screen_reader_hears_changes_by_quarters(
-    admin: FlaskClient, known: Project, board: Board
+    admin: FlaskClient, known: Project, board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("worker.progress.INTERVAL", 0.0)  # every report is sent
     told = running(board, known)
     heard = set()
     for done in range(0, 101, 5):
-        told._told = 0.0  # every report is sent
         told("fitting", done, 100)
         heard.add(state_of(admin, known)["announce"])
     assert len(heard) == 5
@@ -279,12 +279,12 @@ def test_the_refresh_of_open_tasks_is_shown_and_stopped(
 
 
 def test_the_revision_stands_still_while_only_figures_move(
-    admin: FlaskClient, known: Project, board: Board
+    admin: FlaskClient, known: Project, board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("worker.progress.INTERVAL", 0.0)
     told = running(board, known)
     told("fitting", 1, 100)
     first = state_of(admin, known)["revision"]
-    told._told = 0.0
     told("fitting", 2, 100)
     assert state_of(admin, known)["revision"] == first
     board.log_run(known.key, {"job": "x", "state": "failed", "why": "", "reason": ""})

@@ -1,18 +1,19 @@
-"""How the live version does between trainings: annotators' answers against what it had shown them.
+"""Drift monitor: annotators' answers between trainings, against what they had been shown.
 
-Reads the answers that changed since the last look, holds each against the pre-label that it started
-from, and lets the rule of how deep to answer follow. What is known is kept beside the version, one
-row an annotation: a row that is read again replaces itself, so nothing counts twice, whatever was
-killed in between.
+A job reads the answers that changed since the last one, holds each against the pre-label that it
+started from, and lets the depth rule follow (online calibration). What is known is stored beside
+the version, one row per annotation: a row that is read again replaces itself, so nothing counts
+twice, whatever was killed in between.
 """
 
 import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from enum import StrEnum
 from typing import Any, Final, Self
 
 import numpy as np
@@ -23,14 +24,15 @@ from hierarchy.depth_selection import Candidates, DepthRule, choose_depth, corre
 from hierarchy.online_calibration import KEEP, REFIT_FROM, Feedback, Follower, begin, follow
 from hierarchy.tree import TOP
 from inference.errors import ModelStoreError
-from inference.feature_extractor import FeatureExtractor, Item
+from inference.feature_extractor import Item
 from inference.predictor import EVIDENCE, Predictor, runs_here
 from inference.store import Project
 from studio.errors import ImageError
 from studio.label_config import LabelConfig, parse_label_config
 from studio.predictions import LeftOut, Submission, submissions
-from worker.gathering import mark
+from worker.dataset import mark
 from worker.parts import Parts
+from worker.reading import parse_time
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +43,37 @@ FULL_AFTER: Final = 6 * 3600.0
 #: began earlier may have ended later.
 OVERLAP: Final = 60.0
 
-#: Pictures scored at once.
+#: Images scored at once.
 CHUNK: Final = 256
 
-#: Share of answered pictures whose depth a new rule must change before open tasks are told: 2 in
-#: 100 is what the accuracy of the refitted rule itself swings by.
+#: Share of answered images whose depth a new rule must change before open tasks get its pre-labels:
+#: 2 in 100 is what the accuracy of the refitted rule itself swings by.
 MATERIAL: Final = 0.02
+
+
+class MonitorState(StrEnum):
+    """Ways in which a round of the drift monitor ends."""
+
+    DONE = "done"
+    OUTDATED = "outdated"
+    NEEDS_TRAINING = "needs a training"
+
+
+@dataclass(frozen=True)
+class Monitored:
+    """Outcome of a round of the drift monitor.
+
+    Attributes:
+        state: of the round.
+        answers: how many are known by now.
+        new: how many of them are new or have changed.
+        moved: share of answered images to which the new rule gives another depth.
+    """
+
+    state: MonitorState
+    answers: int = 0
+    new: int = 0
+    moved: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +88,7 @@ class Row:
         depth: level of the tree of the pre-label shown, 0 where nothing was.
         verdict: 1 right, 0 wrong, -1 not known or nothing shown.
         why: reason for a verdict that is not known.
-        said: digest of picture, pre-label and answer: an unchanged row is not scored again.
+        said: digest of image, pre-label and answer: an unchanged row is not scored again.
         probability: of each decision level's best node, before correction.
         right: of each of those nodes: 1, 0 or -1 not known.
         levels: of each of those nodes the level of the tree.
@@ -83,14 +110,14 @@ class Row:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The row that was kept."""
+        """Read a stored row."""
         lists = {name: tuple(data[name]) for name in ("probability", "right", "levels")}
         return cls(**{**data, **lists})
 
 
 @dataclass(frozen=True)
 class Notes:
-    """What is kept beside a version.
+    """Answers as they are stored beside a version.
 
     Attributes:
         tree: digest of the tree that the rows were judged under.
@@ -107,7 +134,7 @@ class Notes:
     read_all_at: float = 0.0
 
     def without(self, tasks: Iterable[int]) -> Self:
-        """The same without what is known of these tasks."""
+        """Return the notes without what is known of these tasks."""
         gone = set(tasks)
         return replace(
             self,
@@ -121,7 +148,7 @@ class Notes:
         return sorted(self.rows.values(), key=lambda row: (row.submitted, row.annotation))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for the store."""
+        """Return plain data for the store."""
         return {
             "tree": self.tree,
             "rows": [asdict(row) for row in self.ordered],
@@ -132,7 +159,7 @@ class Notes:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """What ``to_json`` wrote."""
+        """Read what ``to_json`` wrote."""
         rows = [Row.from_json(row) for row in data["rows"]]
         return cls(
             tree=str(data["tree"]),
@@ -143,46 +170,48 @@ class Notes:
         )
 
 
-def follow_version(key: str, version: str, parts: Parts) -> dict[str, Any]:
-    """Take in what annotators answered since the last look; how that ended, in words.
+def monitor_drift(key: str, version: str, parts: Parts) -> Monitored:
+    """Take in what annotators answered since the last round.
 
     Raises:
         StudioError: Label Studio could not be reached, or refused.
         ModelError: the version cannot be read or served here, or the store not written.
     """
-    project = parts.store.project(key)
-    if project is None or parts.store.current(key) != version:
-        return {"state": "outdated"}
-    if not runs_here(parts.store.manifest(key, version)):
-        return {"state": "needs a training"}
+    store, project = parts.store, parts.store.project(key)
+    if project is None or store.current(key) != version:
+        return Monitored(MonitorState.OUTDATED)
+    if not runs_here(store.manifest(key, version)):
+        return Monitored(MonitorState.NEEDS_TRAINING)
     config = parse_label_config(str(parts.studio.settings(project.number)["label_config"]))
-    before, saved = _kept(parts, key, version, config.tree)
+    before, saved = _stored(parts, key, version, config.tree)
     notes, fresh = _read(parts, project, version, config, before)
-    kept: dict[str, Any] = {"told": None, "rule": None, "state": None}
+    outcome: dict[str, Any] = {"told": None, "rule": None, "state": None}
     moved = 0.0
     if notes.rows or fresh:
         predictor = parts.predictors.get(project, version, config.tree)
         notes = _scored(parts, project, predictor, notes, fresh)
         own = _of_levels(predictor.own_rule, len(predictor.decisions.levels))
         state = _followed(saved, own, notes, before)
-        kept = {
+        outcome = {
             "told": _told(state, notes),
             "rule": state.rule.to_json(),
             "state": state.to_json(),
         }
-        moved = _moved(parts, key, version, notes, own, state.rule)
-    if parts.store.current(key) != version:
-        return {"state": "outdated"}
-    parts.store.write_following(key, version, {**notes.to_json(), **kept})
+        noted = parts.board.shown(key, version)
+        shown = own if noted is None else DepthRule.from_json(noted[0])
+        moved = _moved(notes.ordered, shown, state.rule)
+    if store.current(key) != version:
+        return Monitored(MonitorState.OUTDATED)
+    store.write_following(key, version, {**notes.to_json(), **outcome})
     if moved >= MATERIAL:
         parts.board.note_moved(key, version)
-    ended = {"answers": len(notes.rows), "new": len(fresh), "moved": round(moved, 4)}
-    log.info("followed project=%s version=%s: %s", key, version, ended)
-    return {"state": "done", **ended}
+    ended = Monitored(MonitorState.DONE, len(notes.rows), len(fresh), round(moved, 4))
+    log.info("monitored project=%s version=%s: %s", key, version, ended)
+    return ended
 
 
 def judge(shown: int, answer: Sequence[int], tree: LabelTree) -> tuple[int, str]:
-    """Was a pre-label right: 1, 0, or -1 with the reason why that is not known.
+    """Tell whether a pre-label was right: 1, 0, or -1 with the reason why that is not known.
 
     Args:
         shown: the node that was pre-labelled.
@@ -208,23 +237,23 @@ def judge(shown: int, answer: Sequence[int], tree: LabelTree) -> tuple[int, str]
     return -1, "the answer is coarser than the pre-label"
 
 
-def _kept(parts: Parts, key: str, version: str, tree: LabelTree) -> tuple[Notes, Follower | None]:
-    """What is known so far; nothing of another tree, or where the file is damaged."""
+def _stored(parts: Parts, key: str, version: str, tree: LabelTree) -> tuple[Notes, Follower | None]:
+    """Read what is known so far; nothing of another tree, or where the file is damaged."""
     empty = Notes(_tree_digest(tree), {}, {})
     try:
-        kept = parts.store.read_following(key, version)
-        if kept is None or kept["tree"] != empty.tree:
+        known = parts.store.read_following(key, version)
+        if known is None or known["tree"] != empty.tree:
             return empty, None
-        state = kept["state"]
-        return Notes.from_json(kept), None if state is None else Follower.from_json(state)
+        state = known["state"]
+        return Notes.from_json(known), None if state is None else Follower.from_json(state)
     except (ModelStoreError, KeyError, TypeError, ValueError) as error:
-        log.warning("answers are read anew project=%s version=%s: %s", key, version, error)
+        log.warning("all answers are read again project=%s version=%s: %s", key, version, error)
         return empty, None
 
 
 def _tree_digest(tree: LabelTree) -> str:
-    told = "decision levels", tree.paths  # rows of releases that counted the tree's are of no use
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    facts = "decision levels", tree.paths  # rows of releases that counted the tree's are of no use
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 # Reading
@@ -233,7 +262,7 @@ def _tree_digest(tree: LabelTree) -> str:
 def _read(
     parts: Parts, project: Project, version: str, config: LabelConfig, before: Notes
 ) -> tuple[Notes, list[Submission]]:
-    """What is still true of what was known, and the submissions that are new or have changed."""
+    """Return what is still true of the notes, and submissions that are new or have changed."""
     now = time.time()
     everything = now - before.read_all_at >= FULL_AFTER
     since = None if everything else _earlier(before.through)
@@ -263,13 +292,9 @@ def _read(
 
 
 def _earlier(stamp: str) -> str | None:
-    """The time to read changes from; None for all."""
-    try:
-        when = datetime.fromisoformat(stamp)
-    except ValueError:
-        return None
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return (when - timedelta(seconds=OVERLAP)).isoformat()
+    """Return the time to read changes from; None for all."""
+    when = parse_time(stamp)
+    return None if when is None else (when - timedelta(seconds=OVERLAP)).isoformat()
 
 
 def _said(one: Submission) -> str:
@@ -287,49 +312,37 @@ def _scored(
     notes: Notes,
     fresh: Sequence[Submission],
 ) -> Notes:
-    """The notes with a row for each new submission whose picture can be had."""
+    """Return the notes with a row for each new submission whose image can be read."""
     learnt = parts.store.weights(project.key, predictor.version).get(f"{EVIDENCE}pictures")
-    numbers = set() if learnt is None else set(learnt.tolist())
+    marks = set() if learnt is None else set(learnt.tolist())
     rows, left_out = dict(notes.rows), dict(notes.left_out)
-    todo = []
+    todo = [one for one in fresh if mark(one.image) not in marks]
     for one in fresh:
-        if mark(one.image) in numbers:
-            why = "the version has learnt from this picture"
+        if mark(one.image) in marks:
+            why = "the version has learnt from this image"
             left_out[one.label.annotation_id] = (one.label.task_id, why)
-        else:
-            todo.append(one)
-    extractor = parts.extractors.of(predictor) if todo else None
     for start in range(0, len(todo), CHUNK):
         part = todo[start : start + CHUNK]
-        assert extractor is not None  # noqa: S101 - there is something to do
-        for one, row in zip(part, _rows(extractor, predictor, part), strict=True):
-            if isinstance(row, Row):
-                rows[row.annotation] = row
+        items: list[Item] = [(one.image, one.label.task_id) for one in part]
+        read: list[tuple[Submission, Any]] = []
+        for one, vector in zip(part, parts.extractors.of(predictor).vectors(items), strict=True):
+            if isinstance(vector, ImageError):
+                why = f"its image: {vector.reason}"
+                left_out[one.label.annotation_id] = (one.label.task_id, why)
             else:
-                left_out[one.label.annotation_id] = (one.label.task_id, row)
+                read.append((one, vector))
+        rows |= {row.annotation: row for row in _rows(predictor, read)}
     return replace(notes, rows=rows, left_out=left_out)
 
 
-def _rows(
-    extractor: FeatureExtractor, predictor: Predictor, part: Sequence[Submission]
-) -> list[Row | str]:
-    """A row for each, or why its picture cannot be had."""
-    items: list[Item] = [(one.image, one.label.task_id) for one in part]
-    vectors = extractor.vectors(items)
-    at = [i for i, one in enumerate(vectors) if not isinstance(one, ImageError)]
-    rows: list[Row | str] = [
-        f"its picture: {one.reason}" if isinstance(one, ImageError) else "" for one in vectors
-    ]
-    if not at:
-        return rows
-    readable = [one for one in vectors if not isinstance(one, ImageError)]
-    stacked = np.stack(readable)
-    found = predictor.guesses(stacked)
-    seen = _seen(found, [part[i].label.nodes for i in at], predictor.tree)
-    seen = replace(seen, like=predictor.likeness(stacked))
-    for row, i in enumerate(at):
-        rows[i] = _row(part[i], predictor, seen, row)
-    return rows
+def _rows(predictor: Predictor, read: Sequence[tuple[Submission, Any]]) -> Iterator[Row]:
+    """Yield a row for each submission and its image's ``(C,)`` feature vector."""
+    if read:
+        vectors = np.stack([vector for _, vector in read])
+        answers = [one.label.nodes for one, _ in read]
+        seen = _seen(predictor.guesses(vectors), answers, predictor.tree)
+        seen = replace(seen, like=predictor.likeness(vectors))
+        yield from (_row(one, predictor, seen, at) for at, (one, _) in enumerate(read))
 
 
 def _row(one: Submission, predictor: Predictor, seen: Evidence, row: int) -> Row:
@@ -356,7 +369,7 @@ def _row(one: Submission, predictor: Predictor, seen: Evidence, row: int) -> Row
 
 
 def _seen(found: Candidates, answers: Sequence[Sequence[int]], tree: LabelTree) -> Evidence:
-    """Is each level's best node right; what an answer of several leaves open is -1."""
+    """Return whether each level's best node is right; what several answers leave open is -1."""
     counts = np.array([len(answer) for answer in answers])
     rows = np.repeat(np.arange(len(answers)), counts)
     targets = np.array([node for answer in answers for node in answer], dtype=np.int64)
@@ -375,17 +388,13 @@ def _seen(found: Candidates, answers: Sequence[Sequence[int]], tree: LabelTree) 
 # The rule
 
 
-def _moved(  # noqa: PLR0913 - two rules, and what they are compared on
-    parts: Parts, key: str, version: str, notes: Notes, own: DepthRule, rule: DepthRule
-) -> float:
-    """Share of answered pictures to which open tasks' rule gives another depth than this one."""
-    noted = parts.board.shown(key, version)
-    shown = own if noted is None else DepthRule.from_json(noted[0])
-    if not notes.rows or shown == rule:
+def _moved(rows: Sequence[Row], shown: DepthRule, rule: DepthRule) -> float:
+    """Return the share of answered images to which two rules give different depths."""
+    if not rows or shown == rule:
         return 0.0
-    probability = np.array([row.probability for row in notes.ordered])
-    at = np.array([row.levels for row in notes.ordered])
-    like = np.array([row.like for row in notes.ordered])
+    probability = np.array([row.probability for row in rows])
+    at = np.array([row.levels for row in rows])
+    like = np.array([row.like for row in rows])
     before, after = (
         choose_depth(corrected(probability, r.platt), r, at, like) for r in (shown, rule)
     )
@@ -393,7 +402,7 @@ def _moved(  # noqa: PLR0913 - two rules, and what they are compared on
 
 
 def _followed(saved: Follower | None, own: DepthRule, notes: Notes, before: Notes) -> Follower:
-    """The state after what is new or has changed, in the order it was submitted.
+    """Return the state after what is new or has changed, in the order it was submitted.
 
     An answer that is gone cannot be taken out of what followed from it: then the newest are gone
     through once more, as after a change of the tree or of what the project asks for.
@@ -416,7 +425,7 @@ def _feedback(row: Row) -> Feedback:
 
 
 def _of_levels(own: DepthRule, levels: int) -> DepthRule:
-    """The same rule written down for a tree of so many levels."""
+    """Return the rule as written for a tree of so many levels."""
     if len(own.platt) == levels:
         return own
     weights, offsets = correction(own.platt, levels)
@@ -428,7 +437,7 @@ def _of_levels(own: DepthRule, levels: int) -> DepthRule:
 
 
 def _told(state: Follower, notes: Notes) -> dict[str, Any]:
-    """For people: what the answers say of the labels that were shown."""
+    """Return what the answers say of the labels that were shown, for people."""
     if state.refitted is not None:
         grounds = f"how deep to answer follows from the newest {len(state.ids)} answers"
     else:
@@ -440,7 +449,7 @@ def _told(state: Follower, notes: Notes) -> dict[str, Any]:
 
 
 def _counts(notes: Notes) -> dict[str, Any]:
-    """What is not in the figures, and why."""
+    """Return what is not in the figures, and why."""
     rows = notes.ordered
     unknown = Counter(row.why for row in rows if row.depth and row.verdict < 0)
     return {

@@ -13,10 +13,8 @@ import torch
 from hierarchy import LabelTree
 from hierarchy.calibration import Evidence
 from hierarchy.depth_selection import DepthRule, candidates, choose_depth, corrected
-from hierarchy.familiarity import Familiarity
 from hierarchy.online_calibration import Feedback, begin, follow
 from inference.answers import answers
-from inference.extractors import FeatureExtractors
 from inference.predictor import Answer
 from inference.store import Project
 from studio.client import LabelStudio
@@ -24,54 +22,18 @@ from studio.errors import ImageError, StudioUnavailableError
 from tests.inference import small
 from tests.published import TREE
 from tests.studio.configs import taxonomy_xml
-from tests.worker.stand import LEGACY, Stand
-from worker import following
-from worker.following import follow_version, judge
-from worker.gathering import mark
+from tests.worker.stand import LEGACY, Stand, publish
+from worker import drift_monitor
+from worker.dataset import mark
+from worker.drift_monitor import Monitored, MonitorState, judge, monitor_drift
 from worker.parts import Parts
 
 FRUIT, APPLE, PEAR, MILK = (
     TREE.index(path) for path in (("Fruit",), ("Fruit", "Apple"), ("Fruit", "Pear"), ("Milk",))
 )
 
-#: Held-out pictures on which everything came true: the deepest node is shown of each picture.
-BOLD = Evidence(np.full((300, 2), 0.6), np.ones((300, 2), dtype=np.int64))
-
 #: No picture was held out: nothing may be shown.
 NOTHING = Evidence(np.empty((0, 2)), np.empty((0, 2), dtype=np.int64))
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> FeatureExtractors:
-    """One small backbone for all tests, which takes a while to check; pictures `<number>.png`."""
-    weights = small.weights_file(tmp_path_factory.mktemp("weights"))
-    return small.extractors(tmp_path_factory.mktemp("cache"), weights)
-
-
-@pytest.fixture
-def served(parts: Parts, shared: FeatureExtractors) -> Parts:
-    """Parts that can serve versions on that backbone."""
-    vars(parts)["extractors"] = shared
-    return parts
-
-
-def publish(
-    parts: Parts,
-    known: Project,
-    *,
-    seed: int = 0,
-    seen: Evidence = BOLD,
-    familiarity: Familiarity | None = None,
-) -> str:
-    """A live version that this server can serve."""
-    backbone = parts.extractors.backbone()
-    head = small.head_of(TREE, small.HEAD, seed)
-    named = (backbone.name, backbone.fingerprint)
-    version = small.publish(
-        parts.store, known, TREE, head, backbone=named, known=seen, familiarity=familiarity
-    )
-    parts.store.point(known.key, version, reason="test")
-    return version
 
 
 def result(*paths: Sequence[str], **more: Any) -> list[dict[str, Any]]:
@@ -194,7 +156,7 @@ def test_every_level_is_judged_as_one_pre_label_is() -> None:
         [judge(int(node), answer, TREE)[0] for node in nodes]
         for nodes, answer in zip(found.nodes, answers, strict=True)
     ]
-    assert following._seen(found, answers, TREE).right.tolist() == expected
+    assert drift_monitor._seen(found, answers, TREE).right.tolist() == expected
 
 
 # --- a project ---
@@ -211,7 +173,7 @@ def test_right_wrong_and_unknown_pre_labels_are_told_by_level(
     people.answer(["Fruit"], ["Milk"])
     people.answer(["Fruit"], ["Fruit", "Apple"], ["Fruit", "Pear"])
     people.answer(None, ["Milk"], origin="manual")
-    assert follow_version(known.key, "v1", served)["answers"] == 7
+    assert monitor_drift(known.key, "v1", served).answers == 7
     assert figures(served, known) == {1: (2, 3), 2: (1, 2)}
     told = kept(served, known)["told"]
     assert told["unknown"] == {"the answer is coarser than the pre-label": 1}
@@ -228,13 +190,13 @@ def test_what_holds_now_is_told_and_not_what_held_before(
     publish(served, known)
     for _ in range(3):
         people.answer(None, ["Milk"], origin="manual")
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     own = served.predictors.get(known, "v1").own_rule
     assert kept(served, known)["rule"] == own.to_json()
     grounds = "how deep to answer is fitted to annotators' answers alone from 50 answers on, "
     assert kept(served, known)["told"]["grounds"] == f"{grounds}3 so far"
     people.answer(["Fruit"], ["Milk"])
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     assert kept(served, known)["rule"] != own.to_json()
     moved = "; until then each answer to a pre-label moves it a little"
     assert kept(served, known)["told"]["grounds"] == f"{grounds}4 so far{moved}"
@@ -256,7 +218,7 @@ def test_a_root_above_everything_was_no_pre_label(
     people.answer(["Life"], ["Life", "Milk"])
     people.answer(["Life", "Milk"], ["Life", "Milk"], origin="prediction")
     people.answer(["Life", "Fruit", "Pear"], ["Life", "Milk"])
-    follow_version(known.key, version, served)
+    monitor_drift(known.key, version, served)
     assert figures(served, known) == {2: (1, 1), 3: (0, 1)}
     assert kept(served, known)["told"]["nothing_shown"] == 1
     assert all(row["levels"] == [2, 3] for row in kept(served, known)["rows"])
@@ -267,7 +229,7 @@ def test_rows_hold_the_probabilities_of_the_version(
 ) -> None:
     publish(served, known)
     people.answer(["Fruit"], ["Fruit", "Pear"])
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     (row,) = kept(served, known)["rows"]
     predictor = served.predictors.get(known, "v1", TREE)
     (vector,) = served.extractors.of(predictor).vectors([("1.png", 1)])
@@ -283,17 +245,13 @@ def test_only_new_answers_are_scored_and_nothing_counts_twice(
 ) -> None:
     publish(served, known)
     people.answer(["Fruit"], ["Fruit", "Pear"])
-    assert follow_version(known.key, "v1", served)["new"] == 1
+    assert monitor_drift(known.key, "v1", served).new == 1
     before = kept(served, known)
-    assert follow_version(known.key, "v1", served)["new"] == 0
+    assert monitor_drift(known.key, "v1", served).new == 0
     assert kept(served, known) == before
     people.answer(["Milk"], ["Fruit", "Pear"])
-    assert follow_version(known.key, "v1", served) | {"moved": 0} == {
-        "state": "done",
-        "answers": 2,
-        "new": 1,
-        "moved": 0,
-    }
+    ended = monitor_drift(known.key, "v1", served)
+    assert (ended.state, ended.answers, ended.new) == (MonitorState.DONE, 2, 1)
     assert figures(served, known) == {1: (1, 2)}
     asked = requests_of_tasks(stand)
     told = [{item["filter"] for item in query["filters"]["items"]} for query in asked]
@@ -306,10 +264,10 @@ def test_an_answer_that_is_changed_replaces_what_it_said(
 ) -> None:
     publish(served, known)
     task = people.answer(["Fruit"], ["Milk"])
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     assert figures(served, known) == {1: (0, 1)}
     people.change(task, ["Fruit", "Pear"])
-    assert follow_version(known.key, "v1", served)["new"] == 1
+    assert monitor_drift(known.key, "v1", served).new == 1
     assert figures(served, known) == {1: (1, 1)}
 
 
@@ -319,9 +277,9 @@ def test_an_answer_that_is_deleted_drops_out(
     publish(served, known)
     task = people.answer(["Fruit"], ["Milk"])
     people.answer(["Fruit"], ["Fruit"])
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     people.delete(task)
-    assert follow_version(known.key, "v1", served)["answers"] == 1
+    assert monitor_drift(known.key, "v1", served).answers == 1
     assert figures(served, known) == {1: (1, 1)}
 
 
@@ -331,26 +289,21 @@ def test_a_task_that_is_deleted_drops_out_when_everything_is_read_again(
     publish(served, known)
     people.answer(["Fruit"], ["Fruit"])
     people.answer(["Fruit"], ["Milk"])
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     stand.tasks.pop()
-    assert follow_version(known.key, "v1", served)["answers"] == 2  # nobody told
-    monkeypatch.setattr(following, "FULL_AFTER", 0.0)
-    assert follow_version(known.key, "v1", served) == {
-        "state": "done",
-        "answers": 1,
-        "new": 0,
-        "moved": 0.0,
-    }
+    assert monitor_drift(known.key, "v1", served).answers == 2  # nobody told
+    monkeypatch.setattr(drift_monitor, "FULL_AFTER", 0.0)
+    assert monitor_drift(known.key, "v1", served) == Monitored(MonitorState.DONE, 1, 0, 0.0)
 
 
 def test_a_new_version_starts_afresh(served: Parts, known: Project, people: Annotators) -> None:
     publish(served, known)
     people.answer(["Fruit"], ["Milk"])
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     assert publish(served, known, seed=1) == "v2"
-    assert follow_version(known.key, "v1", served) == {"state": "outdated"}
+    assert monitor_drift(known.key, "v1", served) == Monitored(MonitorState.OUTDATED)
     people.answer(["Fruit"], ["Fruit"], version="v2")
-    assert follow_version(known.key, "v2", served)["answers"] == 1
+    assert monitor_drift(known.key, "v2", served).answers == 1
     assert figures(served, known, "v2") == {1: (1, 1)}
     assert figures(served, known, "v1") == {1: (0, 1)}  # kept, should it come back
 
@@ -362,16 +315,16 @@ def test_a_project_without_pre_labels_needs_no_model(
     head = small.head_of(TREE, small.HEAD)
     parts.store.point(known.key, small.publish(parts.store, known, TREE, head), reason="test")
     stand.label(3, minute=0)
-    ended = follow_version(known.key, "v1", parts)
-    assert ended == {"state": "done", "answers": 0, "new": 0, "moved": 0.0}
+    ended = monitor_drift(known.key, "v1", parts)
+    assert ended == Monitored(MonitorState.DONE, 0, 0, 0.0)
     assert kept(parts, known)["rule"] is None
     predictor = parts.predictors.get(known, "v1")
     assert predictor.rule == predictor.own_rule
 
 
 def test_an_untrained_project_does_nothing(parts: Parts, known: Project) -> None:
-    assert follow_version(known.key, "v1", parts) == {"state": "outdated"}
-    assert follow_version("studio-9-9", "v1", parts) == {"state": "outdated"}
+    assert monitor_drift(known.key, "v1", parts) == Monitored(MonitorState.OUTDATED)
+    assert monitor_drift("studio-9-9", "v1", parts) == Monitored(MonitorState.OUTDATED)
 
 
 def test_what_says_nothing_is_left_out_with_its_reason(
@@ -381,17 +334,17 @@ def test_what_says_nothing_is_left_out_with_its_reason(
     people.answer(["Fruit"], ["Milk"], picture="nowhere")
     task = people.answer(["Nope"], ["Milk"])
     people.answer(["Fruit"], ["Milk"])
-    ended = follow_version(known.key, "v1", served)
-    assert (ended["answers"], ended["new"]) == (1, 2)
+    ended = monitor_drift(known.key, "v1", served)
+    assert (ended.answers, ended.new) == (1, 2)
     told = kept(served, known)["told"]
     assert told["left_out"] == {
-        "its picture: HTTP 404: not found": 1,
+        "its image: HTTP 404: not found": 1,
         "the pre-label is not one node of the label tree of today": 1,
     }
     people.delete(task)
     stand.tasks[0]["data"]["image"] = "77.png"  # the picture can be had again
-    monkeypatch.setattr(following, "FULL_AFTER", 0.0)
-    assert follow_version(known.key, "v1", served)["answers"] == 2
+    monkeypatch.setattr(drift_monitor, "FULL_AFTER", 0.0)
+    assert monitor_drift(known.key, "v1", served).answers == 2
     assert kept(served, known)["told"]["left_out"] == {}
 
 
@@ -407,9 +360,9 @@ def test_pictures_that_the_version_learnt_from_are_left_out(
         return {**whole(key, version), "evidence.pictures": torch.tensor([mark("2.png")])}
 
     monkeypatch.setattr(served.store, "weights", with_marks)
-    assert follow_version(known.key, "v1", served)["answers"] == 1
+    assert monitor_drift(known.key, "v1", served).answers == 1
     told = kept(served, known)["told"]
-    assert told["left_out"] == {"the version has learnt from this picture": 1}
+    assert told["left_out"] == {"the version has learnt from this image": 1}
 
 
 def test_a_tree_that_changed_has_everything_judged_anew(
@@ -418,10 +371,10 @@ def test_a_tree_that_changed_has_everything_judged_anew(
     publish(served, known)
     people.answer(["Fruit"], ["Fruit", "Pear"])
     people.answer(["Milk"], ["Milk"])
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     today = LabelTree.from_paths([("Bread",), ("Fruit", "Pear", "Conference")])
     stand.label_config = taxonomy_xml(today)
-    assert follow_version(known.key, "v1", served)["answers"] == 1
+    assert monitor_drift(known.key, "v1", served).answers == 1
     (row,) = kept(served, known)["rows"]
     assert (row["levels"], len(row["probability"])) == ([1, 2], 2)  # what the version has learnt
     assert figures(served, known) == {1: (1, 1)}
@@ -436,7 +389,7 @@ def test_a_rule_means_the_same_when_written_down_for_another_number_of_levels(le
     strict = replace(own, thresholds=(0.8, 0.95))
     probability = np.random.default_rng(0).random((50, levels))
     for rule in (own, strict):
-        same = following._of_levels(rule, levels)
+        same = drift_monitor._of_levels(rule, levels)
         assert len(same.platt) == levels
         sure = corrected(probability, rule.platt)
         np.testing.assert_allclose(corrected(probability, same.platt), sure)
@@ -452,7 +405,7 @@ def test_the_rule_follows_from_the_answers_as_the_science_says(
         for number in range(size):
             said = ["Fruit", "Pear"] if number % 3 else ["Milk"]
             people.answer(["Fruit", "Apple"] if number % 2 else ["Fruit"], said)
-        follow_version(known.key, "v1", served)
+        monitor_drift(known.key, "v1", served)
     found = kept(served, known)
     answers = [
         Feedback(
@@ -478,13 +431,13 @@ def test_an_answer_that_is_gone_leaves_no_trace_in_the_rule(
 ) -> None:
     publish(served, known)
     people.answer(["Fruit"], ["Fruit"])
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     before = kept(served, known)["state"]
     task = people.answer(["Fruit"], ["Milk"])
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     assert kept(served, known)["state"]["offset"] > before["offset"]
     people.delete(task)
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     assert kept(served, known)["state"] == before
 
 
@@ -493,11 +446,11 @@ def test_another_target_has_the_answers_gone_through_again(
 ) -> None:
     publish(served, known)
     people.answer(["Fruit"], ["Milk"])
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     lower = replace(known, target_accuracy=0.7)
     served.store.save_project(lower)
     assert served.predictors.get(lower, "v1", TREE).rule.target == 0.7  # at once, its own
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     state = kept(served, known)["state"]
     assert (state["own"]["target"], state["ids"]) == (0.7, [1001])
     assert state["offset"] == pytest.approx(0.25 * 0.7)
@@ -517,12 +470,12 @@ def test_a_refresh_is_wished_for_when_open_tasks_would_be_answered_otherwise(
         assert isinstance(answer, Answer)
         assert answer.path is None
         people.answer(None, answer.leaf, origin="manual")
-    assert follow_version(known.key, "v1", served)["moved"] > 0.5
+    assert monitor_drift(known.key, "v1", served).moved > 0.5
     assert board.moved(known.key, "v1", 600)
     rule = served.predictors.get(known, "v1", TREE).rule
     board.drop_moved(known.key)
     board.note_shown(known.key, "v1", rule.to_json())  # as a refresh does
-    assert follow_version(known.key, "v1", served)["moved"] == 0
+    assert monitor_drift(known.key, "v1", served).moved == 0
     assert not board.moved(known.key, "v1", 0)
 
 
@@ -545,7 +498,7 @@ def test_a_job_that_is_killed_is_repeated_without_counting_twice(
 
     publish(served, known)
     people.answer(["Fruit"], ["Fruit"])
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     before = kept(served, known)
     people.answer(["Fruit"], ["Milk"])
     people.change(1, ["Milk"])
@@ -557,9 +510,9 @@ def test_a_job_that_is_killed_is_repeated_without_counting_twice(
         }
         patched.setattr(*places[line], killed)
         with pytest.raises(Killed):
-            follow_version(known.key, "v1", served)
+            monitor_drift(known.key, "v1", served)
     assert kept(served, known) == before
-    assert follow_version(known.key, "v1", served)["answers"] == 2
+    assert monitor_drift(known.key, "v1", served).answers == 2
     assert figures(served, known) == {1: (0, 2)}
 
 
@@ -568,11 +521,11 @@ def test_a_damaged_file_is_made_anew_from_label_studio(
 ) -> None:
     publish(served, known)
     people.answer(["Fruit"], ["Milk"])
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     before = kept(served, known)
     file = served.store.root / "projects" / known.key / "following" / "v1.json"
     file.write_bytes(file.read_bytes().replace(b"Z", b"X"))
-    assert follow_version(known.key, "v1", served)["answers"] == 1
+    assert monitor_drift(known.key, "v1", served).answers == 1
     after = kept(served, known)
     assert {**after, "read_all_at": 0} == {**before, "read_all_at": 0}
 
@@ -582,10 +535,10 @@ def test_a_label_studio_that_is_away_changes_nothing(
 ) -> None:
     publish(served, known)
     people.answer(["Fruit"], ["Milk"])
-    follow_version(known.key, "v1", served)
+    monitor_drift(known.key, "v1", served)
     before = kept(served, known)
     stand.away = True
     vars(served)["studio"] = LabelStudio(stand.url, LEGACY, retries=0)
     with pytest.raises(StudioUnavailableError):
-        follow_version(known.key, "v1", served)
+        monitor_drift(known.key, "v1", served)
     assert kept(served, known) == before
