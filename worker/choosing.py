@@ -71,12 +71,14 @@ def rollback(parts: Parts, project: Project) -> str:
     """Go back to the version that was live before, and stay there; return its name.
 
     Raises:
-        ChoiceError: there is none.
-        EarlierReleaseError: an earlier release trained it.
+        ChoiceError: there is none that this release can run.
     """
     version = parts.store.previous(project.key)
     if version is None:
-        raise ChoiceError(f"{project.key} has had no other live version that still exists")
+        raise ChoiceError(
+            f"{project.key} has had no other live version that still exists and that this release "
+            "can run: choose one with `hrn promote`, or train"
+        )
     promote(parts, project, version, pin=True)
     return version
 

@@ -38,10 +38,14 @@ def test_a_seed_gives_the_same_figures_again(method: str) -> None:
 
 def test_coarse_labels_help_ours_and_are_dropped_by_flat() -> None:
     hard = features(300, noise=3.0)
-    (ours,), (flat,) = (
-        compare(hard, method=method, protocol=Protocol(0.9), seed=0) for method in ("hrn", "flat")
-    )
-    assert ours.figures["level 1"] > flat.figures["level 1"] + 0.02
+    gains = []
+    for seed in range(3):  # one training's accuracy moves by more than the difference
+        (ours,), (flat,) = (
+            compare(hard, method=method, protocol=Protocol(0.9), seed=seed)
+            for method in ("hrn", "flat")
+        )
+        gains.append(ours.figures["level 1"] - flat.figures["level 1"])
+    assert np.mean(gains) > 0.02
 
 
 def test_poor_vectors_stand_in_for_relabelled_images_alone(quick: TrainingConfig) -> None:

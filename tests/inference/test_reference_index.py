@@ -228,5 +228,5 @@ def test_threads_that_fork_at_once_leave_the_database_to_one_at_a_time(tmp_path:
             done.result()
     stop.set()
     for user in users:
-        user.join()
+        user.join(60)
     assert together == 1
