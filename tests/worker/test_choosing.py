@@ -50,7 +50,7 @@ def test_what_an_earlier_release_trained_is_refused_in_words(parts: Parts, known
     publish_earlier(parts.store, known)
     publish(parts.store, known)
     told = "v1 was trained by an earlier release, .* a training is needed"
-    with pytest.raises(ChoiceError, match="no other live version .* that this release can run"):
+    with pytest.raises(ChoiceError, match=r"no other live version .* that this release can run"):
         rollback(parts, known)
     with pytest.raises(EarlierReleaseError, match=told):
         promote(parts, known, "v1", pin=False)
