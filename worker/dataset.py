@@ -92,7 +92,7 @@ def build_dataset(  # noqa: PLR0913 - labels, where features come from, and what
             passing += isinstance(result, ImageUnavailableError)
         else:
             keys[position] = result
-        progress("fetching pictures", done + 1, len(items))
+        progress("fetching images", done + 1, len(items))
     found = sorted(keys)
     tasks, refs = [tasks[i] for i in found], [items[i] for i in found]
     rows = [(at, label) for at, task in enumerate(tasks) for label in task.labels]

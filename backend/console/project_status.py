@@ -26,7 +26,7 @@ from worker.unlike import unlike
 #: Stages of a training, as people would call them.
 STAGES: Mapping[str, str] = {
     "reading labels": "Reading labels from Label Studio",
-    "fetching pictures": "Fetching images",
+    "fetching images": "Fetching images",
     "decoding": "Preparing images",
     "fitting": "Fitting the head",
     "fine-tuning": "Fine-tuning the network",

@@ -35,7 +35,7 @@ LOOK: Final = 2.0
 STEPS: Final = (
     "taken",
     "reading labels",
-    "fetching pictures",
+    "fetching images",
     "fitting",
     "calibrating",
     "writing weights",
@@ -91,15 +91,17 @@ def _hurt_reports() -> None:
 
 def _hurt_writing() -> None:
     """Die when half of the weights are on disk."""
-    inside: Callable[[Path, bytes], None] = vars(files)["_write_durably"]
+    inside: Callable[[Path], None] = vars(files)["sync"]
 
-    def outside(path: Path, data: bytes) -> None:
+    def outside(path: Path) -> None:
         if path.name == "weights.safetensors":
-            inside(path, data[: len(data) // 2])
+            whole = path.read_bytes()
+            path.write_bytes(whole[: len(whole) // 2])
             die("writing weights")
-        inside(path, data)
+            path.write_bytes(whole)
+        inside(path)
 
-    vars(files)["_write_durably"] = outside
+    vars(files)["sync"] = outside
 
 
 def _hurt_refreshing() -> None:
