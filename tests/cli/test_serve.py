@@ -127,7 +127,7 @@ def test_health_is_answered_while_a_crowd_waits_for_its_pictures(tmp_path: Path)
             process = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
         try:
             waiting: list[Future[bool]] = []
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 180
             while not answers_http(f"{url}/health"):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
