@@ -87,4 +87,4 @@ def test_pictures_of_wrong_bytes(kind: str, ledger: Ledger, data: st.DataObject)
     cut = data.draw(st.integers(0, len(right)))
     with contextlib.suppress(ImageError):
         decode(bytes(right[: cut or None]), limits=ImageLimits(max_pixels=1_000_000))
-    ledger.tell("pictures with wrong bytes")
+    ledger.tell("images with wrong bytes")

@@ -51,7 +51,7 @@ def test_a_picture_that_crashes_or_hangs_its_decoder_costs_itself_only(
     first = len(site.town.tasks) + 1
     site.town.odd[first] = Reply(FAILURES[ill] + str(first).encode(), 200)
     site.town.answer(8)
-    with ledger.recovery("poison: a picture for its decoder", ill):
+    with ledger.recovery("poison: an image for its decoder", ill):
         manifest = site.until(site.learnt, PATIENCE, "learning from the others")
     ((told, count),) = [row for row in manifest.labels["skipped"].items() if reason in row[0]]
     assert count == 1, told
