@@ -125,9 +125,8 @@ def decide(  # noqa: PLR0913 - both versions, and on what grounds
     """Decide whether a new version may go live.
 
     Args:
-        new: what the new version held out.
-        since: the live version's answers on images that it has not learnt from, and the new one
-            held out.
+        new: the new version's answers on images that it held out.
+        since: the live version's answers on those of them that it was not trained on either.
         live: the live version's name.
         others: what each of the versions that were live last held out.
         fit_rule: fits a depth rule under the settings of now.

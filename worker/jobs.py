@@ -1,7 +1,7 @@
-"""What the queue runs: plain data in, work done, a word on how it ended.
+"""Functions that the queue runs: plain data in, and how it ended out.
 
-A job is safe to run twice and to be killed at any line, since only publishing, its last act,
-changes anything.
+A job is safe to run twice and to be killed at any line: nothing that people see changes before its
+last act, and what it notes before that (labels read, features cached) may be noted again.
 """
 
 import logging

@@ -139,8 +139,8 @@ def counted(reasons: Mapping[str, int], most: int = 3) -> str:
 def agreed(task: TaskLabels, tree: LabelTree) -> int:
     """Return the node that a task's annotators agree on, -1 if there is none.
 
-    Answers on one path: the deepest, which the coarser ones do not contradict; neither does "one of
-    these" where it is one of them. Otherwise what all of them have in common.
+    If all answers lie on one path, that is the deepest. An answer that names several nodes fits if
+    one of them lies on that path. Otherwise it is the deepest common ancestor.
     """
     known = {label.target for label in task.labels if label.target is not None}
     targets = sorted(known, key=lambda node: tree.levels[node])
