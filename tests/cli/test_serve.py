@@ -105,6 +105,7 @@ def test_health_is_answered_while_a_crowd_waits_for_its_pictures(tmp_path: Path)
             redis_url="redis://127.0.0.1:1/0",
             label_studio_url=pictures.url,
             device="cpu",
+            backbone="tf_efficientnet_lite0",
         )
         known = project(pictures.url, xml=taxonomy_xml(TREE))
         store = ModelStore(tmp_path / "models")
